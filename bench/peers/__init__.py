@@ -1,0 +1,24 @@
+"""The things that are compared, by the names that the report uses."""
+
+from __future__ import annotations
+
+from .base import Peer, View
+from .cowfs import Cowfs
+from .fuse import FuseOverlayfs, PassthroughHp, Pyfuse3
+from .kernel import Native, Overlayfs, Reflink
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Native(),
+        Reflink(),
+        Overlayfs(),
+        FuseOverlayfs(),
+        PassthroughHp(),
+        Pyfuse3(),
+        Cowfs("cowfs", ""),
+        Cowfs("cowfs-off", "passthrough=off"),
+    )
+}
+
+__all__ = ["PEERS", "Peer", "View"]

@@ -1,0 +1,36 @@
+"""The workloads, in the order in which they run."""
+
+from __future__ import annotations
+
+from bench.workload import Workload
+
+from .cold import Cold
+from .firstwrite import FirstWrite
+from .lookup import Lookup, Readdir
+from .memory import Memory
+from .mmapread import MmapRead
+from .mount import Mount, Seal
+from .openclose import OpenClose
+from .overwrite import Overwrite
+from .random import Random
+from .relayed import Relayed
+from .seqread import SequentialRead
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        SequentialRead(),
+        MmapRead(),
+        Random(),
+        Overwrite(),
+        FirstWrite(),
+        Mount(),
+        Seal(),
+        Cold(),
+        OpenClose(),
+        Lookup(),
+        Readdir(),
+        Relayed(),
+        Memory(),
+    )
+}

@@ -1,0 +1,62 @@
+"""open, read and close of many small files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bench.environment import Environment
+from bench.peers import Peer
+from bench.workload import Metric, Sample, Workload
+
+
+class OpenClose(Workload):
+    """Every file of 4 KiB once in each pass; the first pass is not measured."""
+
+    name = "openclose"
+    title = "open + read + close of 4 KiB files, second and later passes"
+    metrics = (
+        Metric("files", "files", "files/s", higher_is_better=True),
+        Metric("requests", "requests a file", "requests"),
+    )
+    peers = (
+        "native",
+        "overlayfs",
+        "fuse-overlayfs",
+        "passthrough_hp",
+        "pyfuse3",
+        "cowfs",
+        "cowfs-off",
+    )
+
+    def __init__(self) -> None:
+        what = "open + read + close, 4 KiB files"
+        self.targets = (
+            self.speed(what, "files", "cowfs", "fuse-overlayfs", 1.3),
+            self.speed(what, "files", "cowfs", "passthrough_hp", 2.0),
+        )
+
+    def parameters(self, env: Environment) -> dict[str, object]:
+        return {"files": env.sizes.files, "file_bytes": 4096}
+
+    def prepare(self, env: Environment) -> None:
+        env.small_files()
+
+    @contextmanager
+    def stage(self, env: Environment, peer: Peer) -> Iterator[Callable[[int], Sample]]:
+        source = env.small_files()
+        with peer.mounted(env, source) as view:
+            env.probe.names("open", view.root, source, 1)
+
+            def sample(_number: int) -> Sample:
+                seconds, names = env.probe.names("open", view.root, source, 1)
+                taken: Sample = {"files": names / seconds}
+                # counted in a pass of its own: a trace takes time
+                with env.requests.counting(view.connection) as count:
+                    env.probe.names("open", view.root, source, 1)
+                    counted = count()
+                if counted is not None:
+                    taken["requests"] = counted / names
+                return taken
+
+            yield sample

@@ -1,0 +1,15 @@
+"""The channel: native code between the kernel and pyfuse3.
+
+It owns ``/dev/fuse``, performs ``mount(2)`` and INIT, answers whatever concerns the data of open
+files, and relays the rest to an unmodified pyfuse3 over a socket pair. It decides nothing about
+names or copies: Python tells it what backs the opens of a node.
+
+This package only names what the extension module offers; `_channel.pyi` describes it, and
+`channel.h` is the place to begin reading the C sources.
+"""
+
+from __future__ import annotations
+
+from ._channel import PRIVATE, SHARED, Channel, probe_io_uring
+
+__all__ = ["PRIVATE", "SHARED", "Channel", "probe_io_uring"]

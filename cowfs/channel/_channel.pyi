@@ -1,0 +1,137 @@
+"""The typed face of the channel's extension module.
+
+Node ids are the numbers that pyfuse3 calls inodes. Every `OSError` carries the errno of the system
+call that failed.
+"""
+
+from typing import Final
+
+SHARED: Final[int]
+"""Backed by a template's file: read-only, kept after the last release, and later opens for reading
+are answered by the channel itself."""
+
+PRIVATE: Final[int]
+"""Backed by the copy's own file."""
+
+class Channel:
+    """The native end of one mount.
+
+    The order of a life: `mount`, `start`, `pyfuse3.init` with `/dev/fd/<daemon_fd>`, `drain` before
+    every wait of the event loop; at the end `pyfuse3.terminate`, `pyfuse3.close`, `close`.
+
+    All methods may be called from any thread. After `close` those about nodes and notifications
+    do nothing (`attach` raises EBADF).
+    """
+
+    def __init__(self, *, passthrough: bool, root_ino: int, max_kept: int = 16384) -> None:
+        """Make the socket pair; nothing is mounted yet.
+
+        `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
+        `max_kept`: how many SHARED backings stay open after their last release; cut to half of
+        RLIMIT_NOFILE as it is now, so raise that limit first.
+        """
+
+    def mount(self, source: bytes, mountpoint: bytes, flags: int, options: bytes) -> None:
+        """Open /dev/fuse and mount(2) a filesystem of type "fuse.cowfs".
+
+        `flags` are MS_* bits, `options` what follows in the data string (comma separated, may be
+        empty); fd, rootmode, user_id and group_id are added here. Raises OSError of open(2) or
+        mount(2), EBUSY when mounted already. `close` does not unmount.
+        """
+
+    def start(self) -> None:
+        """Agree on the protocol with the kernel, hand libfuse its INIT, start the threads.
+
+        Call it before `pyfuse3.init`: libfuse finds its INIT waiting. Raises OSError: EPROTO for a
+        kernel before 3.15, ETIMEDOUT when no INIT comes.
+        """
+
+    @property
+    def daemon_fd(self) -> int:
+        """libfuse's end of the socket pair. Belongs to libfuse once it runs: `pyfuse3.close`
+        closes it."""
+
+    @property
+    def closed_fd(self) -> int:
+        """Becomes readable when the kernel's end is gone (unmounted, aborted, or `close`). Stays
+        open as long as this object lives."""
+
+    @property
+    def passthrough(self) -> bool:
+        """What was agreed with the kernel; False before `start`."""
+
+    @property
+    def max_stack_depth(self) -> int:
+        """How many filesystems may be stacked, as agreed with the kernel: always 1. A backing file
+        on overlayfs gives ELOOP."""
+
+    def drain(self) -> int:
+        """Complete every reply that libfuse has written so far and pass it to the kernel.
+
+        Never blocks; without a relayed request under way it makes no system call. Returns how many
+        messages there were.
+        """
+
+    def open(self, nodeid: int, writing: bool) -> bool:
+        """Count one more open if something backs the node, and say so.
+
+        `writing` is about the access mode alone (O_WRONLY or O_RDWR), as RELEASE will tell it.
+        Call `open` or `attach` before answering the OPEN or CREATE with success; the channel takes
+        the count back if the kernel does not take the reply.
+        """
+
+    def attach(self, nodeid: int, fd: int, kind: int, passthrough: bool, writing: bool) -> None:
+        """Back the node by `fd` and count one open.
+
+        Takes `fd` over and closes it on every error: EEXIST when something backs the node already,
+        or what the kernel says to the registration of a backing id (EPERM, ELOOP, EOPNOTSUPP, ...).
+        """
+
+    def switch(self, nodeid: int, fd: int) -> bool:
+        """Replace the SHARED descriptor of an open node by a private one; counts no open.
+
+        False when the node is not open any more, OSError EINVAL when it is PRIVATE or passed
+        through: then `fd` stays the caller's, else it is taken over.
+        """
+
+    def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None:
+        """From now on the channel relays every OPEN of this node, until a new `attach`.
+
+        A backing without opens is closed in the same step. Returns what is open at this moment,
+        (kind, readers, writers, passthrough), or None when nothing is.
+        """
+
+    def writers(self, nodeid: int) -> int:
+        """How many opens of the node allow writing."""
+
+    def forget(self, nodeid: int) -> None:
+        """Python has dropped the node: close its backing.
+
+        Should a RELEASE still be on its way (threads may handle FORGET first) the backing goes
+        with that.
+        """
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Have the kernel forget a name. Queued: the kernel may wait for the directory's lock.
+
+        Raises OSError EINVAL for what cannot be a name.
+        """
+
+    def invalidate_attr(self, nodeid: int) -> None:
+        """Have the kernel ask for the attributes again. Sent at once; cached data stays."""
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """For each opcode that ever came, by the name of the kernel's header without FUSE_: count,
+        errors (answers with an errno), answered_here (without Python), total_ns and max_ns
+        (from reading the request to writing the reply). Requests without a reply are only
+        counted."""
+
+    def close(self) -> None:
+        """Stop the threads, answer EIO to whatever waits, close every descriptor and backing id.
+
+        Let pyfuse3 end first: it takes the end of the socket for an error. Does not unmount; the
+        kernel ends the connection when nobody else holds its descriptor. May be called twice.
+        """
+
+def probe_io_uring() -> str | None:
+    """None when io_uring works here, else one line that says why not."""

@@ -1,0 +1,481 @@
+/*
+ * _channelmodule.c - the channel's Python face (_channel.pyi says what each call promises)
+ *
+ * Knows Python objects and struct channel, and no protocol. Errors of the core, negative errno
+ * values, become OSError here.
+ *
+ * The GIL: released in mount(), start(), close() and invalidate_attr(), which may wait. Kept in all
+ * others, which take a mutex for a few instructions and never wait: giving the GIL up and getting
+ * it back costs more than they do, and up to a whole switch interval when a thread computes.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <liburing.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "channel.h"
+
+struct channel_object {
+	PyObject_HEAD
+	struct channel *ch;
+};
+
+/* ---- helpers ----------------------------------------------------------------------------------- */
+
+static PyObject *os_error(int negative_errno)
+{
+	errno = -negative_errno;
+	return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *none_or_error(int err)
+{
+	if (err < 0)
+		return os_error(err);
+	Py_RETURN_NONE;
+}
+
+/* O& converter: an int from 0 to 2**64 - 1. */
+static int to_u64(PyObject *value, void *out)
+{
+	unsigned long long n = PyLong_AsUnsignedLongLong(value);
+	if (n == (unsigned long long)-1 && PyErr_Occurred())
+		return 0;
+	*(uint64_t *)out = n;
+	return 1;
+}
+
+/* The channel of an object, or NULL with an exception when __init__ has not run. */
+static struct channel *channel_of(PyObject *self)
+{
+	struct channel *ch = ((struct channel_object *)self)->ch;
+	if (!ch)
+		PyErr_SetString(PyExc_ValueError, "Channel.__init__ has not been called");
+	return ch;
+}
+
+/* ---- life --------------------------------------------------------------------------------------- */
+
+static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"passthrough", "root_ino", "max_kept", NULL};
+	struct channel_object *me = (struct channel_object *)self;
+	int passthrough = -1;
+	uint64_t root_ino = 0;
+	unsigned int max_kept = 16384;
+
+	/* '$' cannot stand without '|' before it, so "required" is checked by hand. */
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&I:Channel", names, &passthrough,
+					 to_u64, &root_ino, &max_kept))
+		return -1;
+	if (passthrough < 0 || root_ino == 0) {
+		PyErr_SetString(PyExc_TypeError, "Channel() needs passthrough and root_ino");
+		return -1;
+	}
+	if (me->ch) {
+		PyErr_SetString(PyExc_ValueError, "a Channel is initialised once");
+		return -1;
+	}
+	me->ch = channel_new(passthrough, root_ino, max_kept, &kernel_backing_ops);
+	if (!me->ch) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	return 0;
+}
+
+static void Channel_dealloc(PyObject *self)
+{
+	struct channel_object *me = (struct channel_object *)self;
+	PyTypeObject *type = Py_TYPE(self);
+
+	if (me->ch) {
+		Py_BEGIN_ALLOW_THREADS
+		channel_free(me->ch);
+		Py_END_ALLOW_THREADS
+	}
+	type->tp_free(self);
+	Py_DECREF(type);
+}
+
+static PyObject *Channel_mount(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	const char *source, *mountpoint, *options;
+	unsigned long flags;
+	int err = -EBADF;
+
+	if (!ch || !PyArg_ParseTuple(args, "yyky:mount", &source, &mountpoint, &flags, &options))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	if (channel_enter(ch)) {
+		err = channel_mount(ch, source, mountpoint, flags, options);
+		channel_leave(ch);
+	}
+	Py_END_ALLOW_THREADS
+	return none_or_error(err);
+}
+
+static PyObject *Channel_start(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	int err = -EBADF;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	if (channel_enter(ch)) {
+		err = channel_start(ch);
+		channel_leave(ch);
+	}
+	Py_END_ALLOW_THREADS
+	return none_or_error(err);
+}
+
+static PyObject *Channel_close(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	channel_close(ch);
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
+}
+
+static PyObject *Channel_drain(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	int drained = 0;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	if (channel_enter(ch)) {
+		drained = channel_drain(ch);
+		channel_leave(ch);
+	}
+	return PyLong_FromLong(drained);
+}
+
+/* ---- nodes -------------------------------------------------------------------------------------- */
+
+static PyObject *Channel_open(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int writing;
+	bool backed = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&p:open", to_u64, &nodeid, &writing))
+		return NULL;
+	if (channel_enter(ch)) {
+		backed = nodes_open(&ch->nodes, nodeid, writing);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(backed);
+}
+
+static PyObject *Channel_attach(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int fd, kind, passthrough, writing;
+	int err = -EBADF;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&iipp:attach", to_u64, &nodeid, &fd, &kind,
+				     &passthrough, &writing))
+		return NULL;
+	if (kind != NODE_SHARED && kind != NODE_PRIVATE) {
+		close(fd);
+		return PyErr_Format(PyExc_ValueError, "kind is SHARED or PRIVATE, not %d", kind);
+	}
+	if (channel_enter(ch)) {
+		err = nodes_attach(&ch->nodes, nodeid, fd, (enum node_kind)kind, passthrough,
+				   writing);
+		channel_leave(ch);
+	} else {
+		close(fd);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_switch(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int fd;
+	int done = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&i:switch", to_u64, &nodeid, &fd))
+		return NULL;
+	if (channel_enter(ch)) {
+		done = nodes_switch(&ch->nodes, nodeid, fd);
+		channel_leave(ch);
+	}
+	if (done < 0)
+		return os_error(done);
+	return PyBool_FromLong(done);
+}
+
+static PyObject *Channel_revoke(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	struct node_state state;
+	bool open = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:revoke", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		open = nodes_revoke(&ch->nodes, nodeid, &state);
+		channel_leave(ch);
+	}
+	if (!open)
+		Py_RETURN_NONE;
+	return Py_BuildValue("iIIO", (int)state.kind, (unsigned int)state.readers,
+			     (unsigned int)state.writers,
+			     state.passthrough ? Py_True : Py_False);
+}
+
+static PyObject *Channel_writers(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	uint32_t writers = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:writers", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		writers = nodes_writers(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	return PyLong_FromUnsignedLong(writers);
+}
+
+static PyObject *Channel_forget(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:forget", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_forget(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
+}
+
+/* ---- notifications ------------------------------------------------------------------------------ */
+
+static PyObject *Channel_invalidate_entry(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t parent;
+	const char *name;
+	Py_ssize_t len;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&y#:invalidate_entry", to_u64, &parent, &name, &len))
+		return NULL;
+	if (channel_enter(ch)) {
+		err = notify_inval_entry(ch, parent, name, (size_t)len);
+		channel_leave(ch);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_invalidate_attr(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:invalidate_attr", to_u64, &nodeid))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	if (channel_enter(ch)) {
+		/* not mounted, or unmounted already: nothing is cached */
+		if (ch->dev_fd >= 0)
+			err = notify_inval_attr(ch, nodeid);
+		if (err == -ENODEV || err == -ENOTCONN || err == -EPERM)
+			err = 0;
+		channel_leave(ch);
+	}
+	Py_END_ALLOW_THREADS
+	return none_or_error(err);
+}
+
+/* ---- what can be asked -------------------------------------------------------------------------- */
+
+static PyObject *Channel_counters(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	PyObject *all;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	all = PyDict_New();
+	if (!all)
+		return NULL;
+	for (uint32_t i = 0; i < OPCODES; i++) {
+		struct counter *k = &ch->counters.by_opcode[i];
+		PyObject *one;
+
+		if (atomic_load(&k->count) == 0)
+			continue;
+		one = Py_BuildValue("{sK sK sK sK sK}",
+				    "count", (unsigned long long)atomic_load(&k->count),
+				    "errors", (unsigned long long)atomic_load(&k->errors),
+				    "answered_here",
+				    (unsigned long long)atomic_load(&k->answered_here),
+				    "total_ns", (unsigned long long)atomic_load(&k->total_ns),
+				    "max_ns", (unsigned long long)atomic_load(&k->max_ns));
+		if (!one || PyDict_SetItemString(all, opcode_info(i)->name, one) < 0) {
+			Py_XDECREF(one);
+			Py_DECREF(all);
+			return NULL;
+		}
+		Py_DECREF(one);
+	}
+	return all;
+}
+
+static PyObject *Channel_get_daemon_fd(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(ch->daemon_fd) : NULL;
+}
+
+static PyObject *Channel_get_closed_fd(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(ch->closed_fd) : NULL;
+}
+
+static PyObject *Channel_get_passthrough(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyBool_FromLong(ch->passthrough) : NULL;
+}
+
+static PyObject *Channel_get_max_stack_depth(PyObject *self, void *closure)
+{
+	(void)self;
+	(void)closure;
+	return PyLong_FromLong(1); /* as handshake.c tells the kernel */
+}
+
+static PyObject *probe_io_uring(PyObject *module, PyObject *unused)
+{
+	struct io_uring ring;
+	const char *hint = "";
+	int err;
+
+	(void)module;
+	(void)unused;
+	err = io_uring_queue_init(2, &ring, 0);
+	if (err == 0) {
+		io_uring_queue_exit(&ring);
+		Py_RETURN_NONE;
+	}
+	if (err == -EPERM)
+		hint = " (switched off by the sysctl kernel.io_uring_disabled or a seccomp filter)";
+	else if (err == -ENOSYS)
+		hint = " (the kernel was built without it, or a seccomp filter hides it)";
+	else if (err == -ENOMEM)
+		hint = " (the limit of locked memory, RLIMIT_MEMLOCK, is too small)";
+	return PyUnicode_FromFormat("io_uring_setup: %s%s", strerror(-err), hint);
+}
+
+/* ---- the module ---------------------------------------------------------------------------------- */
+
+static PyMethodDef channel_methods[] = {
+	{"mount", Channel_mount, METH_VARARGS, NULL},
+	{"start", Channel_start, METH_NOARGS, NULL},
+	{"drain", Channel_drain, METH_NOARGS, NULL},
+	{"open", Channel_open, METH_VARARGS, NULL},
+	{"attach", Channel_attach, METH_VARARGS, NULL},
+	{"switch", Channel_switch, METH_VARARGS, NULL},
+	{"revoke", Channel_revoke, METH_VARARGS, NULL},
+	{"writers", Channel_writers, METH_VARARGS, NULL},
+	{"forget", Channel_forget, METH_VARARGS, NULL},
+	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
+	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
+	{"counters", Channel_counters, METH_NOARGS, NULL},
+	{"close", Channel_close, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef channel_getset[] = {
+	{"daemon_fd", Channel_get_daemon_fd, NULL, NULL, NULL},
+	{"closed_fd", Channel_get_closed_fd, NULL, NULL, NULL},
+	{"passthrough", Channel_get_passthrough, NULL, NULL, NULL},
+	{"max_stack_depth", Channel_get_max_stack_depth, NULL, NULL, NULL},
+	{NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot channel_slots[] = {
+	{Py_tp_doc, (void *)"The native end of one mount; see cowfs/channel/_channel.pyi."},
+	{Py_tp_init, (void *)Channel_init},
+	{Py_tp_dealloc, (void *)Channel_dealloc},
+	{Py_tp_methods, channel_methods},
+	{Py_tp_getset, channel_getset},
+	{0, NULL},
+};
+
+static PyType_Spec channel_spec = {
+	.name = "cowfs.channel._channel.Channel",
+	.basicsize = sizeof(struct channel_object),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = channel_slots,
+};
+
+static int module_exec(PyObject *module)
+{
+	PyObject *type = PyType_FromSpec(&channel_spec);
+
+	if (!type)
+		return -1;
+	if (PyModule_AddObject(module, "Channel", type) < 0) {
+		Py_DECREF(type);
+		return -1;
+	}
+	if (PyModule_AddIntConstant(module, "SHARED", NODE_SHARED) < 0 ||
+	    PyModule_AddIntConstant(module, "PRIVATE", NODE_PRIVATE) < 0)
+		return -1;
+	return 0;
+}
+
+static PyMethodDef module_methods[] = {
+	{"probe_io_uring", probe_io_uring, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+	{Py_mod_exec, (void *)module_exec},
+	{0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "_channel",
+	.m_methods = module_methods,
+	.m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__channel(void)
+{
+	return PyModuleDef_Init(&module_def);
+}

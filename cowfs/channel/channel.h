@@ -1,0 +1,166 @@
+/*
+ * channel.h - the channel as a whole: its one struct, and what its rooms offer each other
+ *
+ *                  /dev/fuse                                   socket pair
+ *   kernel  ---- requests ---->  serve.c  ---- relayed requests ---->  libfuse, pyfuse3
+ *                                   |                                        |
+ *           <---- replies ----  dataplane.c                                  |
+ *           <---- replies ----  replies.c  <-------------- replies ----------+
+ *           <-- notifications - kernel.c
+ *
+ * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, pending.c, counters.c
+ * and opcodes.c know nothing of this struct.
+ *
+ * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
+ *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
+ * Locks:    each is held for a few instructions and never while another is taken, except `life`,
+ *           which is taken first and shared by every call from outside.
+ */
+#ifndef COWFS_CHANNEL_H
+#define COWFS_CHANNEL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "counters.h"
+#include "nodes.h"
+#include "pending.h"
+#include "wire.h"
+
+/* Largest message on the socket pair. The kernel's socket code needs no large contiguous memory
+ * for it, libfuse's buffer holds it, and the largest xattr (64 KiB) fits with its name. */
+#define RELAY_MAX (80u * 1024u)
+
+/* What READDIRPLUS may ask pyfuse3 for at once. */
+#define READDIR_MAX (64u * 1024u)
+
+#define MAX_WORKERS 32
+
+struct worker;
+struct notice;
+
+struct worker_pool {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;	  /* a worker has finished */
+	struct worker *running;	  /* lock */
+	struct worker *finished;  /* lock; to be joined */
+	unsigned total;		  /* lock; running workers */
+	unsigned idle;		  /* lock; those of them that wait for a request */
+	atomic_bool stopping;	  /* set once */
+};
+
+struct notifier {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct notice *first, *last; /* lock */
+	bool stopping;		     /* lock */
+	bool running;		     /* channel_start and channel_close only */
+	pthread_t thread;
+};
+
+struct channel {
+	/* Shared by every call from outside that uses a descriptor or a table, exclusive in
+	 * channel_close(): nothing is closed underneath a call. */
+	pthread_rwlock_t life;
+	bool closed; /* life */
+
+	bool want_passthrough; /* never changes */
+	bool passthrough;      /* set by channel_start() before any thread runs */
+	uint64_t root_ino;     /* never changes; the inode number shown for node id 1 */
+
+	int dev_fd;    /* the kernel; set by mount or adopt, before any thread runs */
+	int relay_fd;  /* our end of the socket pair; never changes */
+	int daemon_fd; /* libfuse's end; never changes */
+	int closed_fd; /* eventfd; readable when the kernel's end is gone */
+	char *mountpoint; /* set by channel_mount(), used by channel_start() */
+
+	struct node_table nodes;
+	struct pending_table pending;
+	struct counters counters;
+	struct worker_pool pool;
+	struct notifier notifier;
+
+	pthread_mutex_t draining; /* one drain at a time: it owns drain_buffer */
+	uint8_t *drain_buffer;	  /* draining; RELAY_MAX bytes */
+	atomic_bool libfuse_alive; /* it has answered INIT, hence owns daemon_fd */
+};
+
+/* A request as a worker read it. */
+struct request {
+	struct fuse_in_header head;
+	uint64_t start_ns;
+	uint8_t *body;
+	uint32_t body_len;
+	uint8_t *scratch; /* WIRE_MAX_DATA bytes; may overlap the payload of a WRITE, no more */
+};
+
+/* ---- channel.c ---------------------------------------------------------------------------------- */
+
+/* NULL with errno set. max_kept is cut to half of RLIMIT_NOFILE. */
+struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
+			    const struct backing_ops *ops);
+/* Stop everything and close every descriptor but daemon_fd and closed_fd. Idempotent. */
+void channel_close(struct channel *ch);
+/* Close, and free. Nobody may use the channel any more. */
+void channel_free(struct channel *ch);
+/* Between these two nothing is closed; false: it is closed already. */
+bool channel_enter(struct channel *ch);
+void channel_leave(struct channel *ch);
+
+/* ---- handshake.c --------------------------------------------------------------------------------- */
+
+/* 0 or -errno of open("/dev/fuse") or mount(2). */
+int channel_mount(struct channel *ch, const char *source, const char *mountpoint,
+		  unsigned long flags, const char *options);
+/* Use this descriptor as the kernel's; the tests' way in. Takes it over. */
+void channel_adopt(struct channel *ch, int dev_fd);
+/* INIT with both sides, then start the threads. 0 or -errno. */
+int channel_start(struct channel *ch);
+
+/* ---- serve.c ------------------------------------------------------------------------------------- */
+
+int serve_start(struct channel *ch); /* 0 or -errno */
+void serve_stop(struct channel *ch);
+/* Handle one message from the kernel, of len bytes at message. */
+void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch);
+
+/* ---- dataplane.c ----------------------------------------------------------------------------------- */
+
+/* Answer one request of ROUTE_HERE whose body is at least as long as its row in opcodes.c says. */
+void dataplane_answer(struct channel *ch, const struct request *rq);
+
+/* ---- replies.c ----------------------------------------------------------------------------------- */
+
+/* Pass on every reply that libfuse has written so far; returns how many. Never blocks. */
+int channel_drain(struct channel *ch);
+/* The inode number that users see for a node id. */
+uint64_t shown_ino(const struct channel *ch, uint64_t nodeid);
+
+/* ---- kernel.c ------------------------------------------------------------------------------------ */
+
+/* Write one whole message; 0 or -errno. */
+int kernel_write(struct channel *ch, const struct iovec *iov, int count);
+/* Answer a request. error is a positive errno or 0; then body follows. 0 or -errno: what the
+ * kernel said of the reply. -ENOENT means that it does not wait for it any more. */
+int kernel_answer(struct channel *ch, uint64_t unique, int error, const void *body, size_t len);
+/* The same for a request that a worker holds; counts it as answered here. */
+int answer_here(struct channel *ch, const struct request *rq, int error, const void *body,
+		size_t len);
+/* The kernel is gone: make closed_fd readable. */
+void kernel_gone(struct channel *ch);
+
+int notifier_start(struct channel *ch); /* 0 or -errno */
+void notifier_stop(struct channel *ch);
+/* Queue a notification whose write may wait for a directory's lock. 0 or -ENOMEM. */
+int notify_later(struct channel *ch, const void *message, size_t len);
+/* FUSE_NOTIFY_INVAL_ENTRY, queued. 0, -EINVAL for an impossible name, -ENOMEM. */
+int notify_inval_entry(struct channel *ch, uint64_t parent, const char *name, size_t len);
+/* FUSE_NOTIFY_INVAL_INODE for the attributes alone, sent at once. 0 or -errno; a node that the
+ * kernel does not know is no error. */
+int notify_inval_attr(struct channel *ch, uint64_t nodeid);
+
+#endif

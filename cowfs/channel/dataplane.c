@@ -1,0 +1,228 @@
+/*
+ * dataplane.c - requests on open files, answered from the backing file
+ *
+ * Knows how to turn a request into system calls on a descriptor. Which descriptor that is, the
+ * node table says; what the file is called, nobody here needs to know. Every errno of the backing
+ * filesystem goes to the caller unchanged.
+ *
+ * Locking: none. A backing is borrowed for the length of the call, so its descriptor cannot be
+ * closed or reused underneath; the node's lock is not held over I/O.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "channel.h"
+
+/* Read a structure that may stand unaligned in the request. */
+#define TAKE(type, name)                                                                           \
+	struct type name;                                                                          \
+	memcpy(&name, rq->body, sizeof(name))
+
+static void answer_read(struct channel *ch, const struct request *rq, const struct backing *b)
+{
+	TAKE(fuse_read_in, in);
+	size_t want = in.size < WIRE_MAX_DATA ? in.size : WIRE_MAX_DATA;
+	size_t got = 0;
+	int err = 0;
+
+	if (b->id > 0) {
+		/* A passed-through file is only read here for fadvise(WILLNEED) and readahead(2).
+		 * Data would fill a second page cache: start the read-ahead where the pages
+		 * belong. The kernel drops the error silently. */
+		readahead(b->fd, (off_t)in.offset, in.size);
+		answer_here(ch, rq, EIO, NULL, 0);
+		return;
+	}
+	while (got < want) {
+		ssize_t n = pread(b->fd, rq->scratch + got, want - got, (off_t)(in.offset + got));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			err = errno;
+		if (n <= 0)
+			break;
+		got += (size_t)n;
+	}
+	answer_here(ch, rq, got ? 0 : err, rq->scratch, got);
+}
+
+/* What write(2) by somebody without CAP_FSETID does to the mode (see inode(7)); the daemon has
+ * that capability, so its own writes would leave the bits. */
+static int kill_suidgid(int fd)
+{
+	struct stat st;
+	mode_t kill = 0;
+
+	if (fstat(fd, &st) < 0)
+		return errno;
+	if (st.st_mode & S_ISUID)
+		kill |= S_ISUID;
+	if ((st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+		kill |= S_ISGID;
+	if (kill && fchmod(fd, st.st_mode & 07777 & ~kill) < 0)
+		return errno;
+	return 0;
+}
+
+static void answer_write(struct channel *ch, const struct request *rq, const struct backing *b)
+{
+	TAKE(fuse_write_in, in);
+	const uint8_t *data = rq->body + sizeof(in);
+	struct fuse_write_out out = {0};
+	int err = 0;
+
+	if (in.size != rq->body_len - sizeof(in))
+		err = EINVAL;
+	else if (b->kind != NODE_PRIVATE)
+		err = EPERM; /* the template is never written */
+	else if (in.write_flags & FUSE_WRITE_KILL_SUIDGID)
+		err = kill_suidgid(b->fd);
+	while (!err && out.size < in.size) {
+		ssize_t n = pwrite(b->fd, data + out.size, in.size - out.size,
+				   (off_t)(in.offset + out.size));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			err = errno;
+		if (n <= 0)
+			break;
+		out.size += (uint32_t)n;
+	}
+	answer_here(ch, rq, out.size ? 0 : err, &out, sizeof(out));
+}
+
+static void answer_fsync(struct channel *ch, const struct request *rq, const struct backing *b)
+{
+	TAKE(fuse_fsync_in, in);
+	int failed = 0;
+
+	/* Nobody has written to a SHARED file, so all of it is on disk since it was sealed. */
+	if (b->kind == NODE_PRIVATE)
+		failed = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(b->fd) : fsync(b->fd);
+	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
+}
+
+static void answer_lseek(struct channel *ch, const struct request *rq, const struct backing *b)
+{
+	TAKE(fuse_lseek_in, in);
+	off_t at = -1;
+
+	errno = EINVAL;
+	/* The others are answered by the kernel itself. The descriptor's own position, which this
+	 * moves, is used by nobody. */
+	if (in.whence == SEEK_DATA || in.whence == SEEK_HOLE)
+		at = lseek(b->fd, (off_t)in.offset, (int)in.whence);
+	if (at < 0) {
+		answer_here(ch, rq, errno, NULL, 0);
+	} else {
+		struct fuse_lseek_out out = {.offset = (uint64_t)at};
+		answer_here(ch, rq, 0, &out, sizeof(out));
+	}
+}
+
+static void answer_fallocate(struct channel *ch, const struct request *rq,
+			     const struct backing *b)
+{
+	TAKE(fuse_fallocate_in, in);
+	int failed;
+
+	if (b->kind != NODE_PRIVATE) {
+		answer_here(ch, rq, EPERM, NULL, 0);
+		return;
+	}
+	do
+		failed = fallocate(b->fd, (int)in.mode, (off_t)in.offset, (off_t)in.length);
+	while (failed && errno == EINTR);
+	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
+}
+
+/* Two opcodes, which differ in how they say how much was copied. A short copy is no error. */
+static void answer_copy(struct channel *ch, const struct request *rq, const struct backing *from)
+{
+	TAKE(fuse_copy_file_range_in, in);
+	struct backing *to = nodes_borrow(&ch->nodes, in.nodeid_out);
+	off_t off_in = (off_t)in.off_in, off_out = (off_t)in.off_out;
+	bool wide = rq->head.opcode == FUSE_COPY_FILE_RANGE_64;
+	/* the kernel's own limit for one copy is 2 GiB less a page; 47 has 32 bits for the answer */
+	uint64_t most = wide ? SSIZE_MAX : UINT32_MAX & ~4095u;
+	size_t len = (size_t)(in.len < most ? in.len : most);
+	ssize_t n = -1;
+
+	if (!to)
+		errno = EIO;
+	else if (to->kind != NODE_PRIVATE)
+		errno = EPERM;
+	else
+		do
+			n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, 0);
+		while (n < 0 && errno == EINTR);
+	if (n < 0) {
+		answer_here(ch, rq, errno, NULL, 0);
+	} else if (wide) {
+		struct fuse_copy_file_range_out out = {.bytes_copied = (uint64_t)n};
+		answer_here(ch, rq, 0, &out, sizeof(out));
+	} else {
+		struct fuse_write_out out = {.size = (uint32_t)n};
+		answer_here(ch, rq, 0, &out, sizeof(out));
+	}
+	if (to)
+		nodes_return(&ch->nodes, to);
+}
+
+static void answer_release(struct channel *ch, const struct request *rq)
+{
+	TAKE(fuse_release_in, in);
+
+	nodes_release(&ch->nodes, rq->head.nodeid, (in.flags & O_ACCMODE) != O_RDONLY);
+	answer_here(ch, rq, 0, NULL, 0);
+}
+
+void dataplane_answer(struct channel *ch, const struct request *rq)
+{
+	struct backing *b;
+
+	switch (rq->head.opcode) {
+	case FUSE_RELEASE:
+		answer_release(ch, rq);
+		return;
+	case FUSE_FLUSH: /* FOPEN_NOFLUSH saves most of them; there is nothing to flush */
+	case FUSE_DESTROY:
+		answer_here(ch, rq, 0, NULL, 0);
+		return;
+	}
+
+	b = nodes_borrow(&ch->nodes, rq->head.nodeid);
+	if (!b) {
+		answer_here(ch, rq, EIO, NULL, 0);
+		return;
+	}
+	switch (rq->head.opcode) {
+	case FUSE_READ:
+		answer_read(ch, rq, b);
+		break;
+	case FUSE_WRITE:
+		answer_write(ch, rq, b);
+		break;
+	case FUSE_FSYNC:
+		answer_fsync(ch, rq, b);
+		break;
+	case FUSE_LSEEK:
+		answer_lseek(ch, rq, b);
+		break;
+	case FUSE_FALLOCATE:
+		answer_fallocate(ch, rq, b);
+		break;
+	case FUSE_COPY_FILE_RANGE:
+	case FUSE_COPY_FILE_RANGE_64:
+		answer_copy(ch, rq, b);
+		break;
+	default:
+		answer_here(ch, rq, ENOSYS, NULL, 0);
+		break;
+	}
+	nodes_return(&ch->nodes, b);
+}

@@ -1,0 +1,233 @@
+/*
+ * handshake.c - mount(2), and INIT with both sides
+ *
+ * Knows what the channel asks the kernel for, and what libfuse may know of it. Each side gets an
+ * INIT of its own: the kernel is answered by the channel, because libfuse 3.14 has never heard of
+ * passthrough; libfuse is sent an INIT that says protocol 7.13 and has the 16-byte body, because
+ * from 7.14 on it would splice from its descriptor, which a SEQPACKET socket refuses. Request
+ * layouts are the same in both.
+ *
+ * No thread runs while this does; no lock is needed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "channel.h"
+
+/* mount(2) queues INIT before it returns; longer than this it can only be missing. */
+#define INIT_TIMEOUT_MS 10000
+
+#define READ_AHEAD_KB "1024"
+#define MAX_READAHEAD (1024u * 1024u)
+
+/*
+ * Asked of the kernel, as far as it offers them. Left out with reason:
+ * WRITEBACK_CACHE (switches passthrough off), AUTO_INVAL_DATA (the backing files change only
+ * through us), READDIRPLUS_AUTO (pyfuse3 has no plain readdir), EXPORT_SUPPORT (node ids mean
+ * nothing after a remount), SETXATTR_EXT and SECURITY_CTX (they change layouts that libfuse reads).
+ */
+static const uint64_t wanted =
+	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
+	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES |
+	FUSE_CACHE_SYMLINKS | FUSE_NO_OPENDIR_SUPPORT | FUSE_HANDLE_KILLPRIV_V2 | FUSE_ASYNC_DIO |
+	FUSE_INIT_EXT;
+
+/* What libfuse is told that the kernel offers: what it needs for pyfuse3, and nothing that would
+ * make it change a layout, a buffer size or a file descriptor. */
+static const uint32_t told =
+	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
+	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL;
+
+/* ---- mount ------------------------------------------------------------------------------------- */
+
+void channel_adopt(struct channel *ch, int dev_fd)
+{
+	ch->dev_fd = dev_fd;
+	ch->nodes.dev_fd = dev_fd;
+}
+
+int channel_mount(struct channel *ch, const char *source, const char *mountpoint,
+		  unsigned long flags, const char *options)
+{
+	char *data = NULL;
+	char *where = NULL;
+	int err = 0;
+	int fd;
+
+	if (ch->dev_fd >= 0)
+		return -EBUSY;
+	fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	where = strdup(mountpoint);
+	if (!where ||
+	    asprintf(&data, "fd=%d,rootmode=40000,user_id=0,group_id=0%s%s", fd,
+		     *options ? "," : "", options) < 0) {
+		data = NULL;
+		err = -ENOMEM;
+	} else if (mount(source, mountpoint, "fuse.cowfs", flags, data) < 0) {
+		err = -errno;
+	}
+	free(data);
+	if (err) {
+		free(where);
+		close(fd);
+		return err;
+	}
+	ch->mountpoint = where;
+	channel_adopt(ch, fd);
+	return 0;
+}
+
+/*
+ * Readahead beyond 128 KiB can only be set from outside (the max_readahead of INIT only lowers
+ * it). The device number comes from statx() without synchronisation and without any field asked
+ * for, which the kernel answers from the root inode it has: no request, hence no deadlock.
+ * A failure costs speed and nothing else.
+ */
+static void raise_readahead(const char *mountpoint)
+{
+	char path[64];
+	struct statx stx;
+	int fd;
+
+	if (statx(AT_FDCWD, mountpoint, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) < 0)
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", stx.stx_dev_major,
+		 stx.stx_dev_minor);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (write(fd, READ_AHEAD_KB, strlen(READ_AHEAD_KB)) < 0) {
+		/* sysfs is read-only in some containers */
+	}
+	close(fd);
+}
+
+/* ---- INIT ------------------------------------------------------------------------------------ */
+
+struct init_request {
+	struct fuse_in_header head;
+	struct wire_init_in_ext in;
+};
+
+/* Read the kernel's INIT. 0 or -errno. */
+static int read_init(struct channel *ch, struct init_request *init)
+{
+	union {
+		struct init_request init;
+		uint8_t bytes[FUSE_MIN_READ_BUFFER]; /* the kernel refuses a smaller buffer */
+	} m;
+	struct pollfd pfd = {.fd = ch->dev_fd, .events = POLLIN};
+	ssize_t n;
+	int ready;
+
+	do
+		ready = poll(&pfd, 1, INIT_TIMEOUT_MS);
+	while (ready < 0 && errno == EINTR);
+	if (ready <= 0)
+		return ready < 0 ? -errno : -ETIMEDOUT;
+	memset(&m.init, 0, sizeof(m.init));
+	do
+		n = read(ch->dev_fd, &m, sizeof(m));
+	while (n < 0 && (errno == EINTR || errno == EAGAIN));
+	if (n < 0)
+		return -errno;
+	if ((size_t)n < sizeof(m.init.head) + sizeof(m.init.in.base) ||
+	    m.init.head.len != (size_t)n || m.init.head.opcode != FUSE_INIT)
+		return -EPROTO;
+	if ((size_t)n < sizeof(m.init))
+		memset(m.bytes + n, 0, sizeof(m.init) - (size_t)n);
+	*init = m.init;
+	return 0;
+}
+
+/* Answer the kernel's INIT, and note what was agreed. 0 or -errno. */
+static int answer_init(struct channel *ch, const struct init_request *init)
+{
+	const struct wire_init_in *base = &init->in.base;
+	uint64_t offered = base->flags;
+	uint64_t agreed;
+	struct wire_init_out out = {
+		.major = FUSE_KERNEL_VERSION,
+		.minor = base->minor < WIRE_MINOR ? base->minor : WIRE_MINOR,
+		.max_readahead = MAX_READAHEAD,
+		.max_background = 64,
+		.congestion_threshold = 48,
+		.max_write = WIRE_MAX_DATA,
+		.time_gran = 1,
+		.max_pages = WIRE_MAX_DATA / 4096,
+	};
+
+	if (offered & FUSE_INIT_EXT)
+		offered |= (uint64_t)init->in.flags2 << 32;
+	agreed = offered & wanted;
+	if (ch->want_passthrough && (offered & FUSE_PASSTHROUGH) && (agreed & FUSE_INIT_EXT)) {
+		agreed |= FUSE_PASSTHROUGH;
+		out.max_stack_depth = 1; /* 0 would silently switch passthrough off */
+		ch->passthrough = true;
+	}
+	out.flags = (uint32_t)agreed;
+	out.flags2 = (uint32_t)(agreed >> 32);
+	return kernel_answer(ch, init->head.unique, 0, &out, sizeof(out));
+}
+
+/* Put an INIT of libfuse's taste into the socket; channel_drain() drops the reply. 0 or -errno. */
+static int replay_init(struct channel *ch, const struct init_request *init)
+{
+	struct {
+		struct fuse_in_header head;
+		struct wire_init_in in;
+	} m = {
+		.head = init->head,
+		.in = {.major = FUSE_KERNEL_VERSION,
+		       .minor = 13,
+		       .max_readahead = MAX_READAHEAD,
+		       .flags = told},
+	};
+	struct pending p = {
+		.unique = init->head.unique, .opcode = FUSE_INIT, .start_ns = now_ns()};
+	int err;
+
+	m.head.len = sizeof(m);
+	m.head.total_extlen = 0;
+	err = pending_add(&ch->pending, &p);
+	if (err)
+		return err;
+	return send(ch->relay_fd, &m, sizeof(m), MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+int channel_start(struct channel *ch)
+{
+	struct init_request init;
+	int err;
+
+	if (ch->dev_fd < 0)
+		return -ENOTCONN;
+	err = read_init(ch, &init);
+	if (err)
+		return err;
+	counters_came(&ch->counters, FUSE_INIT);
+	/* 7.23 (Linux 3.15) is where today's layout of INIT begins. */
+	if (init.in.base.major != FUSE_KERNEL_VERSION || init.in.base.minor < 23) {
+		kernel_answer(ch, init.head.unique, EPROTO, NULL, 0);
+		return -EPROTO;
+	}
+	err = answer_init(ch, &init);
+	if (!err)
+		err = replay_init(ch, &init);
+	if (err)
+		return err;
+	if (ch->mountpoint)
+		raise_readahead(ch->mountpoint);
+	err = notifier_start(ch);
+	return err ? err : serve_start(ch);
+}

@@ -1,0 +1,192 @@
+/*
+ * kernel.c - the writing side of /dev/fuse: replies and notifications
+ *
+ * Knows what a message to the kernel looks like, and which of them may block. A reply never does.
+ * A notification does: INVAL_ENTRY and DELETE take the lock of the directory, and the process
+ * that holds it may be waiting for a request that only the caller can answer. So those are queued
+ * for a thread of their own, which nobody waits for, except notifier_stop(), at a moment when
+ * every request is still answered.
+ *
+ * It does not know what the messages say about nodes or names.
+ *
+ * Locking: notifier.lock guards the queue; no lock is held while writing (the kernel takes a
+ * message in one call, messages cannot mix).
+ */
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "channel.h"
+
+int kernel_write(struct channel *ch, const struct iovec *iov, int count)
+{
+	ssize_t n;
+
+	do
+		n = writev(ch->dev_fd, iov, count);
+	while (n < 0 && (errno == EINTR || errno == EAGAIN));
+	return n < 0 ? -errno : 0;
+}
+
+int kernel_answer(struct channel *ch, uint64_t unique, int error, const void *body, size_t len)
+{
+	struct fuse_out_header head = {.unique = unique};
+	struct iovec iov[2] = {{&head, sizeof(head)}, {(void *)(uintptr_t)body, len}};
+	int err;
+
+	if (error)
+		len = 0;
+	head.error = -error;
+	head.len = (uint32_t)(sizeof(head) + len);
+	err = kernel_write(ch, iov, len ? 2 : 1);
+	if (err && err != -ENOENT && err != -ENODEV && err != -EPIPE) {
+		/* The kernel does not like the reply: the caller must not hang for it. */
+		head.error = -EIO;
+		head.len = sizeof(head);
+		kernel_write(ch, iov, 1);
+	}
+	return err;
+}
+
+int answer_here(struct channel *ch, const struct request *rq, int error, const void *body,
+		size_t len)
+{
+	int err = kernel_answer(ch, rq->head.unique, error, body, len);
+	counters_answered(&ch->counters, rq->head.opcode, rq->start_ns, error != 0, true);
+	return err;
+}
+
+void kernel_gone(struct channel *ch)
+{
+	uint64_t one = 1;
+	ssize_t n = write(ch->closed_fd, &one, sizeof(one));
+	(void)n; /* EAGAIN: readable already */
+}
+
+/* ---- notifications -------------------------------------------------------------------------- */
+
+struct notice {
+	struct notice *next;
+	size_t len;
+	uint8_t message[];
+};
+
+static void *notifier_main(void *arg)
+{
+	struct channel *ch = arg;
+	struct notifier *q = &ch->notifier;
+
+	pthread_mutex_lock(&q->lock);
+	for (;;) {
+		struct notice *n = q->first;
+		struct iovec iov;
+
+		if (q->stopping)
+			break;
+		if (!n) {
+			pthread_cond_wait(&q->changed, &q->lock);
+			continue;
+		}
+		q->first = n->next;
+		if (!q->first)
+			q->last = NULL;
+		pthread_mutex_unlock(&q->lock);
+		/* An error (ENOENT: the kernel has no such entry) leaves nothing to do. */
+		iov = (struct iovec){n->message, n->len};
+		kernel_write(ch, &iov, 1);
+		free(n);
+		pthread_mutex_lock(&q->lock);
+	}
+	pthread_mutex_unlock(&q->lock);
+	return NULL;
+}
+
+int notifier_start(struct channel *ch)
+{
+	sigset_t all, before;
+	int err;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	err = pthread_create(&ch->notifier.thread, NULL, notifier_main, ch);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	ch->notifier.running = !err;
+	return -err;
+}
+
+void notifier_stop(struct channel *ch)
+{
+	struct notifier *q = &ch->notifier;
+
+	pthread_mutex_lock(&q->lock);
+	q->stopping = true;
+	pthread_cond_signal(&q->changed);
+	pthread_mutex_unlock(&q->lock);
+	if (q->running)
+		pthread_join(q->thread, NULL);
+	q->running = false;
+	while (q->first) {
+		struct notice *n = q->first;
+		q->first = n->next;
+		free(n);
+	}
+	q->last = NULL;
+}
+
+int notify_later(struct channel *ch, const void *message, size_t len)
+{
+	struct notifier *q = &ch->notifier;
+	struct notice *n = malloc(sizeof(*n) + len);
+
+	if (!n)
+		return -ENOMEM;
+	n->next = NULL;
+	n->len = len;
+	memcpy(n->message, message, len);
+	pthread_mutex_lock(&q->lock);
+	if (q->last)
+		q->last->next = n;
+	else
+		q->first = n;
+	q->last = n;
+	pthread_cond_signal(&q->changed);
+	pthread_mutex_unlock(&q->lock);
+	return 0;
+}
+
+int notify_inval_entry(struct channel *ch, uint64_t parent, const char *name, size_t len)
+{
+	struct {
+		struct fuse_out_header head;
+		struct fuse_notify_inval_entry_out out;
+		char name[NAME_MAX + 1];
+	} m = {0};
+	size_t total = offsetof(__typeof__(m), name) + len + 1;
+
+	if (len == 0 || len > NAME_MAX || memchr(name, 0, len) || memchr(name, '/', len))
+		return -EINVAL;
+	m.head.len = (uint32_t)total;
+	m.head.error = FUSE_NOTIFY_INVAL_ENTRY;
+	m.out.parent = parent;
+	m.out.namelen = (uint32_t)len;
+	memcpy(m.name, name, len);
+	return notify_later(ch, &m, total);
+}
+
+int notify_inval_attr(struct channel *ch, uint64_t nodeid)
+{
+	struct {
+		struct fuse_out_header head;
+		struct fuse_notify_inval_inode_out out;
+	} m = {
+		.head = {.len = sizeof(m), .error = FUSE_NOTIFY_INVAL_INODE},
+		.out = {.ino = nodeid, .off = -1, .len = 0},
+	};
+	struct iovec iov = {&m, sizeof(m)};
+	int err = kernel_write(ch, &iov, 1);
+
+	return err == -ENOENT ? 0 : err;
+}

@@ -1,0 +1,102 @@
+/*
+ * nodes.h - what backs the opens of each node
+ */
+#ifndef COWFS_NODES_H
+#define COWFS_NODES_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum node_kind {
+	NODE_SHARED = 0,  /* a template's file: read-only, kept after the last release */
+	NODE_PRIVATE = 1, /* the copy's own file */
+};
+
+/* The two ioctls of /dev/fuse that a socket pair cannot do; the tests bring their own. */
+struct backing_ops {
+	int (*open)(int dev_fd, int fd);	 /* a backing id > 0, or -errno */
+	int (*close)(int dev_fd, int32_t id);	 /* 0 or -errno */
+};
+extern const struct backing_ops kernel_backing_ops;
+
+/* One open backing file. Whoever holds a reference may use fd without any lock; the last one to
+ * let go closes fd and id. */
+struct backing {
+	int fd;		/* never changes */
+	int32_t id;	/* never changes; backing id, 0 when not passed through */
+	uint8_t kind;	/* never changes; enum node_kind */
+	uint32_t refs;	/* node_table.lock */
+	struct backing *next_dead;
+};
+
+/* A node that is or was backed. Every word is guarded by node_table.lock. */
+struct node {
+	uint64_t nodeid;
+	struct node *next; /* in its bucket */
+	struct backing *backing; /* NULL: nothing backs it now */
+	uint32_t readers;
+	uint32_t writers;
+	bool revoked;	      /* the channel may not answer an OPEN of it by itself */
+	bool forgotten;	      /* goes away with its last open */
+	bool was_passthrough; /* FUSE's own cache of it may be stale: never FOPEN_KEEP_CACHE */
+	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
+	struct node *newer, *older;
+};
+
+struct node_table {
+	pthread_mutex_t lock;
+	struct node **buckets; /* lock */
+	uint32_t mask;	       /* lock; number of buckets - 1 */
+	uint32_t count;	       /* lock */
+	struct node *newest, *oldest; /* lock; the kept nodes, in the order of their last release */
+	uint32_t kept;	       /* lock */
+	uint32_t max_kept;     /* never changes */
+	const struct backing_ops *ops; /* never changes */
+	int dev_fd;	       /* set once, before any node is attached */
+};
+
+/* What an OPEN or CREATE reply says. */
+struct open_answer {
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
+struct node_state {
+	enum node_kind kind;
+	uint32_t readers;
+	uint32_t writers;
+	bool passthrough;
+};
+
+int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops);
+/* Closes every backing. Nobody else may use the table any more. */
+void nodes_destroy(struct node_table *t);
+
+/* ---- called by Python; the promises are those of _channel.pyi ------------------------------- */
+
+bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing);
+/* 0 or -errno; takes over fd in every case. */
+int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
+		 bool passthrough, bool writing);
+/* 1: done, fd is taken over. 0: nothing is open any more, -errno: not a node to switch; in both
+ * cases fd stays the caller's. */
+int nodes_switch(struct node_table *t, uint64_t nodeid, int fd);
+bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out);
+uint32_t nodes_writers(struct node_table *t, uint64_t nodeid);
+void nodes_forget(struct node_table *t, uint64_t nodeid);
+
+/* ---- called by the channel's threads ---------------------------------------------------------- */
+
+/* Count one reader of a node whose opens the channel may answer; false: relay the OPEN. */
+bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, struct open_answer *out);
+/* How to answer an OPEN that Python has counted; false: nothing backs the node. */
+bool nodes_describe(struct node_table *t, uint64_t nodeid, struct open_answer *out);
+/* One open less. A node that is not known is no error: after a failed reply both sides may
+ * disagree for a moment. */
+void nodes_release(struct node_table *t, uint64_t nodeid, bool writing);
+/* The backing of a node with a reference of the caller's own, or NULL. */
+struct backing *nodes_borrow(struct node_table *t, uint64_t nodeid);
+void nodes_return(struct node_table *t, struct backing *b);
+
+#endif

@@ -1,0 +1,36 @@
+/*
+ * opcodes.h - one row for every request that the kernel may send
+ */
+#ifndef COWFS_OPCODES_H
+#define COWFS_OPCODES_H
+
+#include <stdint.h>
+
+/* What the channel does with a request. */
+enum route {
+	ROUTE_REFUSE = 0, /* answered with opcode_info.refusal; also every opcode that has no row */
+	ROUTE_RELAY,	  /* goes to pyfuse3, the reply comes back through drain() */
+	ROUTE_RELAY_MUTE, /* goes to pyfuse3, has no reply */
+	ROUTE_OPEN,	  /* answered here when the node allows it, else relayed */
+	ROUTE_HERE,	  /* answered from the channel's own node table */
+	ROUTE_DROP,	  /* has no reply and nobody wants it */
+};
+
+struct opcode_info {
+	const char *name;   /* upper case, as in the kernel's header; NULL: no such opcode */
+	uint8_t route;	    /* enum route */
+	uint8_t strings;    /* how many NUL-terminated strings a well-formed body ends with */
+	uint8_t min_body;   /* bytes of the fixed part of the body; a shorter one is malformed */
+	uint8_t refusal;    /* errno for ROUTE_REFUSE */
+};
+
+/* Rows for opcodes 0 .. OPCODES-1; what lies above is counted in row 0. */
+#define OPCODES 64
+
+/* The row of an opcode; never NULL. */
+const struct opcode_info *opcode_info(uint32_t opcode);
+
+/* The index of an opcode's row, for tables kept per opcode. */
+uint32_t opcode_slot(uint32_t opcode);
+
+#endif

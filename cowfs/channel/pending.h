@@ -1,0 +1,46 @@
+/*
+ * pending.h - requests that were relayed and not answered yet
+ */
+#ifndef COWFS_PENDING_H
+#define COWFS_PENDING_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What completing a reply needs to know of its request. */
+struct pending {
+	uint64_t unique;
+	uint64_t nodeid; /* of the request; for CREATE that is the directory */
+	uint64_t start_ns;
+	uint32_t opcode;
+	bool writing; /* OPEN, CREATE: the access mode allows writing */
+	struct pending *next;
+};
+
+struct pending_table {
+	pthread_mutex_t lock;
+	struct pending **buckets; /* lock */
+	uint32_t mask;		  /* lock; number of buckets - 1 */
+	struct pending *unused;	  /* lock; recycled entries */
+	atomic_uint count;	  /* changed under lock, read without it: see pending_any() */
+};
+
+int pending_init(struct pending_table *t); /* 0 or -ENOMEM */
+void pending_destroy(struct pending_table *t);
+
+/* Remember a request before it is relayed; 0 or -ENOMEM. Only *what's plain words are copied. */
+int pending_add(struct pending_table *t, const struct pending *what);
+
+/* Take a request out again; false when there is none with this unique. */
+bool pending_take(struct pending_table *t, uint64_t unique, struct pending *out);
+
+/* Take any request out; false when there is none left. */
+bool pending_take_any(struct pending_table *t, struct pending *out);
+
+/* Is a reply expected at all? Costs no lock. A request that is being added by another thread may
+ * not be seen yet, but the reply to a request that the asking thread has read always is. */
+bool pending_any(struct pending_table *t);
+
+#endif

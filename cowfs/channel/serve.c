@@ -1,0 +1,400 @@
+/*
+ * serve.c - worker threads: read a request, have it answered or relay it
+ *
+ * A worker blocks in read(/dev/fuse) and handles what it read to the end, so a slow disk holds up
+ * one worker and nobody else: there is always another one reading, up to MAX_WORKERS. The kernel
+ * wakes one reader per request.
+ *
+ * This room knows which requests go where (opcodes.h has the table) and what has to be changed in
+ * those that are relayed: libfuse and pyfuse3 trust their peer, so nothing malformed, nothing
+ * larger than a socket message, and no file handle of theirs goes through. It does not know how
+ * a request is answered.
+ *
+ * Stopping: a worker in read() is woken by a signal whose handler does nothing; without SA_RESTART
+ * the read returns EINTR and the worker sees pool.stopping. The signal can come just before the
+ * read, so it is sent again every few milliseconds until the worker is gone. (The alternatives:
+ * poll() with an eventfd costs a system call for every request, and wakes every worker for each;
+ * closing the descriptor does not wake its readers; aborting the connection would need its number
+ * and a mounted fusectl, and could not be done by a daemon that means to hand the connection over.)
+ * Only workers that wait for a request get the signal, so no disk I/O is ever interrupted by it.
+ *
+ * Locking: pool.lock guards who runs and who waits; it is not held while handling a request.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "channel.h"
+
+/* More workers than this do not wait for requests; who finishes as one too many ends. */
+#define MAX_IDLE 4
+
+/* Deep enough for the deepest call here by far, and for what sanitizers add. */
+#define WORKER_STACK (256 * 1024)
+
+/* The payload of a WRITE, and what is read for a READ, begins on a page; the rest of a request
+ * stands before it. Pages that are never touched cost no memory, so a worker that only sees
+ * small requests holds 8 KiB. */
+#define DATA_OFFSET 4096
+#define REQUEST_OFFSET (DATA_OFFSET - WIRE_WRITE_PREFIX)
+#define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
+#define REQUEST_MAX (BUFFER_SIZE - REQUEST_OFFSET)
+
+#define WAKE_SIGNAL (SIGRTMIN + 9)
+#define WAKE_AGAIN_NS (5 * 1000 * 1000)
+
+struct worker {
+	struct channel *ch;
+	pthread_t thread;
+	uint8_t *buffer;
+	bool idle;	      /* pool.lock */
+	struct worker *next;  /* pool.lock */
+};
+
+/* ---- relaying -------------------------------------------------------------------------------- */
+
+/* Does the fixed part fit, and do the names end inside the body? */
+static bool well_formed(const struct request *rq, const struct opcode_info *op)
+{
+	const uint8_t *p = rq->body + op->min_body;
+	const uint8_t *end = rq->body + rq->body_len;
+
+	if (rq->body_len < op->min_body)
+		return false;
+	for (int i = 0; i < op->strings; i++) {
+		p = memchr(p, 0, (size_t)(end - p));
+		if (!p++)
+			return false;
+	}
+	if (rq->head.opcode == FUSE_SETXATTR) {
+		struct fuse_setxattr_in in = {0};
+		memcpy(&in, rq->body, FUSE_COMPAT_SETXATTR_IN_SIZE);
+		p = memchr(p, 0, (size_t)(end - p));
+		return p && in.size <= (size_t)(end - p - 1);
+	}
+	return true;
+}
+
+/* There is no file handle but the node id. Listings and fsync of a directory come without one,
+ * because the kernel opened the directory by itself. */
+static void adjust(const struct request *rq)
+{
+	if (rq->head.opcode == FUSE_READDIRPLUS) {
+		struct fuse_read_in in;
+		memcpy(&in, rq->body, sizeof(in));
+		in.fh = rq->head.nodeid;
+		if (in.size > READDIR_MAX)
+			in.size = READDIR_MAX;
+		memcpy(rq->body, &in, sizeof(in));
+	} else if (rq->head.opcode == FUSE_FSYNCDIR) {
+		struct fuse_fsync_in in;
+		memcpy(&in, rq->body, sizeof(in));
+		in.fh = rq->head.nodeid;
+		memcpy(rq->body, &in, sizeof(in));
+	}
+}
+
+/* Blocks while the socket is full, which is how a busy Python slows its callers down. */
+static int send_relay(struct channel *ch, struct iovec *iov, size_t count)
+{
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+	ssize_t n;
+
+	do
+		n = sendmsg(ch->relay_fd, &msg, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+static void relay(struct channel *ch, struct request *rq)
+{
+	struct iovec iov[2] = {{&rq->head, sizeof(rq->head)}, {rq->body, rq->body_len}};
+	struct pending p = {.unique = rq->head.unique,
+			    .nodeid = rq->head.nodeid,
+			    .opcode = rq->head.opcode,
+			    .start_ns = rq->start_ns};
+	uint32_t flags;
+
+	if (rq->head.opcode == FUSE_OPEN || rq->head.opcode == FUSE_CREATE) {
+		memcpy(&flags, rq->body, sizeof(flags)); /* the first word of both */
+		p.writing = (flags & O_ACCMODE) != O_RDONLY;
+	}
+	adjust(rq);
+	if (rq->head.len > RELAY_MAX || pending_add(&ch->pending, &p)) {
+		answer_here(ch, rq, EIO, NULL, 0);
+		return;
+	}
+	if (send_relay(ch, iov, 2) && pending_take(&ch->pending, p.unique, &p))
+		answer_here(ch, rq, EIO, NULL, 0);
+}
+
+/* FORGET and BATCH_FORGET have no reply. A batch can fill the whole request buffer: it is cut into
+ * messages that fit the socket. */
+static void relay_mute(struct channel *ch, struct request *rq)
+{
+	const uint32_t most = READDIR_MAX / sizeof(struct fuse_forget_one);
+	struct fuse_batch_forget_in batch;
+	uint8_t *entries = rq->body + sizeof(batch);
+	struct iovec iov[3] = {{&rq->head, sizeof(rq->head)}, {rq->body, rq->body_len}};
+	uint32_t left;
+
+	if (rq->head.opcode != FUSE_BATCH_FORGET) {
+		send_relay(ch, iov, 2);
+		return;
+	}
+	memcpy(&batch, rq->body, sizeof(batch));
+	left = batch.count;
+	if (left > (rq->body_len - sizeof(batch)) / sizeof(struct fuse_forget_one))
+		return;
+	while (left) {
+		uint32_t n = left < most ? left : most;
+		size_t bytes = n * sizeof(struct fuse_forget_one);
+
+		batch.count = n;
+		rq->head.len = (uint32_t)(sizeof(rq->head) + sizeof(batch) + bytes);
+		iov[1] = (struct iovec){&batch, sizeof(batch)};
+		iov[2] = (struct iovec){entries, bytes};
+		if (send_relay(ch, iov, 3))
+			return;
+		entries += bytes;
+		left -= n;
+	}
+}
+
+/* ---- dispatch --------------------------------------------------------------------------------- */
+
+static void open_here_or_relay(struct channel *ch, struct request *rq)
+{
+	struct fuse_open_in in;
+	struct open_answer answer;
+
+	memcpy(&in, rq->body, sizeof(in));
+	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
+	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, &answer)) {
+		struct wire_open_out out = {.fh = rq->head.nodeid,
+					    .open_flags = answer.open_flags,
+					    .backing_id = answer.backing_id};
+		if (answer_here(ch, rq, 0, &out, sizeof(out)))
+			nodes_release(&ch->nodes, rq->head.nodeid, false);
+		return;
+	}
+	relay(ch, rq);
+}
+
+void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch)
+{
+	struct request rq = {.start_ns = now_ns(), .scratch = scratch};
+	const struct opcode_info *op;
+
+	if (len < sizeof(rq.head))
+		return; /* cannot even be answered */
+	memcpy(&rq.head, message, sizeof(rq.head));
+	rq.body = message + sizeof(rq.head);
+	rq.body_len = (uint32_t)(len - sizeof(rq.head));
+	op = opcode_info(rq.head.opcode);
+	counters_came(&ch->counters, rq.head.opcode);
+
+	if (rq.head.len != len || !well_formed(&rq, op)) {
+		if (op->route != ROUTE_RELAY_MUTE && op->route != ROUTE_DROP)
+			answer_here(ch, &rq, EINVAL, NULL, 0);
+		return;
+	}
+	switch ((enum route)op->route) {
+	case ROUTE_REFUSE:
+		answer_here(ch, &rq, op->refusal, NULL, 0);
+		break;
+	case ROUTE_RELAY:
+		relay(ch, &rq);
+		break;
+	case ROUTE_RELAY_MUTE:
+		relay_mute(ch, &rq);
+		break;
+	case ROUTE_OPEN:
+		open_here_or_relay(ch, &rq);
+		break;
+	case ROUTE_HERE:
+		dataplane_answer(ch, &rq);
+		break;
+	case ROUTE_DROP:
+		break;
+	}
+}
+
+/* ---- the pool ---------------------------------------------------------------------------------- */
+
+static void *worker_main(void *arg);
+
+/* Called with the lock. */
+static void join_finished(struct worker_pool *pool)
+{
+	while (pool->finished) {
+		struct worker *w = pool->finished;
+		pool->finished = w->next;
+		pthread_join(w->thread, NULL); /* it has let the lock go for the last time */
+		free(w);
+	}
+}
+
+/* Called with the lock. 0 or -errno. */
+static int spawn(struct channel *ch)
+{
+	struct worker_pool *pool = &ch->pool;
+	struct worker *w = calloc(1, sizeof(*w));
+	sigset_t mask, before;
+	pthread_attr_t attr;
+	int err;
+
+	if (!w)
+		return -ENOMEM;
+	w->ch = ch;
+	w->idle = true;
+	w->buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (w->buffer == MAP_FAILED) {
+		free(w);
+		return -ENOMEM;
+	}
+	/* Every other signal is for Python's threads. */
+	sigfillset(&mask);
+	sigdelset(&mask, WAKE_SIGNAL);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, WORKER_STACK);
+	pthread_sigmask(SIG_SETMASK, &mask, &before);
+	err = pthread_create(&w->thread, &attr, worker_main, w);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&attr);
+	if (err) {
+		munmap(w->buffer, BUFFER_SIZE);
+		free(w);
+		return -err;
+	}
+	w->next = pool->running;
+	pool->running = w;
+	pool->total++;
+	pool->idle++;
+	return 0;
+}
+
+/* A request came for this worker: see to it that somebody reads the next one. */
+static void become_busy(struct worker *w)
+{
+	struct worker_pool *pool = &w->ch->pool;
+
+	pthread_mutex_lock(&pool->lock);
+	w->idle = false;
+	pool->idle--;
+	if (pool->idle == 0 && pool->total < MAX_WORKERS && !atomic_load(&pool->stopping)) {
+		join_finished(pool);
+		spawn(w->ch); /* if there is no thread to be had, this one comes back */
+	}
+	pthread_mutex_unlock(&pool->lock);
+}
+
+/* false: enough others wait already. */
+static bool become_idle(struct worker *w)
+{
+	struct worker_pool *pool = &w->ch->pool;
+	bool stay;
+
+	pthread_mutex_lock(&pool->lock);
+	stay = pool->idle < MAX_IDLE;
+	if (stay) {
+		w->idle = true;
+		pool->idle++;
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return stay;
+}
+
+static void finish(struct worker *w)
+{
+	struct worker_pool *pool = &w->ch->pool;
+	struct worker **link = &pool->running;
+
+	munmap(w->buffer, BUFFER_SIZE);
+	pthread_mutex_lock(&pool->lock);
+	while (*link != w)
+		link = &(*link)->next;
+	*link = w->next;
+	w->next = pool->finished;
+	pool->finished = w;
+	pool->total--;
+	if (w->idle)
+		pool->idle--;
+	w->idle = false;
+	pthread_cond_signal(&pool->changed);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+	struct channel *ch = w->ch;
+	uint8_t *request = w->buffer + REQUEST_OFFSET;
+
+	while (!atomic_load(&ch->pool.stopping)) {
+		ssize_t n = read(ch->dev_fd, request, REQUEST_MAX);
+
+		/* ENOENT: the caller gave up while its request was being copied to us */
+		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
+			continue;
+		if (n <= 0) { /* ENODEV: unmounted or aborted; 0: the test's peer is gone */
+			kernel_gone(ch);
+			break;
+		}
+		become_busy(w);
+		serve_message(ch, request, (size_t)n, w->buffer + DATA_OFFSET);
+		if (!become_idle(w))
+			break;
+	}
+	finish(w);
+	return NULL;
+}
+
+static void wake(int signal)
+{
+	(void)signal;
+}
+
+int serve_start(struct channel *ch)
+{
+	struct sigaction action = {.sa_handler = wake};
+	int err;
+
+	if (sigaction(WAKE_SIGNAL, &action, NULL) < 0)
+		return -errno;
+	pthread_mutex_lock(&ch->pool.lock);
+	err = spawn(ch);
+	pthread_mutex_unlock(&ch->pool.lock);
+	return err;
+}
+
+void serve_stop(struct channel *ch)
+{
+	struct worker_pool *pool = &ch->pool;
+
+	atomic_store(&pool->stopping, true);
+	pthread_mutex_lock(&pool->lock);
+	while (pool->running) {
+		struct timespec until;
+
+		for (struct worker *w = pool->running; w; w = w->next)
+			if (w->idle)
+				pthread_kill(w->thread, WAKE_SIGNAL);
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += WAKE_AGAIN_NS;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_nsec -= 1000000000;
+			until.tv_sec++;
+		}
+		pthread_cond_timedwait(&pool->changed, &pool->lock, &until);
+	}
+	join_finished(pool);
+	pthread_mutex_unlock(&pool->lock);
+}

@@ -1,0 +1,276 @@
+"""The command line: what the words mean, how errors look, which exit code they get.
+
+What a command does is in a module of its own, imported when the command is called: a mount must not
+wait for what only the doctor needs. Results go to stdout, errors and warnings to stderr, one line
+each, with nothing in them that a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cowfs import __version__, report
+from cowfs.errors import (
+    EXIT_CODES,
+    CowfsError,
+    InternalError,
+    Interrupted,
+    SystemFailure,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from cowfs.runtime import Record
+    from cowfs.store import CopyInfo, Store
+
+DEBUG_VARIABLE = "COWFS_DEBUG"
+
+_EPILOG = "\b\nExit codes, as in mount(8):\n" + "\n".join(
+    f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items()
+)
+
+_store_option = click.option(
+    "--store",
+    metavar="DIR",
+    help="Only this store. Without it: the .cowfs of every mounted volume, and those in use.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="cowfs %(version)s")
+def cowfs() -> None:
+    """Instant copy-on-write copies of directories, read at the speed of XFS."""
+
+
+@cowfs.command(short_help="Mount an instant copy of a directory.")
+@click.option(
+    "-o",
+    "options",
+    multiple=True,
+    metavar="OPTIONS",
+    help="Options, separated by commas: ro, copy=NAME, ephemeral, store=DIR, clone=write|open, "
+    "passthrough=auto|on|off, share_min=SIZE, and those of mount(8) such as noexec or relatime. "
+    "nosuid and nodev are on unless suid or dev is given.",
+)
+@click.option(
+    "-f",
+    "--foreground",
+    is_flag=True,
+    help="Serve the mount in this process until it is unmounted.",
+)
+@click.argument("source")
+@click.argument("mountpoint")
+def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: str) -> int:
+    """Mount an instant copy of the directory SOURCE on MOUNTPOINT.
+
+    Returns when the mount answers. The copy is a snapshot: neither side sees later changes of the
+    other. It is kept after unmounting under a name made from MOUNTPOINT, or copy=NAME, and the next
+    mount there goes on with it; with -o ephemeral it goes away.
+    """
+    from cowfs import launch
+    from cowfs.options import parse
+
+    return launch.mount(
+        source,
+        mountpoint,
+        parse(options),
+        foreground=foreground,
+        warn=_warn,
+        progress=report.sealing_progress,
+    )
+
+
+@cowfs.command(short_help="Unmount a copy, and say what was kept.")
+@click.option(
+    "-l",
+    "--lazy",
+    is_flag=True,
+    help="Detach it now, and let what still uses it finish (umount -l).",
+)
+@click.argument("mountpoint")
+def umount(lazy: bool, mountpoint: str) -> None:
+    """Unmount the copy at MOUNTPOINT, and say what was kept and how to discard it."""
+    from cowfs import unmount
+
+    click.echo(report.printable(unmount.unmount(mountpoint, lazy=lazy)))
+
+
+@cowfs.command("list", short_help="List the copies.")
+@_json_option
+@_store_option
+def list_(as_json: bool, store: str | None) -> None:
+    """List the copies, with their template, mountpoint, private bytes and age.
+
+    PRIVATE is what a copy costs: the bytes of its own files that share no blocks with any other
+    file (FIEMAP).
+    """
+    rows = _copies(store)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    now = time.time()
+    report.table(
+        ("NAME", "SOURCE", "TEMPLATE", "MOUNTED AT", "PRIVATE", "AGE", "PID"),
+        [
+            (
+                row["name"] if row["persistent"] else f"{row['name']} (ephemeral)",
+                row["source"],
+                row["template"] or "-",
+                row["mountpoint"] or "-",
+                report.size(row["private_bytes"]),
+                report.age(now - row["created"]),
+                str(row["daemon_pid"] or "-"),
+            )
+            for row in rows
+        ],
+    )
+
+
+@cowfs.command(short_help="Discard copies that are not mounted.")
+@_store_option
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def rm(store: str | None, names: tuple[str, ...]) -> int:
+    """Discard copies that are not mounted, and what was written to them."""
+    stores = _stores(store)
+    code = 0
+    for name in dict.fromkeys(names):
+        try:
+            _holding(stores, name).remove(name)
+        except CowfsError as error:
+            _say_error(str(error))
+            code = max(code, error.exit_code)
+    return code
+
+
+@cowfs.command(short_help="Delete what no copy needs.")
+@_store_option
+def gc(store: str | None) -> None:
+    """Delete what no copy needs: old templates, and what a crash left behind."""
+    for found in _stores(store):
+        found.collect()
+
+
+@cowfs.command(short_help="Tell whether copies work here, and what to do if not.")
+@_json_option
+@click.argument("path", required=False)
+def doctor(as_json: bool, path: str | None) -> int:
+    """Tell whether copies work on this machine, and on the volume of PATH, and what to do if not.
+
+    Exits with 0 when a mount would work, else with 32.
+    """
+    from cowfs import doctor as doctors
+
+    findings = doctors.examine(path)
+    if as_json:
+        click.echo(json.dumps(doctors.as_json(findings), indent=2))
+    else:
+        for line in doctors.as_lines(findings):
+            click.echo(report.printable(line))
+    return 0 if doctors.would_mount(findings) else CowfsError.exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. Every failure is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        # names are bytes that others chose, and the locale may be "C"
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = cowfs.main(args=arguments, prog_name="cowfs", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CowfsError as error:
+        return _failed(error)
+    except click.ClickException as error:
+        return _failed(_wrong_call(error))
+    except (KeyboardInterrupt, click.Abort):
+        return _failed(Interrupted("interrupted"))
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UsageError.exit_code
+    except MemoryError:
+        return _failed(SystemFailure("out of memory"))
+    except Exception as error:
+        if DEBUG_VARIABLE in os.environ:
+            raise
+        return _failed(
+            InternalError(
+                f"unexpected {type(error).__name__}: {error}; this is a bug, {DEBUG_VARIABLE}=1 "
+                "shows where"
+            )
+        )
+
+
+def _copies(store: str | None) -> list[dict[str, Any]]:
+    """Every copy as `cowfs list --json` shows it, by name."""
+    from cowfs import runtime
+
+    records = {(record.store, record.copy): record for record in runtime.all()}
+    rows = [
+        _row(found, copy, records.get((found.path, copy.name)))
+        for found in _stores(store)
+        for copy in found.copies()
+    ]
+    return sorted(rows, key=lambda row: (row["name"], row["store"]))
+
+
+def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
+    return {
+        "name": copy.name,
+        "source": copy.source,
+        "template": copy.template,
+        "mountpoint": None if record is None else record.mountpoint,
+        "persistent": copy.persistent,
+        "private_bytes": copy.private_bytes,
+        "created": copy.created,
+        "daemon_pid": None if record is None else record.daemon_pid,
+        "keeper_pid": None if record is None else record.keeper_pid,
+        "store": store.path,
+    }
+
+
+def _stores(path: str | None) -> list[Store]:
+    from cowfs.store import Store
+
+    return Store.discover() if path is None else [Store.open(path)]
+
+
+def _holding(stores: list[Store], name: str) -> Store:
+    """The one store that has a copy of this name."""
+    holding = [store for store in stores if any(copy.name == name for copy in store.copies())]
+    if not holding:
+        raise UsageError(f"there is no copy {name!r}: cowfs list shows the copies")
+    if len(holding) > 1:
+        paths = ", ".join(store.path for store in holding)
+        raise UsageError(f"several stores have a copy {name!r}: {paths}; name one with --store DIR")
+    return holding[0]
+
+
+def _wrong_call(error: click.ClickException) -> UsageError:
+    message = error.format_message().rstrip(".")
+    command = "cowfs"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        command = error.ctx.command_path
+    message = message[:1].lower() + message[1:]
+    return UsageError(f"{message}: see {command} --help")
+
+
+def _failed(error: CowfsError) -> int:
+    _say_error(str(error))
+    return error.exit_code
+
+
+def _say_error(message: str) -> None:
+    click.echo(f"cowfs: {report.printable(message)}", err=True)
+
+
+def _warn(message: str) -> None:
+    click.echo(f"cowfs: warning: {report.printable(message)}", err=True)

@@ -1,0 +1,250 @@
+"""Rebuilding entries of a source in a template: clones, links, special files, attributes.
+
+Knows how one entry is copied with all that lstat and listxattr tell of it, and no data read. It
+does not know what there is to copy (scan.py) or who does it (workers.py).
+
+The source's side of every call is a name in a descriptor that was opened without following a link,
+and what was opened is looked at again before it is used: its owner may exchange it at any moment.
+The template's side lies in the store, where only root can go.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from cowfs import ondisk, syscalls
+from cowfs.scan import Directory, Place, Scan, SourceChanged, changed_or_located
+
+CHUNK = 256  # files of one directory that are one piece of work
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# O_NONBLOCK: what was a file a moment ago may be a fifo now.
+_SOURCE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP)
+
+
+class Chunk(NamedTuple):
+    """A piece of work: some files of one directory."""
+
+    directory: Directory
+    files: list[str]
+    special: list[str]
+    whole: bool  # nothing else is to be made in the directory: its own attributes can follow
+
+
+def chunks(scan: Scan) -> list[Chunk]:
+    """All the work but the links, in pieces that are independent of each other."""
+    linked = {id(place.directory) for places in scan.links for place in places}
+    pieces = []
+    for directory in scan.directories:
+        files = directory.files
+        whole = len(files) <= CHUNK and id(directory) not in linked
+        pieces.append(Chunk(directory, files[:CHUNK], directory.special, whole))
+        pieces += [
+            Chunk(directory, files[start : start + CHUNK], [], False)
+            for start in range(CHUNK, len(files), CHUNK)
+        ]
+    return pieces
+
+
+class Cloner:
+    """Copies entries from one source directory to one template tree.
+
+    `source_fd` and `tree_fd` stay the caller's. OSError names the entry, relative to the source.
+    """
+
+    def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
+        self.source_fd = source_fd
+        self.tree_fd = tree_fd
+        # Bits of a mode that creating a file may drop, by the umask or in the clone ioctl.
+        self.dropped = 0o7000 | umask
+
+    def make_directories(self, directories: list[Directory]) -> None:
+        """Make all directories, parents first, and what stands in for mounts."""
+        for directory in directories:
+            if directory.subdirectories or directory.mounted:
+                fd = syscalls.open_below(self.tree_fd, os.fsencode(directory.path), _DIRECTORY)
+                try:
+                    for name in directory.subdirectories:
+                        os.mkdir(name, 0o700, dir_fd=fd)
+                    for name, is_directory in directory.mounted:
+                        if is_directory:
+                            os.mkdir(name, 0o755, dir_fd=fd)
+                        else:
+                            os.close(os.open(name, _NEW, 0o644, dir_fd=fd))
+                finally:
+                    os.close(fd)
+
+    def clone_chunk(self, chunk: Chunk) -> None:
+        """Do one piece of work. SourceChanged, OSError."""
+        with _Pair(self, chunk.directory) as pair:
+            pair.clone_files(chunk.files)
+            for name in chunk.special:
+                pair.make_special(name)
+            if chunk.whole:
+                pair.finish()
+
+    def finish(self, directory: Directory) -> None:
+        """Give a directory its attributes, times included, once everything in it is made."""
+        with _Pair(self, directory) as pair:
+            pair.finish()
+
+    def clone_links(self, places: list[Place]) -> None:
+        """Make one file with all its names."""
+        first, *others = places
+        with _Pair(self, first.directory) as pair:
+            regular = pair.make_linked(first.name)
+            for other in others:
+                path = os.fsencode(other.directory.path)
+                fd = syscalls.open_below(self.tree_fd, path, _DIRECTORY)
+                try:
+                    os.link(
+                        first.name,
+                        other.name,
+                        src_dir_fd=pair.target,
+                        dst_dir_fd=fd,
+                        follow_symlinks=False,
+                    )
+                finally:
+                    os.close(fd)
+            if regular:
+                pair.seal(first.name)
+
+
+class _Pair:
+    """A directory of the source and its counterpart in the template, open."""
+
+    def __init__(self, cloner: Cloner, directory: Directory) -> None:
+        path = os.fsencode(directory.path)
+        self._directory = directory
+        self._dropped = cloner.dropped
+        self._immutable: int | None = None
+        try:
+            self.source = syscalls.open_below(
+                cloner.source_fd, path, _DIRECTORY, syscalls.RESOLVE_NO_XDEV
+            )
+        except OSError as error:
+            raise changed_or_located(error, directory.path, also=errno.EXDEV) from None
+        try:
+            self.target = syscalls.open_below(cloner.tree_fd, path, _DIRECTORY)
+        except BaseException:
+            os.close(self.source)
+            raise
+
+    def __enter__(self) -> _Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.source)
+        os.close(self.target)
+
+    def clone_files(self, names: list[str]) -> None:
+        """Make sealed clones of regular files."""
+        for name in names:
+            try:
+                self._clone_file(name, immutable=True)
+            except OSError as error:
+                raise changed_or_located(error, self._directory.path_of(name)) from None
+
+    def make_special(self, name: str) -> None:
+        """Make a symlink, fifo or device."""
+        try:
+            source = os.open(name, _LOOK, dir_fd=self.source)
+            try:
+                self._make_special(name, source)
+            finally:
+                os.close(source)
+        except OSError as error:
+            raise changed_or_located(error, self._directory.path_of(name)) from None
+
+    def make_linked(self, name: str) -> bool:
+        """Make an entry of any kind, not sealed yet; whether it is a regular file."""
+        path = self._directory.path_of(name)
+        try:
+            st = os.stat(name, dir_fd=self.source, follow_symlinks=False)
+            if not stat.S_ISREG(st.st_mode):
+                self.make_special(name)
+                return False
+            self._clone_file(name, immutable=False)
+        except OSError as error:
+            raise changed_or_located(error, path) from None
+        return True
+
+    def seal(self, name: str) -> None:
+        """Make a finished file immutable."""
+        fd = os.open(name, _SOURCE, dir_fd=self.target)
+        try:
+            self._set_immutable(fd)
+        finally:
+            os.close(fd)
+
+    def finish(self) -> None:
+        """Give the directory its owner, mode, attributes and times."""
+        try:
+            st = os.fstat(self.source)
+            os.fchown(self.target, st.st_uid, st.st_gid)
+            ondisk.copy_xattrs(self.source, self.target)
+            os.fchmod(self.target, stat.S_IMODE(st.st_mode))
+            os.utime(self.target, ns=(st.st_atime_ns, st.st_mtime_ns))
+        except OSError as error:
+            raise changed_or_located(error, self._directory.path) from None
+
+    def _clone_file(self, name: str, immutable: bool) -> None:
+        # The way of every single file: eleven system calls, and as little Python between them.
+        source = os.open(name, _SOURCE, dir_fd=self.source)
+        try:
+            st = os.fstat(source)
+            mode = st.st_mode
+            if not stat.S_ISREG(mode):
+                raise SourceChanged(self._directory.path_of(name))
+            target = os.open(name, _NEW, mode & 0o777, dir_fd=self.target)
+            try:
+                if st.st_size:
+                    syscalls.ficlone(target, source)
+                # After the clone and in this order: chown(2) clears set-id bits and
+                # capabilities, an access ACL sets the group's bits, and all of them set times.
+                if st.st_uid or st.st_gid:
+                    os.fchown(target, st.st_uid, st.st_gid)
+                if ondisk.list_xattrs(source):
+                    ondisk.copy_xattrs(source, target)
+                if mode & self._dropped:
+                    os.fchmod(target, stat.S_IMODE(mode))
+                os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+                if immutable:
+                    self._set_immutable(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _make_special(self, name: str, source: int) -> None:
+        st = os.fstat(source)
+        kind = stat.S_IFMT(st.st_mode)
+        if kind == stat.S_IFLNK:
+            os.symlink(os.readlink("", dir_fd=source), name, dir_fd=self.target)
+        elif kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
+            os.mknod(name, st.st_mode, st.st_rdev, dir_fd=self.target)
+        else:
+            raise SourceChanged(self._directory.path_of(name))
+        os.chown(name, st.st_uid, st.st_gid, dir_fd=self.target, follow_symlinks=False)
+        target = ondisk.proc_path(self.target, os.fsencode(name))
+        ondisk.copy_xattrs(ondisk.proc_path(source), target)
+        if kind != stat.S_IFLNK:
+            os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=self.target)
+        times = (st.st_atime_ns, st.st_mtime_ns)
+        os.utime(name, ns=times, dir_fd=self.target, follow_symlinks=False)
+
+    def _set_immutable(self, fd: int) -> None:
+        # Other flags are inherited from the directory, so those of one new file are those of all.
+        try:
+            if self._immutable is None:
+                self._immutable = syscalls.get_file_flags(fd) | syscalls.FS_IMMUTABLE_FL
+            syscalls.set_file_flags(fd, self._immutable)
+        except OSError as error:
+            if error.errno not in _NO_FLAGS:  # a safety net, and not every filesystem has it
+                raise

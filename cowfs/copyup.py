@@ -1,0 +1,94 @@
+"""Copy-up: giving the copy its own file in place of one that it shares with the template.
+
+A regular file is cloned (FICLONE) into an unnamed file, gets every attribute of the original, and
+is then linked into the upper layer by `Overlay.publish`, in one step: no reader and no crash sees
+half of it.  XFS writes its log in order, so a link that is durable has a durable clone behind it.
+
+`RegularCopyUp.clone` may run in any thread: it touches nothing but its own descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cowfs import ondisk, syscalls
+
+# Up to this size the clone is made right away; a larger one may have so many extents that other
+# requests should not wait for it.
+QUICK_BYTES = 16 << 20
+
+
+def set_attributes(where: bytes, st: os.stat_result, source: bytes, *, follow: bool) -> None:
+    """Give the file at *where* the owner, mode, xattrs and times of *source* (*st* its lstat).
+
+    *follow* tells whether *where* is a link of /proc that leads to the file.  The order matters:
+    chown clears setuid, setgid and capabilities, an ACL sets bits of the mode, and everything
+    changes the times.
+    """
+    os.chown(where, st.st_uid, st.st_gid, follow_symlinks=follow)
+    ondisk.copy_xattrs(source, where)
+    if not stat.S_ISLNK(st.st_mode):
+        os.chmod(where, stat.S_IMODE(st.st_mode))
+    os.utime(where, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
+
+
+class RegularCopyUp:
+    """One regular file on its way up.
+
+    *source_fd* is the template's file (its owner closes it), *work_fd* a directory of the copy's
+    volume, *ino* the st_ino that users keep seeing.  With *keep_data* false the new file is empty:
+    the caller is about to truncate it.
+    """
+
+    def __init__(self, source_fd: int, work_fd: int, ino: int, *, keep_data: bool) -> None:
+        self._source_fd = source_fd
+        self._work_fd = work_fd
+        self._ino = ino
+        # What the template's file looks like, for descriptors that keep it open.
+        self.origin = os.fstat(source_fd)
+        self._keep_data = keep_data and self.origin.st_size > 0
+        self.fd = -1
+
+    @property
+    def is_quick(self) -> bool:
+        return not self._keep_data or self.origin.st_blocks * 512 <= QUICK_BYTES
+
+    def clone(self) -> None:
+        """Make the unnamed file; OSError (ENOSPC, EIO, ...) leaves nothing behind."""
+        self.fd = syscalls.open_tmpfile(self._work_fd, 0o600)
+        try:
+            if self._keep_data:
+                syscalls.ficlone(self.fd, self._source_fd)
+            ondisk.set_ino(self.fd, self._ino)
+            source = ondisk.proc_path(self._source_fd)
+            set_attributes(ondisk.proc_path(self.fd), self.origin, source, follow=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def copy_up_special(parent_fd: int, name: bytes, work_fd: int, temporary: bytes, ino: int) -> None:
+    """Make a symbolic link, fifo, socket or device again in work/ as *temporary*."""
+    st = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    if stat.S_ISLNK(st.st_mode):
+        target = os.readlink(name, dir_fd=parent_fd)
+        os.symlink(target, temporary, dir_fd=work_fd)
+    else:
+        os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work_fd)
+    where = ondisk.proc_path(work_fd, temporary)
+    ondisk.set_ino(where, ino)
+    set_attributes(where, st, ondisk.proc_path(parent_fd, name), follow=False)
+
+
+def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:
+    """Make an empty directory in work/ as *temporary*, with every attribute of *source_fd*."""
+    os.mkdir(temporary, 0o700, dir_fd=work_fd)
+    st = os.fstat(source_fd)
+    where = ondisk.proc_path(work_fd, temporary)
+    set_attributes(where, st, ondisk.proc_path(source_fd), follow=False)

@@ -1,0 +1,59 @@
+"""The errors that a user of cowfs sees, each with its exit code.
+
+This file knows how a failure is presented: one line that says what went wrong, with which thing,
+and what to do about it. It does not know where failures come from. Code below the command line
+raises `OSError` with the errno that a caller should see, and whoever knows what the user asked for
+turns it into one of these.
+"""
+
+from __future__ import annotations
+
+
+class CowfsError(Exception):
+    """A failure that is told to the user as one line on stderr.
+
+    `str()` of it is that line. `exit_code` is the status of the process, as in mount(8).
+    """
+
+    exit_code = 32
+
+
+class UsageError(CowfsError):
+    """The call is wrong, or the caller lacks the permission for it."""
+
+    exit_code = 1
+
+
+class SystemFailure(CowfsError):  # noqa: N818 -- the name says what failed
+    """The machine cannot do it: out of memory, no /dev/fuse, cannot fork."""
+
+    exit_code = 2
+
+
+class InternalError(CowfsError):
+    """A fault of cowfs itself."""
+
+    exit_code = 4
+
+
+class Interrupted(CowfsError):  # noqa: N818 -- the name says what failed
+    """The user stopped it (SIGINT, SIGTERM)."""
+
+    exit_code = 8
+
+
+class MountFailure(CowfsError):  # noqa: N818 -- the name says what failed
+    """The mount, or the work on the store that it needs, failed."""
+
+    exit_code = 32
+
+
+EXIT_CODES: dict[int, str] = {
+    0: "success",
+    UsageError.exit_code: "incorrect invocation or permissions",
+    SystemFailure.exit_code: "system error (out of memory, cannot fork, no /dev/fuse)",
+    InternalError.exit_code: "internal bug of cowfs",
+    Interrupted.exit_code: "interrupted by the user",
+    MountFailure.exit_code: "mount failure",
+}
+"""Every exit code of the command line and what it means, as in mount(8), EXIT STATUS."""

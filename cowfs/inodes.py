@@ -1,0 +1,192 @@
+"""The node table: what the kernel knows of one mount, and by which number.
+
+A node stands for one inode of the copy.  Its node id is the inode number that users see, with a
+serial number above it::
+
+    nodeid = st_ino | serial << 48
+
+so that a node id explains itself, survives a restart, and `st_ino` needs no field of its own (the
+channel cuts the serial off in every reply).  The serial is 0 but for a node that replaced another
+one: a file whose readers keep the bytes that they opened while a writer goes on with a clone.
+
+`st_ino` is the inode number of the template's file for as long as the copy has not been given a
+file of its own making, and survives copy-up; both layers are on one filesystem, so two files never
+share a number.
+
+The table does not know the layers: it neither opens nor names anything.  All of it belongs to the
+event loop's thread; no lock guards it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import trio
+
+    from cowfs.listing import Listing
+
+ROOT_ID = 1
+INO_BITS = 48
+INO_MASK = (1 << INO_BITS) - 1
+
+
+class Node:
+    """One inode of the copy that is no directory."""
+
+    __slots__ = (
+        "held_fd",
+        "lock",
+        "lookups",
+        "mappable",
+        "name",
+        "nodeid",
+        "origin",
+        "parent",
+        "replaced",
+        "upper",
+    )
+
+    def __init__(self, nodeid: int) -> None:
+        self.nodeid = nodeid
+        # Where it can be reached: one of its names.  None: no known name is left.
+        self.parent: Directory | None = None
+        self.name = b""
+        # Whether the copy has a file of its own for it; else it is shared with the template.
+        self.upper = False
+        # An O_PATH descriptor, once no name leads to it any more; else -1.
+        self.held_fd = -1
+        # How many lookups the kernel has not taken back by FORGET.
+        self.lookups = 0
+        # Guards what spans an await: the way from shared to private, and the choice of a backing.
+        # Made by the first handler that needs it.
+        self.lock: trio.Lock | None = None
+        # What the template's file looked like when this node was copied up.
+        self.origin: os.stat_result | None = None
+        # A later node has taken over its name: every open and every change of data gets ESTALE.
+        self.replaced = False
+        # Was opened for reading and writing: a mapping may change it with no descriptor left.
+        self.mappable = False
+
+    @property
+    def ino(self) -> int:
+        return self.nodeid & INO_MASK
+
+    def place(self, parent: Directory, name: bytes) -> None:
+        """Make (*parent*, *name*) the name by which the node is reached."""
+        if self.parent is not parent:
+            if self.parent is not None:
+                self.parent.children -= 1
+            parent.children += 1
+            self.parent = parent
+        self.name = name
+
+    def displace(self) -> None:
+        """Forget the name: it was removed, or now belongs to another node."""
+        if self.parent is not None:
+            self.parent.children -= 1
+            self.parent = None
+
+
+class Directory(Node):
+    """A directory of the copy: of the template, of the upper layer, or merged of both."""
+
+    __slots__ = ("children", "listing", "lower", "lower_fd", "upper_fd")
+
+    def __init__(self, nodeid: int, lower: bytes | None) -> None:
+        super().__init__(nodeid)
+        # Its path inside the template's tree (b"" is the root), wherever it may have been moved
+        # to; None when nothing of the template shows through.
+        self.lower = lower
+        # O_PATH descriptors of the two layers' directories, opened and closed by `Layers`; or -1.
+        self.upper_fd = -1
+        self.lower_fd = -1
+        # How many nodes of the table are reached through it: it stays in the table as long.
+        self.children = 0
+        self.listing: Listing | None = None
+
+
+class NodeTable:
+    """All nodes that the kernel holds, by node id."""
+
+    def __init__(self, root: Directory, root_ino: int) -> None:
+        self.root = root
+        self.root_ino = root_ino
+        root.lookups = 1  # the kernel never looks the root up, and never forgets it
+        self._nodes: dict[int, Node] = {ROOT_ID: root}
+        # The youngest node of an inode number, for numbers that have had more than one.
+        self._latest: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def get(self, nodeid: int) -> Node:
+        """The node of a request; OSError(ESTALE) for one that was forgotten."""
+        try:
+            return self._nodes[nodeid]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def directory(self, nodeid: int) -> Directory:
+        """The same for a directory; OSError(ENOTDIR) for anything else."""
+        node = self.get(nodeid)
+        if not isinstance(node, Directory):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    def by_ino(self, ino: int) -> Node | None:
+        """The node that stands for inode number *ino* today."""
+        node = self._latest.get(ino) or self._nodes.get(ino)
+        return None if node is None or node.replaced else node
+
+    def add(self, node: Node) -> None:
+        """Enter a node; if its number was taken by a replaced one, it gets the next serial."""
+        older = self._latest.get(node.ino) or self._nodes.get(node.nodeid)
+        if older is not None:
+            node.nodeid = older.nodeid + (1 << INO_BITS)
+            self._latest[node.ino] = node
+        self._nodes[node.nodeid] = node
+
+    def replace(self, old: Node) -> Node:
+        """A new node takes over the name of *old*, a file that was copied up under its readers."""
+        new = Node(old.ino)
+        new.upper = True
+        new.held_fd, old.held_fd = old.held_fd, -1
+        old.replaced = True
+        self.add(new)
+        if old.parent is not None:
+            new.place(old.parent, old.name)
+            old.displace()
+        return new
+
+    def forget(self, nodeid: int, count: int) -> Iterator[Node]:
+        """Take back *count* lookups; yields every node that is dropped by it.
+
+        A count that is too high (a lookup was lost with a daemon) is harmless.
+        """
+        node = self._nodes.get(nodeid)
+        if node is None or node is self.root:
+            return
+        node.lookups = max(0, node.lookups - count)
+        yield from self.prune(node)
+
+    def prune(self, node: Node) -> Iterator[Node]:
+        """Drop *node*, and its parents after it, as far as nobody needs them any more."""
+        step: Node | None = node
+        while step is not None and step.lookups == 0 and step is not self.root:
+            if isinstance(step, Directory) and step.children:
+                return
+            parent = step.parent
+            step.displace()
+            self._nodes.pop(step.nodeid, None)
+            if self._latest.get(step.ino) is step:
+                del self._latest[step.ino]
+            yield step
+            step = parent

@@ -1,0 +1,357 @@
+"""From `cowfs mount` to a mount that answers: the launching side.
+
+The order of the steps is what makes a mount quick. The daemon is started as soon as the arguments
+make sense, and imports pyfuse3 and trio (the longest single thing of a mount) on one core while
+this process walks and seals the source on another. What it is to serve follows over a socket; see
+config.py for the conversation.
+
+Until the daemon has said "ready" everything can be undone, and is, whatever happens: the launcher
+keeps its own handle of the copy's lock, so that no one else can take the copy while it cleans up.
+SIGINT and SIGTERM are noted at any time, but act only where the launcher waits for something long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from cowfs import mountinfo, names, preflight
+from cowfs.config import Config, receive_answer, send_config
+from cowfs.errors import CowfsError, InternalError, Interrupted, MountFailure, SystemFailure
+from cowfs.options import Options
+
+if TYPE_CHECKING:
+    from cowfs.seal import Progress
+    from cowfs.store import Copy, Template
+
+ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
+
+# -I: a daemon of root's imports nothing from the directory or the PYTHONPATH of whoever called it.
+DAEMON_COMMAND = (sys.executable, "-I", "-m", "cowfs.daemon")
+
+# How long a daemon may take to leave once its launcher has given up, before it is told so by
+# signals.
+GIVE_UP_SECONDS = 10.0
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """SIGINT and SIGTERM, let through only where an exception does no harm.
+
+    Elsewhere they are noted and raised at the next `allowed()` or `check()`; so no signal can come
+    between taking a lock and remembering that it was taken.
+    """
+
+    def __init__(self) -> None:
+        self._pending: int | None = None
+        self._allowed = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's "&"
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._pending is not None:
+            raise Interrupted(
+                f"interrupted by {signal.Signals(self._pending).name}; nothing is mounted"
+            )
+
+    @contextlib.contextmanager
+    def allowed(self) -> Iterator[None]:
+        """In this block a signal raises Interrupted at once."""
+        self._allowed = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._allowed = False
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        self._pending = number
+        if self._allowed:
+            self._allowed = False  # once: what it unwinds must not be torn by a second one
+            self.check()
+
+
+class Daemon:
+    """A daemon that was started and waits to be told what to serve. Owns its pid and the socket."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self._sock = sock
+
+    @classmethod
+    def start(cls) -> Daemon:
+        """Start it in a session of its own. SystemFailure when there is no process to be had."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            theirs.set_inheritable(True)
+            command = [*DAEMON_COMMAND, str(theirs.fileno())]
+            try:
+                # Not the subprocess module: importing it takes longer than the whole of this.
+                pid = os.posix_spawn(
+                    command[0],
+                    command,
+                    os.environ,
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(but=theirs.fileno())),
+                    ],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=[*_SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+                )
+            except OSError as error:
+                ours.close()
+                raise SystemFailure(
+                    f"cannot start the daemon {' '.join(command)}: {error.strerror}"
+                ) from None
+        return cls(pid, ours)
+
+    def serve(self, config: Config) -> dict[str, Any]:
+        """Tell it what to serve, wait until the mount answers. CowfsError if it refuses or dies."""
+        try:
+            send_config(self._sock, config)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is gone, or going with a word of why
+        answer = receive_answer(self._sock)
+        if answer is None:
+            end = self._reap(GIVE_UP_SECONDS) or "it closed its socket and did not end"
+            raise InternalError(
+                f"the daemon died before the mount was ready ({end}): its messages are above, or "
+                "in the system's log: journalctl -t cowfs"
+            )
+        if answer.get("ready"):
+            self._sock.close()
+            return answer
+        raise _failure(
+            str(answer.get("error", "the daemon refused, and gave no reason")),
+            int(answer.get("exit_code", MountFailure.exit_code)),
+        )
+
+    def dismiss(self) -> None:
+        """Tell it that there is nothing to serve, and wait for its last word, if any."""
+        with contextlib.suppress(OSError, ValueError), self._sock:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._sock.settimeout(GIVE_UP_SECONDS)
+            receive_answer(self._sock)
+
+    def end(self) -> None:
+        """Wait until it has left, and see to it that it does."""
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+            if self._reap(GIVE_UP_SECONDS) is not None:
+                return
+
+    def _reap(self, seconds: float) -> str | None:
+        """How it ended, as words; None when it has not within this time."""
+        deadline = time.monotonic() + seconds
+        pause = 0.001
+        while True:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                return "its end was not recorded"  # whoever called us has SIGCHLD ignored
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+
+def mount(
+    source: str,
+    mountpoint: str,
+    options: Options,
+    *,
+    foreground: bool,
+    warn: Callable[[str], None],
+    progress: ProgressFactory,
+) -> int:
+    """Copy source and mount the copy; 0 once the mount answers, with foreground once it is
+    unmounted again.
+
+    Paths as the user wrote them. progress() makes what shows the sealing, used only when there is
+    something to seal. Every failure is a CowfsError, and leaves no mount, no new copy and no
+    process behind.
+    """
+    preflight.require_privilege()
+    preflight.require_fuse_device()
+    missing = None
+    try:
+        source = preflight.check_source(source)
+    except preflight.SourceMissing as error:
+        missing = error
+        source = os.path.realpath(source)
+    mountpoint = preflight.check_mountpoint(mountpoint)
+    if options.store is not None:
+        options = replace(options, store=os.path.realpath(options.store))
+        preflight.check_apart_from_store(source, mountpoint, cast(str, options.store))
+    name = names.default_name(mountpoint) if options.copy is None else options.copy
+    names.check_name(name)
+    if missing is not None and not _copy_exists(source, name, options.store):
+        raise missing
+    launch = _Launch(source, mountpoint, name, options, missing, warn, progress)
+    return launch.in_foreground() if foreground else launch.in_background()
+
+
+class _Launch:
+    """One try to mount, and what it has to take back when it fails."""
+
+    def __init__(
+        self,
+        source: str,
+        mountpoint: str,
+        name: str,
+        options: Options,
+        source_missing: CowfsError | None,
+        warn: Callable[[str], None],
+        progress: ProgressFactory,
+    ) -> None:
+        self.source = source
+        self.mountpoint = mountpoint
+        self.name = name
+        self.options = options
+        self.source_missing = source_missing
+        self.warn = warn
+        self.progress = progress
+        self.interrupts = Interrupts()
+        self.daemon: Daemon | None = None
+        self.copy: Copy | None = None
+        self.copy_is_new = False
+        self.mounted_before = mountinfo.mounted_at(mountpoint)
+
+    def in_background(self) -> int:
+        with self.interrupts, self._undone_on_failure():
+            self.daemon = Daemon.start()
+            config = self._prepare()
+            with self.interrupts.allowed():
+                self.daemon.serve(config)
+            self._hand_over()
+        return 0
+
+    def in_foreground(self) -> int:
+        from cowfs import daemon  # trio and pyfuse3 come with it
+
+        with self._undone_on_failure():
+            with self.interrupts:
+                config = self._prepare()
+            # The server closes the lock that it is given; ours stays, to take back what fails
+            # before "ready".
+            config = replace(config, lock_fd=os.dup(config.lock_fd))
+            code = daemon.serve(config, lambda _answer: self._hand_over())
+            if self.copy is not None and code:
+                raise _failure(f"cannot serve {self.mountpoint}: the reason is above", code)
+        return code
+
+    def _prepare(self) -> Config:
+        """Take the copy, with a template for it. What it took is in self as soon as it is ours."""
+        from cowfs.seal import seal
+        from cowfs.store import Store
+
+        store = Store.for_source(self.source, self.options.store)
+        preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
+
+        def prepare() -> Template:
+            if self.source_missing is not None:
+                raise self.source_missing
+            with self.interrupts.allowed(), self.progress() as progress:
+                return seal(store, self.source, progress=progress, warn=self.warn)
+
+        self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
+        self.copy = store.acquire(
+            self.name, self.source, persistent=not self.options.ephemeral, prepare=prepare
+        )
+        self.interrupts.check()
+        return Config(
+            source=self.source,
+            mountpoint=self.mountpoint,
+            store=store.path,
+            copy=self.name,
+            lock_fd=self.copy.lock_fd,
+            options=self.options,
+        )
+
+    def _hand_over(self) -> None:
+        """The mount answers: from now on the copy is the server's."""
+        if self.copy is not None:
+            self.copy.release()
+        self.copy = self.daemon = None
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if self.daemon is not None:
+                self.daemon.dismiss()
+                self._remove_mount()
+                self.daemon.end()
+            if self.copy is not None:
+                self._remove_mount()
+                self._give_back(self.copy)
+            raise
+
+    def _remove_mount(self) -> None:
+        """Detach a cowfs mount that has appeared at our mountpoint since we looked."""
+        from cowfs import syscalls
+
+        now = mountinfo.mounted_at(self.mountpoint)
+        before = self.mounted_before
+        if now is not None and now.is_cowfs and (before is None or now.mount_id != before.mount_id):
+            with contextlib.suppress(OSError):
+                syscalls.umount2(os.fsencode(self.mountpoint), syscalls.MNT_DETACH)
+
+    def _give_back(self, copy: Copy) -> None:
+        """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
+        if self.copy_is_new and os.path.isdir(copy.path) and not copy.has_changes():
+            copy.discard()
+        else:
+            copy.release()
+
+
+def _copy_exists(source: str, name: str, store: str | None) -> bool:
+    """Whether there is a copy to go on with, though its source has gone. Creates nothing."""
+    from cowfs.storedir import STORE_NAME, volume_of
+
+    if store is None:
+        store = os.path.join(volume_of(source), STORE_NAME)
+    return os.path.isdir(os.path.join(store, "copies", name))
+
+
+def _failure(message: str, exit_code: int) -> CowfsError:
+    """What another process reported, as an error of this one."""
+    error = MountFailure(message)
+    error.exit_code = exit_code
+    return error
+
+
+def _inheritable(but: int) -> Iterator[int]:
+    """Descriptors that our caller left open; a daemon must not keep their pipes and locks."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != but:
+            with contextlib.suppress(OSError):  # the one that listed the directory is closed
+                if os.get_inheritable(fd):
+                    yield fd

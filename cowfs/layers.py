@@ -1,0 +1,193 @@
+"""The two directory trees of a copy, and the one place that turns a node into a descriptor.
+
+Every access to the disk goes through an O_PATH descriptor of a directory and one name in it:
+`Layers.upper` and `Layers.lower` give the descriptor, and keep a bounded number of them open, least
+recently used closed first.  No path of a user is ever resolved: descriptors are opened one
+component at a time without following links, or below the template with RESOLVE_BENEATH.
+
+A descriptor that was handed out is valid until `CACHED_DIRECTORIES` other ones were asked for; what
+needs it longer, or in another thread, takes a duplicate.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from cowfs import ondisk, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cowfs.inodes import Directory, Node
+
+CACHED_DIRECTORIES = 1024
+PATH_MAX = 4096  # limits.h: with the terminating zero
+
+_OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Layers:
+    """Descriptors of one copy's template (`tree`), `upper` and `work` directories.
+
+    *work* is None on a read-only mount: nothing is ever written then.
+    """
+
+    def __init__(self, tree: str, upper: str, work: str | None) -> None:
+        self.tree_fd = os.open(tree, _OPEN_DIRECTORY)
+        self.upper_root_fd = os.open(upper, _OPEN_DIRECTORY)
+        self._work_fd = -1 if work is None else os.open(work, _OPEN_DIRECTORY)
+        self._cached: OrderedDict[Directory, None] = OrderedDict()
+        self._serial = 0
+
+    @property
+    def work_fd(self) -> int:
+        """The directory for what is not finished; OSError(EROFS) on a read-only mount."""
+        if self._work_fd < 0:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._work_fd
+
+    def temp_name(self) -> bytes:
+        """A name in `work_fd` that is not in use: the copy is locked, and work/ starts empty."""
+        self._serial += 1
+        return b"#%x" % self._serial
+
+    def upper(self, directory: Directory) -> int:
+        """The directory's descriptor in the upper layer; OSError(ENOENT) when it has none."""
+        if directory.upper_fd < 0:
+            missing = []
+            step: Directory | None = directory
+            while step is not None and step.upper_fd < 0:
+                missing.append(step)
+                if step.parent is None or not step.upper:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                step = step.parent
+            for child in reversed(missing):
+                assert child.parent is not None
+                child.upper_fd = os.open(child.name, _OPEN_DIRECTORY, dir_fd=child.parent.upper_fd)
+                self._remember(child)
+        self._touch(directory)
+        return directory.upper_fd
+
+    def lower(self, directory: Directory) -> int:
+        """The directory's descriptor in the template; OSError(ENOENT) when it has none."""
+        if directory.lower_fd < 0:
+            if directory.lower is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            directory.lower_fd = self.open_lower(directory.lower, _OPEN_DIRECTORY)
+            self._remember(directory)
+        self._touch(directory)
+        return directory.lower_fd
+
+    def open_lower(self, path: bytes, flags: int) -> int:
+        """Open *path* inside the template, however long it is."""
+        start, rest = self.tree_fd, path
+        while len(rest) >= PATH_MAX:
+            cut = rest.rindex(b"/", 0, PATH_MAX - 1)
+            step = syscalls.openat2(start, rest[:cut], _OPEN_DIRECTORY)
+            if start != self.tree_fd:
+                os.close(start)
+            start, rest = step, rest[cut + 1 :]
+        try:
+            return syscalls.openat2(start, rest or b".", flags)
+        finally:
+            if start != self.tree_fd:
+                os.close(start)
+
+    def lower_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
+        """What the template has under that name, or None."""
+        if parent.lower is None:
+            return None
+        try:
+            return os.stat(name, dir_fd=self.lower(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def upper_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
+        """What the upper layer has under that name (a whiteout is something), or None."""
+        if not parent.upper:
+            return None
+        try:
+            return os.stat(name, dir_fd=self.upper(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def path(self, node: Node) -> bytes:
+        """A path in /proc that leads to the node's own inode, whichever layer has it.
+
+        Only the last component may be a link, and must not be followed unless the node has no
+        name (`follows`).
+        """
+        if node.held_fd >= 0:
+            return ondisk.proc_path(node.held_fd)
+        if node.parent is None:  # the root
+            return ondisk.proc_path(self.upper_root_fd)
+        side = self.upper if node.upper else self.lower
+        return ondisk.proc_path(side(node.parent), node.name)
+
+    @staticmethod
+    def follows(node: Node) -> bool:
+        """Whether `path` ends in a link of /proc, which must be followed to reach the node."""
+        return node.held_fd >= 0 or node.parent is None
+
+    def stat(self, node: Node) -> os.stat_result:
+        """lstat of the node in the layer that has it (st_ino is that of the layer)."""
+        if node.held_fd >= 0:
+            return os.fstat(node.held_fd)
+        if node.parent is None:
+            return os.fstat(self.upper_root_fd)
+        side = self.upper if node.upper else self.lower
+        return os.stat(node.name, dir_fd=side(node.parent), follow_symlinks=False)
+
+    def open(self, node: Node, flags: int) -> int:
+        """Open the node's regular file in the layer that has it."""
+        flags |= os.O_CLOEXEC | os.O_NOATIME
+        if node.held_fd >= 0:
+            return os.open(ondisk.proc_path(node.held_fd), flags)
+        assert node.parent is not None
+        side = self.upper if node.upper else self.lower
+        return os.open(node.name, flags | os.O_NOFOLLOW, dir_fd=side(node.parent))
+
+    def hold(self, node: Node) -> None:
+        """Keep the node reachable without a name; called before its name is removed."""
+        if node.held_fd < 0 and node.parent is not None:
+            side = self.upper if node.upper else self.lower
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            node.held_fd = os.open(node.name, flags, dir_fd=side(node.parent))
+
+    def close_directory(self, directory: Directory) -> None:
+        """Close the directory's descriptors: it was dropped, or has had its turn."""
+        self._cached.pop(directory, None)
+        if directory.upper_fd >= 0 and directory.upper_fd != self.upper_root_fd:
+            os.close(directory.upper_fd)
+            directory.upper_fd = -1
+        if directory.lower_fd >= 0 and directory.lower_fd != self.tree_fd:
+            os.close(directory.lower_fd)
+            directory.lower_fd = -1
+
+    def close_node(self, node: Node) -> None:
+        """Close whatever is open for a node that leaves the table."""
+        if node.held_fd >= 0:
+            os.close(node.held_fd)
+            node.held_fd = -1
+
+    def close(self, nodes: Iterator[Node]) -> None:
+        """Close everything; *nodes* are all that are left in the table."""
+        for node in nodes:
+            self.close_node(node)
+        for directory in list(self._cached):
+            self.close_directory(directory)
+        for fd in (self.tree_fd, self.upper_root_fd, self._work_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def _remember(self, directory: Directory) -> None:
+        self._cached[directory] = None
+        if len(self._cached) > CACHED_DIRECTORIES:
+            self.close_directory(next(iter(self._cached)))
+
+    def _touch(self, directory: Directory) -> None:
+        if directory in self._cached:
+            self._cached.move_to_end(directory)

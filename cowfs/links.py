@@ -1,0 +1,125 @@
+"""Hard links of the template.
+
+The files of one inode are one file for users too, so when it is copied up, all of its names have
+to come along before anything is written.  The manifest knows the names; this file finds out which
+of them are still visible, and where: directories may have been moved, names removed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cowfs import ondisk
+from cowfs.inodes import Directory, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cowfs.overlay import Overlay
+
+
+class LinkGroups:
+    """The template's groups of names that share an inode."""
+
+    def __init__(self, overlay: Overlay, groups: Sequence[Sequence[bytes]]) -> None:
+        self._overlay = overlay
+        self._group_of = {path: group for group in groups for path in group}
+
+    def names_of(self, node: Node) -> list[tuple[Directory, bytes]]:
+        """Every visible name of a shared node, the one that it is reached by first."""
+        assert node.parent is not None
+        names = [(node.parent, node.name)]
+        if self._group_of and node.parent.lower is not None:
+            path = node.parent.lower + b"/" + node.name if node.parent.lower else node.name
+            group = self._group_of.get(path)
+            if group is not None:
+                redirects = dict(self._redirects(self._overlay.layers.upper_root_fd, b""))
+                for other in group:
+                    if other != path:
+                        found = self._visible(other, node, redirects)
+                        if found is not None:
+                            names.append(found)
+        return names
+
+    def is_grouped(self, node: Node) -> bool:
+        """Whether a shared node has several names in the template."""
+        if not self._group_of or node.upper or node.parent is None or node.parent.lower is None:
+            return False
+        path = node.parent.lower + b"/" + node.name if node.parent.lower else node.name
+        return path in self._group_of
+
+    def _visible(
+        self, path: bytes, node: Node, redirects: dict[bytes, bytes]
+    ) -> tuple[Directory, bytes] | None:
+        """Where the template's *path* shows in the copy, if it still names *node* there."""
+        directory_path, _, name = path.rpartition(b"/")
+        directory = self._directory(directory_path, redirects)
+        if directory is None:
+            return None
+        overlay = self._overlay
+        try:
+            found, _st = overlay.lookup(directory, name)
+        except FileNotFoundError:
+            overlay.prune(directory)
+            return None
+        if found is not node:
+            overlay.prune(found)
+            return None
+        return directory, name
+
+    def _directory(self, path: bytes, redirects: dict[bytes, bytes]) -> Directory | None:
+        """The visible directory that the template's directory *path* is merged into."""
+        current = self._overlay.nodes.root
+        if not path:
+            return current
+        done = b""
+        for component in path.split(b"/"):
+            done = done + b"/" + component if done else component
+            child = self._child(current, component)
+            if child is None or child.lower != done:
+                moved = redirects.get(done)
+                child = None if moved is None else self._walk(moved)
+                if child is None or child.lower != done:
+                    return None
+            current = child
+        return current
+
+    def _walk(self, path: bytes) -> Directory | None:
+        """The directory at *path* of the copy as users see it."""
+        current: Directory | None = self._overlay.nodes.root
+        for component in path.split(b"/"):
+            if current is None:
+                return None
+            current = self._child(current, component)
+        return current
+
+    def _child(self, directory: Directory, name: bytes) -> Directory | None:
+        try:
+            node, _st = self._overlay.lookup(directory, name)
+        except FileNotFoundError:
+            return None
+        if isinstance(node, Directory):
+            return node
+        self._overlay.prune(node)
+        return None
+
+    def _redirects(self, fd: int, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(lower path, path in the copy) of every moved directory, read from the upper layer."""
+        real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            with os.scandir(real) as entries:
+                names = [os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
+            for name in names:
+                path = prefix + b"/" + name if prefix else name
+                redirect = ondisk.get_redirect(ondisk.proc_path(real, name))
+                if redirect is not None and redirect.startswith(b"/"):
+                    yield redirect.lstrip(b"/"), path
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                child = os.open(name, flags, dir_fd=real)
+                try:
+                    yield from self._redirects(child, path)
+                finally:
+                    os.close(child)
+        finally:
+            os.close(real)

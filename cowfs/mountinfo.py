@@ -1,0 +1,81 @@
+"""The mount table of this process, as /proc/self/mountinfo tells it.
+
+Knows the format (proc_pid_mountinfo(5)) and which of the lines are ours; asks the kernel nothing
+else, so reading it never blocks on a mount whose daemon hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+FSTYPE = "fuse.cowfs"
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One line. Paths are os.fsdecode'd; device is "major:minor"."""
+
+    mount_id: int
+    device: str
+    mountpoint: str
+    fstype: str
+    source: str
+
+    @property
+    def is_cowfs(self) -> bool:
+        """Whether one of our daemons serves (or served) it."""
+        return self.fstype == FSTYPE
+
+
+def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """All mounts, in the order in which they were made."""
+    with open(path, "rb") as lines:
+        return [_parse(line.rstrip(b"\n")) for line in lines]
+
+
+def mounted_at(path: str, mounts: Iterable[Mount] | None = None) -> Mount | None:
+    """The topmost mount exactly at this canonical path, None when nothing is mounted there."""
+    found = None
+    for mount in read() if mounts is None else mounts:
+        if mount.mountpoint == path:
+            found = mount
+    return found
+
+
+def holding(path: str, mounts: Iterable[Mount] | None = None) -> Mount:
+    """The mount that a canonical path lies on. LookupError when the table has no root."""
+    found = None
+    for mount in read() if mounts is None else mounts:
+        if is_within(path, mount.mountpoint) and (
+            found is None or len(mount.mountpoint) >= len(found.mountpoint)
+        ):
+            found = mount
+    if found is None:
+        raise LookupError(f"no mount holds {path!r}")
+    return found
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether a canonical path is the directory or lies below it, by name alone."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _parse(line: bytes) -> Mount:
+    fields = line.split(b" ")
+    # optional fields end at "-"; a mountpoint cannot be taken for it, it starts with "/"
+    separator = fields.index(b"-", 6)
+    return Mount(
+        mount_id=int(fields[0]),
+        device=fields[2].decode("ascii"),
+        mountpoint=_unescape(fields[4]),
+        fstype=_unescape(fields[separator + 1]),
+        source=_unescape(fields[separator + 2]),
+    )
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))

@@ -1,0 +1,158 @@
+"""The marks that an upper directory carries, and extended attributes in general.
+
+This file knows how a whiteout, an opaque directory, a redirect and a kept inode number look on
+disk. The first three are overlayfs's own (Documentation/filesystems/overlayfs.rst: "whiteouts and
+opaque directories", "redirect_dir"), so the kernel's overlay reads them too; the last is a
+`trusted.cowfs.*` attribute, because overlayfs has no mark for it. It does not know when a mark is
+due.
+
+`where` is an open descriptor, or a path as `proc_path` makes it: O_PATH descriptors refuse
+f*xattr(2), and an entry of a directory has no *at() form of these calls before kernel 6.13. A
+symlink is never followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+
+import xattr
+
+OPAQUE = b"trusted.overlay.opaque"
+REDIRECT = b"trusted.overlay.redirect"
+INO = b"trusted.cowfs.ino"
+
+_INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
+_FD_DIRECTORY = b"/proc/self/fd"
+_INO_VALUE = struct.Struct("<Q")
+
+
+def proc_path(dir_fd: int, name: bytes | None = None) -> bytes:
+    """A path to what a descriptor (O_PATH too) is open on, or to an entry of that directory."""
+    if name is None:
+        return b"%b/%d" % (_FD_DIRECTORY, dir_fd)
+    return b"%b/%d/%b" % (_FD_DIRECTORY, dir_fd, name)
+
+
+def _nofollow(where: int | bytes) -> bool:
+    # The link /proc/self/fd/N is the way to the file and must be followed; what it leads to is not
+    # followed any further, even when it is a symlink itself.
+    return not (isinstance(where, int) or os.path.dirname(where) == _FD_DIRECTORY)
+
+
+def list_xattrs(where: int | bytes) -> list[bytes]:
+    """The names of all extended attributes; none where the filesystem has no such thing."""
+    try:
+        # Not xattr.listxattr: it decodes names strictly as UTF-8, and a name may be any bytes.
+        if isinstance(where, int):
+            names = os.listxattr(where)
+        else:
+            names = os.listxattr(where, follow_symlinks=not _nofollow(where))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    return [os.fsencode(name) for name in names]
+
+
+def get_xattr(where: int | bytes, name: bytes) -> bytes:
+    """The value of an attribute. OSError: ENODATA when there is none, EOPNOTSUPP."""
+    while True:
+        try:
+            value: bytes = xattr.getxattr(where, name, symlink=_nofollow(where))
+        except OSError as error:
+            # The package asks for the size first; the value grew in between.
+            if error.errno != errno.ERANGE:
+                raise
+        else:
+            return value
+
+
+def set_xattr(where: int | bytes, name: bytes, value: bytes, flags: int = 0) -> None:
+    """Set an attribute; `flags` as in setxattr(2): XATTR_CREATE is 1, XATTR_REPLACE 2."""
+    # The package has bits of its own for the same two flags.
+    options = (xattr.XATTR_CREATE if flags & os.XATTR_CREATE else 0) | (
+        xattr.XATTR_REPLACE if flags & os.XATTR_REPLACE else 0
+    )
+    xattr.setxattr(where, name, value, options, symlink=_nofollow(where))
+
+
+def remove_xattr(where: int | bytes, name: bytes) -> None:
+    """Remove an attribute. OSError: ENODATA when there is none."""
+    xattr.removexattr(where, name, symlink=_nofollow(where))
+
+
+def is_internal(name: bytes | str) -> bool:
+    """Whether an attribute is a mark of cowfs or overlayfs: no user may see or write it."""
+    return os.fsencode(name).startswith(_INTERNAL)
+
+
+def copy_xattrs(src: int | bytes, dst: int | bytes, skip_internal: bool = True) -> None:
+    """Copy all attributes, POSIX ACLs and security.* included; those that only `dst` has stay.
+
+    Change the owner before and the mode after: chown(2) drops security.capability, and an access
+    ACL sets the mode's group bits.
+    """
+    for name in list_xattrs(src):
+        if not (skip_internal and is_internal(name)):
+            set_xattr(dst, name, get_xattr(src, name))
+
+
+def is_whiteout(st: os.stat_result) -> bool:
+    """Whether this upper entry says that a lower entry of its name is gone."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def make_whiteout(dir_fd: int, name: bytes) -> None:
+    """Make a whiteout. OSError: EEXIST when the name is taken."""
+    os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+
+
+def _get_mark(where: int | bytes, name: bytes) -> bytes | None:
+    try:
+        return get_xattr(where, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def is_opaque(where: int | bytes) -> bool:
+    """Whether this upper directory hides the lower directory of its name."""
+    return _get_mark(where, OPAQUE) == b"y"
+
+
+def set_opaque(where: int | bytes) -> None:
+    """Mark a directory as opaque."""
+    set_xattr(where, OPAQUE, b"y")
+
+
+def get_redirect(where: int | bytes) -> bytes | None:
+    """Which lower directory this upper directory is merged with, when not the one of its own name.
+
+    As overlayfs writes it: an absolute path inside the lower tree (b"/a/b"), or the bare name of a
+    sibling.
+    """
+    return _get_mark(where, REDIRECT)
+
+
+def set_redirect(where: int | bytes, path: bytes) -> None:
+    """Merge this directory with the lower directory `path`, absolute inside the lower tree."""
+    set_xattr(where, REDIRECT, path)
+
+
+def get_ino(where: int | bytes) -> int | None:
+    """The st_ino presented for this upper file, when not its own. OSError: EIO when damaged."""
+    value = _get_mark(where, INO)
+    if value is None:
+        return None
+    if len(value) != _INO_VALUE.size:
+        raise OSError(errno.EIO, "damaged attribute " + os.fsdecode(INO))
+    return int(_INO_VALUE.unpack(value)[0])
+
+
+def set_ino(where: int | bytes, ino: int) -> None:
+    """Keep `ino` as the presented st_ino: that of the template's file that it came from."""
+    set_xattr(where, INO, _INO_VALUE.pack(ino))

@@ -1,0 +1,421 @@
+"""The handlers that pyfuse3 calls: requests in, attributes and errno out.
+
+A handler turns ids into nodes, takes the locks that the change needs, calls the overlay, and tells
+the kernel how long it may keep the answer.  Nothing is decided here about names or copies, and no
+file data passes through: READ, WRITE, RELEASE, FSYNC and the like are answered by the channel.
+
+Names and attributes of a copy change only through its mount, so the kernel may keep what it was
+told for as long as it likes.  The exception is a file that is open for writing with passthrough:
+the kernel writes to it without asking, so its attributes are never kept (`Backing.is_volatile`).
+
+Concurrency: everything runs in one thread, so whatever has no await in it is atomic.  What awaits
+(copy-up, fsync) holds `lock_of(node)` and looks again at what it needs afterwards.  A handler holds
+at most one such lock, or, in rename, takes them one after the other and lets go in between.
+
+This is the only place where OSError becomes FUSEError.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+
+from cowfs import ondisk, syscalls
+from cowfs.backing import Backing, lock_of
+from cowfs.inodes import Directory, Node
+from cowfs.overlay import NAME_MAX, Overlay, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Ten years in seconds: until a change through the mount itself.
+FOREVER = 10 * 365 * 86400
+
+_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+
+
+def handler(
+    method: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make errors of a handler errnos; what nobody foresaw is logged and becomes EIO."""
+
+    @functools.wraps(method)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(*args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            if error.errno in (None, errno.EBADF, errno.EFAULT):  # can only be our own mistake
+                log.exception("%s%r", method.__name__, args[1:])
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s%r", method.__name__, args[1:])
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """One mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        backing: Backing,
+        *,
+        read_only: bool,
+        on_forgotten: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self._overlay = overlay
+        self._nodes = overlay.nodes
+        self._backing = backing
+        self._read_only = read_only
+        self._on_forgotten = on_forgotten
+
+    # ---------------------------------------------------------------- names
+
+    @handler
+    async def lookup(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> EntryAttributes:
+        parent = self._nodes.directory(parent_inode)
+        try:
+            node, st = self._overlay.lookup(parent, name)
+        except FileNotFoundError:
+            missing = EntryAttributes()
+            missing.st_ino = 0  # the kernel keeps that there is no such name
+            missing.entry_timeout = FOREVER
+            return missing
+        return self._entry(node, st)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        try:
+            for nodeid, count in inode_list:
+                for dropped in self._overlay.forget(nodeid, count):
+                    self._on_forgotten(dropped)
+        except Exception:
+            log.exception("forget%r", (inode_list,))
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        """fh is the directory's node id: the channel has put it there."""
+        directory = self._nodes.directory(fh)
+        if start_id <= 0 and not self._reply_dot(token, b".", directory, 1):
+            return
+        if start_id <= 1 and not self._reply_dot(token, b"..", directory.parent or directory, 2):
+            return
+        # The kernel holds the directory's lock while it reads, and a change of it waits: the
+        # listing does not change under this loop.
+        overlay = self._overlay
+        for place, name in overlay.listings.of(directory).after(max(0, start_id - 2)):
+            node, st = overlay.lookup(directory, name)
+            if not pyfuse3.readdir_reply(token, name, self._attributes(node, st), place + 3):
+                if node.lookups == 0:
+                    overlay.prune(node)
+                return
+            node.lookups += 1
+
+    @staticmethod
+    def _reply_dot(token: Any, name: bytes, node: Node, next_id: int) -> bool:
+        attributes = EntryAttributes()
+        attributes.st_ino = node.nodeid
+        attributes.st_mode = stat.S_IFDIR
+        return bool(pyfuse3.readdir_reply(token, name, attributes, next_id))
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._writable_directory(parent_inode)
+        node = self._overlay.create_directory(parent, name, mode, ctx.umask, (ctx.uid, ctx.gid))
+        return self._entry(node)
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._writable_directory(parent_inode)
+        owner = (ctx.uid, ctx.gid)
+        if stat.S_ISREG(mode):
+            node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
+            os.close(fd)
+        else:
+            node = self._overlay.create_special(parent, name, mode, ctx.umask, rdev, owner)
+        return self._entry(node)
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._writable_directory(parent_inode)
+        return self._entry(self._overlay.create_symlink(parent, name, target, (ctx.uid, ctx.gid)))
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        parent = self._writable_directory(parent_inode)
+        owner = (ctx.uid, ctx.gid)
+        node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
+        self._backing.created(node, fd, flags & os.O_ACCMODE)
+        return FileInfo(fh=node.nodeid), self._entry(node)
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, _ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._writable_directory(new_parent_inode)
+        node = await self._private(self._nodes.get(inode))
+        self._overlay.link(node, parent, new_name)
+        return self._entry(node)
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+        parent = self._writable_directory(parent_inode)
+        node, _st = self._overlay.lookup(parent, name)
+        if self._overlay.links.is_grouped(node):
+            await self._private(node)  # its other names count as links from now on
+        node = self._overlay.unlink(parent, name)
+        self._backing.removed(node)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+        self._overlay.rmdir(self._writable_directory(parent_inode), name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        _ctx: RequestContext,
+    ) -> None:
+        overlay = self._overlay
+        old_parent = self._writable_directory(parent_inode_old)
+        new_parent = self._writable_directory(parent_inode_new)
+        # The kernel holds the locks of both directories: the names stay what they are over the
+        # awaits.
+        source, _st = overlay.lookup(old_parent, name_old)
+        if not isinstance(source, Directory):
+            await self._private(source)
+        try:
+            target, _st = overlay.lookup(new_parent, name_new)
+        except FileNotFoundError:
+            pass
+        else:
+            moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
+            if moves or overlay.links.is_grouped(target):
+                await self._private(target)
+        replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags)
+        if replaced is not None:
+            self._backing.removed(replaced)
+
+    @handler
+    async def readlink(self, inode: int, _ctx: RequestContext) -> bytes:
+        return self._overlay.readlink(self._nodes.get(inode))
+
+    # ---------------------------------------------------------------- attributes
+
+    @handler
+    async def getattr(self, inode: int, _ctx: RequestContext) -> EntryAttributes:
+        node = self._nodes.get(inode)
+        return self._attributes(node, self._overlay.getattr(node))
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        _fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        self._refuse_read_only()
+        overlay = self._overlay
+        node = self._nodes.get(inode)
+        if fields.update_size:
+            async with lock_of(node):
+                if node.replaced:
+                    raise failure(errno.ESTALE)
+                await self._backing.truncate(node, attr.st_size)
+            if ctx.uid != 0:
+                self._drop_privileges(node)
+        node = await self._private(node)
+        if fields.update_uid or fields.update_gid:
+            uid = attr.st_uid if fields.update_uid else -1
+            gid = attr.st_gid if fields.update_gid else -1
+            overlay.set_owner(node, uid, gid)
+        if fields.update_mode:
+            overlay.set_mode(node, attr.st_mode)
+        if fields.update_atime or fields.update_mtime:
+            overlay.set_times(
+                node,
+                attr.st_atime_ns if fields.update_atime else None,
+                attr.st_mtime_ns if fields.update_mtime else None,
+            )
+        reply = self._attributes(node, overlay.getattr(node))
+        reply.st_ino = inode
+        return reply
+
+    @handler
+    async def statfs(self, _ctx: RequestContext) -> StatvfsData:
+        volume = os.statvfs(ondisk.proc_path(self._overlay.layers.upper_root_fd))
+        reply = StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail"):
+            setattr(reply, field, getattr(volume, field))
+        for field in ("f_files", "f_ffree", "f_favail"):
+            setattr(reply, field, getattr(volume, field))
+        reply.f_namemax = NAME_MAX
+        return reply
+
+    @handler
+    async def access(self, _inode: int, _mode: int, _ctx: RequestContext) -> bool:
+        return True  # default_permissions: the kernel has checked
+
+    # ---------------------------------------------------------------- extended attributes
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, _ctx: RequestContext) -> bytes:
+        if ondisk.is_internal(name):
+            raise failure(errno.ENODATA)
+        node = self._overlay.current(self._nodes.get(inode))
+        return ondisk.get_xattr(self._overlay.layers.path(node), name)
+
+    @handler
+    async def listxattr(self, inode: int, _ctx: RequestContext) -> Sequence[bytes]:
+        node = self._overlay.current(self._nodes.get(inode))
+        names = ondisk.list_xattrs(self._overlay.layers.path(node))
+        return [name for name in names if not ondisk.is_internal(name)]
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: RequestContext) -> None:
+        self._refuse_internal(name)
+        node = await self._private(self._nodes.get(inode))
+        ondisk.set_xattr(self._overlay.layers.path(node), name, value)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, _ctx: RequestContext) -> None:
+        self._refuse_internal(name)
+        node = self._overlay.current(self._nodes.get(inode))
+        if name not in ondisk.list_xattrs(self._overlay.layers.path(node)):
+            raise failure(errno.ENODATA)
+        node = await self._private(node)
+        ondisk.remove_xattr(self._overlay.layers.path(node), name)
+
+    # ---------------------------------------------------------------- open files
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        node = self._nodes.get(inode)
+        access = flags & os.O_ACCMODE
+        truncate = bool(flags & os.O_TRUNC)
+        if access == os.O_RDONLY and not truncate:
+            await self._backing.open_reading(node)
+        else:
+            self._refuse_read_only()
+            await self._backing.open_changing(node, access, truncate=truncate)
+            if truncate and ctx.uid != 0:
+                self._drop_privileges(node)
+        return FileInfo(fh=inode)
+
+    @handler
+    async def opendir(self, inode: int, _ctx: RequestContext) -> int:
+        return self._nodes.directory(inode).nodeid
+
+    @handler
+    async def releasedir(self, _fh: int) -> None:
+        return
+
+    @handler
+    async def fsyncdir(self, fh: int, _datasync: bool) -> None:
+        """fh is the directory's node id; one that never changed has nothing to write."""
+        directory = self._nodes.directory(fh)
+        if not directory.upper:
+            return
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = os.open(b".", flags, dir_fd=self._overlay.layers.upper(directory))
+        try:
+            await trio.to_thread.run_sync(os.fsync, fd)
+        finally:
+            os.close(fd)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _refuse_read_only(self) -> None:
+        # The kernel refuses by itself, until somebody remounts the mount read-write.
+        if self._read_only:
+            raise failure(errno.EROFS)
+
+    def _refuse_internal(self, name: bytes) -> None:
+        self._refuse_read_only()
+        if ondisk.is_internal(name):
+            raise failure(errno.EPERM)
+
+    def _writable_directory(self, nodeid: int) -> Directory:
+        self._refuse_read_only()
+        return self._nodes.directory(nodeid)
+
+    async def _private(self, node: Node) -> Node:
+        """The node that stands for the same file today, copied up."""
+        node = self._overlay.current(node)
+        if isinstance(node, Directory):
+            if not node.upper:
+                self._overlay.ensure_upper(node)
+        elif not node.upper:
+            async with lock_of(node):
+                await self._backing.make_private(node)
+            node = self._overlay.current(node)  # it may have been replaced while we waited
+        return node
+
+    def _drop_privileges(self, node: Node) -> None:
+        """What truncate(2) does to setuid and setgid when the caller has no CAP_FSETID.
+
+        The daemon has it, so the volume's filesystem does not do it by itself.
+        """
+        mode = self._overlay.getattr(node).st_mode
+        drop = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        if mode & drop & _PRIVILEGE_BITS:
+            self._overlay.set_mode(node, mode & ~drop)
+
+    def _entry(self, node: Node, st: os.stat_result | None = None) -> EntryAttributes:
+        """The answer that hands a node to the kernel: one more lookup."""
+        attributes = self._attributes(node, st or self._overlay.getattr(node))
+        node.lookups += 1
+        return attributes
+
+    def _attributes(self, node: Node, st: os.stat_result) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = node.nodeid
+        entry.entry_timeout = FOREVER
+        entry.attr_timeout = 0 if self._backing.is_volatile(node) else FOREVER
+        entry.st_mode = st.st_mode
+        entry.st_nlink = self._overlay.nlink(node, st)
+        entry.st_uid = st.st_uid
+        entry.st_gid = st.st_gid
+        entry.st_rdev = st.st_rdev
+        entry.st_size = st.st_size
+        entry.st_blksize = st.st_blksize
+        entry.st_blocks = st.st_blocks
+        entry.st_atime_ns = st.st_atime_ns
+        entry.st_mtime_ns = st.st_mtime_ns
+        entry.st_ctime_ns = st.st_ctime_ns
+        return entry

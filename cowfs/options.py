@@ -1,0 +1,226 @@
+"""What ``-o`` may say, as one frozen dataclass.
+
+This file knows the words of mount options and what each of them means for a mount. It knows nothing
+of paths, stores or the system at hand: the same strings give the same `Options` everywhere, which
+is why the daemon, the mount helper and the tests may all call it. Whether a copy may have a certain
+name is the store's decision; here a name is only a string that is not missing.
+
+Grammar: items are separated by commas, ``-o`` may be repeated, a later item overrides an earlier
+one. Inside an item ``\\,`` is a comma and ``\\\\`` a backslash; any other backslash stands for
+itself, because the names that systemd-escape makes are full of ``\\x2d``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from cowfs.errors import UsageError
+from cowfs.syscalls import (
+    MS_DIRSYNC,
+    MS_LAZYTIME,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_RDONLY,
+    MS_RELATIME,
+    MS_SILENT,
+    MS_STRICTATIME,
+    MS_SYNCHRONOUS,
+)
+
+CloneMode = Literal["write", "open"]
+PassthroughMode = Literal["auto", "on", "off"]
+
+MIB = 1 << 20
+
+DEFAULT_MOUNT_FLAGS = MS_NOSUID | MS_NODEV
+
+_ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
+
+# option: (bits that it clears, bits that it then sets), as mount(8) describes each of them
+_GENERIC: dict[str, tuple[int, int]] = {
+    "ro": (0, MS_RDONLY),
+    "rw": (MS_RDONLY, 0),
+    "nosuid": (0, MS_NOSUID),
+    "suid": (MS_NOSUID, 0),
+    "nodev": (0, MS_NODEV),
+    "dev": (MS_NODEV, 0),
+    "noexec": (0, MS_NOEXEC),
+    "exec": (MS_NOEXEC, 0),
+    "noatime": (_ATIME, MS_NOATIME),
+    "atime": (MS_NOATIME, 0),
+    "nodiratime": (0, MS_NODIRATIME),
+    "diratime": (MS_NODIRATIME, 0),
+    "relatime": (_ATIME, MS_RELATIME),
+    "norelatime": (MS_RELATIME, 0),
+    "strictatime": (_ATIME, MS_STRICTATIME),
+    "nostrictatime": (MS_STRICTATIME, 0),
+    "lazytime": (0, MS_LAZYTIME),
+    "nolazytime": (MS_LAZYTIME, 0),
+    "sync": (0, MS_SYNCHRONOUS),
+    "async": (MS_SYNCHRONOUS, 0),
+    "dirsync": (0, MS_DIRSYNC),
+    "nosymfollow": (0, MS_NOSYMFOLLOW),
+    "symfollow": (MS_NOSYMFOLLOW, 0),
+    "silent": (0, MS_SILENT),
+    "loud": (MS_SILENT, 0),
+}
+
+# Words of fstab that say when and by whom to mount, not how; mount(8) may hand them on. "defaults"
+# is fstab's filler for "no options" and must not take away nosuid,nodev.
+_IGNORED = frozenset({"defaults", "auto", "noauto", "nofail", "nouser", "_netdev"})
+_IGNORED_PREFIXES = ("x-", "X-", "comment=")
+
+_UNIMPLEMENTED = {
+    "remount": "is not supported: unmount the copy and mount it again with the other options",
+    "bind": "is not for cowfs: use mount --bind on the mounted copy",
+    "rbind": "is not for cowfs: use mount --rbind on the mounted copy",
+}
+
+_VALUES: dict[str, str] = {
+    "copy": "copy=NAME",
+    "store": "store=DIR",
+    "clone": "clone=write|open",
+    "passthrough": "passthrough=auto|on|off",
+    "share_min": "share_min=SIZE",
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "clone": ("write", "open"),
+    "passthrough": ("auto", "on", "off"),
+}
+
+_SIZE = re.compile(r"([0-9]{1,19})(?:([kmgtKMGT])(?:iB)?)?", re.ASCII)
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_MAX_SIZE = (1 << 63) - 1  # st_size is an off_t
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a copy is mounted.
+
+    share_min: bytes; a shared file of at least this size is passed through when opened read-only.
+    mount_flags: MS_* bits for mount(2), read_only included as MS_RDONLY.
+    given: the items as the user wrote them, for display only.
+    """
+
+    read_only: bool = False
+    copy: str | None = None
+    ephemeral: bool = False
+    store: str | None = None
+    clone: CloneMode = "write"
+    passthrough: PassthroughMode = "auto"
+    share_min: int = MIB
+    mount_flags: int = DEFAULT_MOUNT_FLAGS
+    given: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the way back."""
+        values = asdict(self)
+        values["given"] = list(self.given)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Options:
+        """Raises TypeError for a key that this version does not know."""
+        plain = dict(values)
+        plain["given"] = tuple(plain.get("given", ()))
+        return cls(**plain)
+
+
+def parse(options: Iterable[str]) -> Options:
+    """Read the values of every ``-o``, in their order.
+
+    Raises UsageError that names the option, and the known ones when it is unknown.
+    """
+    flags = DEFAULT_MOUNT_FLAGS
+    ephemeral = False
+    values: dict[str, str] = {}
+    given: list[str] = []
+    for item in (item for text in options for item in split(text)):
+        if not item:
+            continue  # ",," and a trailing comma are as harmless here as they are to mount(8)
+        given.append(item)
+        name, equals, value = item.partition("=")
+        if name in _VALUES:
+            values[name] = _checked_value(item, name, value if equals else None)
+        elif item in _IGNORED or item.startswith(_IGNORED_PREFIXES):
+            continue
+        elif name in _GENERIC or name == "ephemeral":
+            if equals:
+                raise UsageError(f"option {item!r}: {name} takes no value: write just {name}")
+            if name == "ephemeral":
+                ephemeral = True
+            else:
+                clears, sets = _GENERIC[name]
+                flags = flags & ~clears | sets
+        elif name in _UNIMPLEMENTED:
+            raise UsageError(f"option {name!r} {_UNIMPLEMENTED[name]}")
+        else:
+            raise UsageError(f"unknown option {item!r}: known are {known_options()}")
+    return Options(
+        read_only=bool(flags & MS_RDONLY),
+        copy=values.get("copy"),
+        ephemeral=ephemeral,
+        store=values.get("store"),
+        clone=cast(CloneMode, values.get("clone", "write")),
+        passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
+        share_min=parse_size("share_min", values["share_min"]) if "share_min" in values else MIB,
+        mount_flags=flags,
+        given=tuple(given),
+    )
+
+
+def split(text: str) -> list[str]:
+    """Split at the commas that no backslash protects, and take those backslashes away."""
+    items = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == ",":
+            items.append("")
+            continue
+        if character == "\\":
+            following = next(characters, "")
+            character = following if following in (",", "\\") else "\\" + following
+        items[-1] += character
+    return items
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes of ``4096``, ``64k``, ``1M``, ``1MiB``, ``2G``: powers of 1024, whole numbers.
+
+    Raises UsageError naming the option.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is not None:
+        size = int(match[1]) << _UNITS[(match[2] or "").lower()]
+        if size <= _MAX_SIZE:
+            return size
+    raise UsageError(
+        f"option {option}={text}: {text!r} is not a size: write bytes or a whole number with k, "
+        f"M, G or T, such as {option}=4096, {option}=64k, {option}=1M"
+    )
+
+
+def known_options() -> str:
+    """Every word that parse() knows, for messages and help."""
+    return ", ".join([*_VALUES.values(), "ephemeral", *_GENERIC])
+
+
+def _checked_value(item: str, name: str, value: str | None) -> str:
+    if value is None:
+        raise UsageError(f"option {item!r} needs a value: write {_VALUES[name]}")
+    if name == "share_min":
+        parse_size(name, value)
+    elif name in _CHOICES and value not in _CHOICES[name]:
+        raise UsageError(f"option {item!r}: write {_VALUES[name]}")
+    elif name == "store" and not value:
+        raise UsageError(
+            f"option {item!r} is empty: write {_VALUES[name]}, the directory of the store"
+        )
+    return value

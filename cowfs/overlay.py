@@ -1,0 +1,785 @@
+"""The merged namespace of one copy: what a name means, and how it changes.
+
+The template's tree is the lower layer and is never written; `upper/` holds what changed, as
+overlayfs keeps it (Documentation/filesystems/overlayfs.rst): a whiteout hides a lower name, an
+opaque directory hides all lower names of its own, a redirect says which lower directory a moved
+directory is merged with.  Every change becomes visible by one rename or link, so that after a crash
+either all of it is there or nothing.
+
+This file knows nodes and layers.  It does not know the kernel's protocol, who asks, or what backs
+an open file.  Everything in it is synchronous and runs in the event loop's thread; a caller that
+awaits in between looks again at what it holds.  Errors are OSError with the errno that the caller
+of the system call should see.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cowfs import ondisk, syscalls
+from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
+from cowfs.inodes import ROOT_ID, Directory, Node, NodeTable
+from cowfs.layers import Layers
+from cowfs.links import LinkGroups
+from cowfs.listing import Listings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+NAME_MAX = 255
+
+
+def failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+class Overlay:
+    """One copy.
+
+    *tree* is the template's tree, *upper* and *work* the copy's directories (work None: read-only),
+    *hard_links* the template's groups of paths that name one inode.
+    """
+
+    def __init__(
+        self, tree: str, upper: str, work: str | None, hard_links: Sequence[Sequence[bytes]]
+    ) -> None:
+        self.layers = Layers(tree, upper, work)
+        root = Directory(ROOT_ID, b"")
+        root.upper = True
+        root.upper_fd = self.layers.upper_root_fd
+        root.lower_fd = self.layers.tree_fd
+        self.nodes = NodeTable(root, os.fstat(self.layers.tree_fd).st_ino)
+        self.listings = Listings(self.layers)
+        self.links = LinkGroups(self, hard_links)
+        if work is not None:
+            self._empty(self.layers.work_fd)
+
+    def close(self) -> None:
+        self.layers.close(iter(self.nodes))
+
+    # ---------------------------------------------------------------- looking
+
+    def lookup(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
+        """The node of a name and its lstat (of the layer: st_ino is not the one to show).
+
+        The node is in the table afterwards, with no lookup counted.  Errors: ENOENT, ENAMETOOLONG.
+        """
+        if len(name) > NAME_MAX:
+            raise failure(errno.ENAMETOOLONG)
+        layers = self.layers
+        if parent.upper:
+            st = layers.upper_entry(parent, name)
+            if st is not None:
+                if ondisk.is_whiteout(st):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                return self._upper_node(parent, name, st), st
+        st = layers.lower_entry(parent, name)
+        if st is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self._lower_node(parent, name, st), st
+
+    def _lower_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
+        node = self.nodes.by_ino(st.st_ino)
+        if node is None:
+            if stat.S_ISDIR(st.st_mode):
+                assert parent.lower is not None
+                node = Directory(st.st_ino, _join(parent.lower, name))
+            else:
+                node = Node(st.st_ino)
+            self.nodes.add(node)
+        node.place(parent, name)
+        return node
+
+    def _upper_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
+        where = ondisk.proc_path(self.layers.upper(parent), name)
+        if stat.S_ISDIR(st.st_mode):
+            lower = self._merged_with(parent, name, where)
+            ino = st.st_ino if lower is None else lower[1]
+            node = self.nodes.by_ino(ino)
+            if node is None:
+                node = Directory(ino, None if lower is None else lower[0])
+                self.nodes.add(node)
+        else:
+            ino = ondisk.get_ino(where) or st.st_ino
+            node = self.nodes.by_ino(ino)
+            if node is None:
+                node = Node(ino)
+                self.nodes.add(node)
+        node.upper = True
+        node.place(parent, name)
+        return node
+
+    def _merged_with(
+        self, parent: Directory, name: bytes, where: bytes
+    ) -> tuple[bytes, int] | None:
+        """Path and inode number of the lower directory that shows through an upper one."""
+        if ondisk.is_opaque(where):
+            return None
+        redirect = ondisk.get_redirect(where)
+        if redirect is None or not redirect.startswith(b"/"):
+            if parent.lower is None:
+                return None
+            path = _join(parent.lower, redirect or name)
+        else:
+            path = redirect.lstrip(b"/")
+        try:
+            fd = self.layers.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            st = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return (path, st.st_ino) if stat.S_ISDIR(st.st_mode) else None
+
+    def getattr(self, node: Node) -> os.stat_result:
+        """lstat of a node, in the layer that has it."""
+        if node.replaced:
+            assert node.origin is not None
+            return node.origin
+        return self.layers.stat(node)
+
+    def current(self, node: Node) -> Node:
+        """The node that has taken over the name of a replaced one; else the node itself.
+
+        OSError(ESTALE) when the kernel has forgotten it: a lookup will find the file again.
+        """
+        if not node.replaced:
+            return node
+        latest = self.nodes.by_ino(node.ino)
+        if latest is None:
+            raise failure(errno.ESTALE)
+        return latest
+
+    def nlink(self, node: Node, st: os.stat_result) -> int:
+        """The link count to show for a node with lstat *st*."""
+        if node.parent is None and node.nodeid != ROOT_ID:
+            # Its last known name is gone.  A file of the upper layer counts its other names itself.
+            return st.st_nlink if node.upper and not isinstance(node, Directory) else 0
+        if isinstance(node, Directory) and node.upper and node.lower is not None:
+            return 2 + self.listings.of(node).subdirectories
+        return st.st_nlink
+
+    def readlink(self, node: Node) -> bytes:
+        """The target of a symbolic link."""
+        if node.held_fd >= 0:
+            return os.readlink(b"", dir_fd=node.held_fd)
+        if node.parent is None:
+            raise failure(errno.EINVAL)
+        side = self.layers.upper if node.upper else self.layers.lower
+        return os.readlink(node.name, dir_fd=side(node.parent))
+
+    def forget(self, nodeid: int, count: int) -> list[int]:
+        """Take back lookups; gives the node ids that are no longer in the table."""
+        return self._dropped(self.nodes.forget(nodeid, count))
+
+    def prune(self, node: Node) -> None:
+        """Drop a node that was looked up for our own purposes only."""
+        self._dropped(self.nodes.prune(node))
+
+    def _dropped(self, nodes: Iterator[Node]) -> list[int]:
+        dropped = []
+        for node in nodes:
+            self.layers.close_node(node)
+            if isinstance(node, Directory):
+                self.layers.close_directory(node)
+                self.listings.drop(node)
+            dropped.append(node.nodeid)
+        return dropped
+
+    # ---------------------------------------------------------------- copy-up
+
+    def ensure_upper(self, directory: Directory) -> None:
+        """Give a directory, and before it its parents, a place in the upper layer."""
+        missing: list[Directory] = []
+        step: Directory | None = directory
+        while step is not None and not step.upper:
+            missing.append(step)
+            step = step.parent
+        if step is None:
+            raise failure(errno.ENOENT)
+        layers = self.layers
+        for child in reversed(missing):
+            assert child.parent is not None
+            temporary = layers.temp_name()
+            try:
+                copy_up_directory(layers.lower(child), layers.work_fd, temporary)
+                with self._keeping_times(child.parent) as parent_fd:
+                    os.rename(
+                        temporary, child.name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd
+                    )
+            except OSError:
+                self._discard(layers.work_fd, temporary)
+                raise
+            child.upper = True
+
+    def begin_copy_up(self, node: Node, *, keep_data: bool) -> tuple[RegularCopyUp, int]:
+        """Start the copy-up of a shared regular file.
+
+        Gives the copy-up, whose `clone` is to be called next (in a thread if it is not quick), and
+        the descriptor of the source, to be closed when it is done.
+        """
+        source = self.layers.open(node, os.O_RDONLY)
+        try:
+            work_fd = self.layers.work_fd
+            return RegularCopyUp(source, work_fd, node.ino, keep_data=keep_data), source
+        except BaseException:
+            os.close(source)
+            raise
+
+    def publish(self, node: Node, copy_up: RegularCopyUp) -> None:
+        """Put a finished clone under every name of its node that is still visible.
+
+        On an error no name has it.  A node that lost its last name meanwhile lives on in the
+        unnamed file.
+        """
+        if node.parent is not None:
+            self._link_all(copy_up.fd, self.links.names_of(node))
+        if node.held_fd >= 0 or node.parent is None:
+            self.layers.close_node(node)
+            node.held_fd = os.dup(copy_up.fd)
+        node.origin = copy_up.origin
+        node.upper = True
+
+    def _link_all(self, fd: int, names: list[tuple[Directory, bytes]]) -> None:
+        """Link a file of work/ into the upper layer under each name, or under none."""
+        done: list[tuple[Directory, bytes]] = []
+        try:
+            for parent, name in names:
+                self.ensure_upper(parent)
+                with self._keeping_times(parent) as parent_fd:
+                    syscalls.link_fd(fd, parent_fd, name)
+                done.append((parent, name))
+        except OSError:
+            for parent, name in done:
+                os.unlink(name, dir_fd=self.layers.upper(parent))
+            raise
+
+    def hand_over(self, node: Node) -> list[tuple[Directory, bytes]]:
+        """Let a new node stand for the file of *node*, which was copied up under its readers.
+
+        Gives the names that lead to the new node from now on.
+        """
+        names = [] if node.parent is None else self.links.names_of(node)
+        self.nodes.replace(node)
+        return names
+
+    def copy_up_special(self, node: Node) -> None:
+        """Copy-up of a symbolic link, fifo, socket or device."""
+        if node.upper or node.parent is None:
+            return
+        layers = self.layers
+        temporary = layers.temp_name()
+        names = self.links.names_of(node)
+        try:
+            lower_fd = layers.lower(node.parent)
+            copy_up_special(lower_fd, node.name, layers.work_fd, temporary, node.ino)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(temporary, flags, dir_fd=layers.work_fd)
+            try:
+                self._link_all(fd, names)
+            finally:
+                os.close(fd)
+        finally:
+            self._discard(layers.work_fd, temporary)
+        node.upper = True
+
+    # ---------------------------------------------------------------- creating
+
+    def create_file(
+        self, parent: Directory, name: bytes, mode: int, umask: int, owner: tuple[int, int]
+    ) -> tuple[Node, int]:
+        """Create a regular file that belongs to *owner* (uid, gid); gives its node and an O_RDWR
+        descriptor.
+
+        It is made without a name in the directory itself, so that default ACLs and setgid
+        directories act as the volume's filesystem has them.
+        """
+        covered = self._free_name(parent, name)
+        layers = self.layers
+        parent_fd = layers.upper(parent)
+        owner = _owner_in(os.fstat(parent_fd), owner)
+        with _umask(umask):
+            fd = syscalls.open_tmpfile(parent_fd, stat.S_IMODE(mode))
+        try:
+            _give(ondisk.proc_path(fd), os.fstat(fd), owner, follow=True)
+            if covered:
+                temporary = layers.temp_name()
+                syscalls.link_fd(fd, layers.work_fd, temporary)
+                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
+            else:
+                syscalls.link_fd(fd, parent_fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._created(parent, name, Node(os.fstat(fd).st_ino)), fd
+
+    def create_directory(
+        self, parent: Directory, name: bytes, mode: int, umask: int, owner: tuple[int, int]
+    ) -> Node:
+        """mkdir(2) for *owner*."""
+
+        def make(dir_fd: int, at: bytes) -> None:
+            with _umask(umask):
+                os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
+
+        self._make(parent, name, make, owner)
+        st = os.stat(name, dir_fd=self.layers.upper(parent), follow_symlinks=False)
+        return self._created(parent, name, Directory(st.st_ino, None))
+
+    def create_special(
+        self,
+        parent: Directory,
+        name: bytes,
+        mode: int,
+        umask: int,
+        rdev: int,
+        owner: tuple[int, int],
+    ) -> Node:
+        """mknod(2) of anything but a regular file; a device 0:0 would be a whiteout: EPERM."""
+        if stat.S_ISCHR(mode) and rdev == 0:
+            raise failure(errno.EPERM)
+
+        def make(dir_fd: int, at: bytes) -> None:
+            with _umask(umask):
+                os.mknod(at, mode, rdev, dir_fd=dir_fd)
+
+        self._make(parent, name, make, owner)
+        return self._created_from_disk(parent, name)
+
+    def create_symlink(
+        self, parent: Directory, name: bytes, target: bytes, owner: tuple[int, int]
+    ) -> Node:
+        """symlink(2) for *owner*."""
+
+        def make(dir_fd: int, at: bytes) -> None:
+            os.symlink(target, at, dir_fd=dir_fd)
+
+        self._make(parent, name, make, owner)
+        return self._created_from_disk(parent, name)
+
+    def link(self, node: Node, parent: Directory, name: bytes) -> None:
+        """link(2) of a node that is in the upper layer already."""
+        covered = self._free_name(parent, name)
+        layers = self.layers
+        parent_fd = layers.upper(parent)
+        fd = os.open(
+            layers.path(node),
+            os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
+        )
+        try:
+            if covered:
+                temporary = layers.temp_name()
+                syscalls.link_fd(fd, layers.work_fd, temporary)
+                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
+            else:
+                syscalls.link_fd(fd, parent_fd, name)
+        finally:
+            os.close(fd)
+        node.place(parent, name)
+        self.listings.added(parent, name, is_directory=False)
+
+    def _free_name(self, parent: Directory, name: bytes) -> bool:
+        """Prepare *parent* for a new name; true when a whiteout is in its place.
+
+        Errors: EEXIST, ENAMETOOLONG, and those of the copy-up of *parent*.
+        """
+        if len(name) > NAME_MAX:
+            raise failure(errno.ENAMETOOLONG)
+        if parent.parent is None and parent.nodeid != ROOT_ID:
+            raise failure(errno.ENOENT)
+        self.ensure_upper(parent)
+        st = self.layers.upper_entry(parent, name)
+        if st is not None:
+            if ondisk.is_whiteout(st):
+                return True
+            raise failure(errno.EEXIST)
+        if self.layers.lower_entry(parent, name) is not None:
+            raise failure(errno.EEXIST)
+        return False
+
+    def _make(
+        self,
+        parent: Directory,
+        name: bytes,
+        make: Callable[[int, bytes], None],
+        owner: tuple[int, int],
+    ) -> None:
+        """Let *make* create an entry, give it to *owner*, and put it in its place in one step."""
+        covered = self._free_name(parent, name)
+        layers = self.layers
+        parent_fd = layers.upper(parent)
+        parent_st = os.fstat(parent_fd)
+        if not covered and owner == (os.geteuid(), os.getegid()):
+            make(parent_fd, name)  # the owner is right from the start, setgid directories included
+            return
+        owner = _owner_in(parent_st, owner)
+        with self._stage(parent_fd, parent_st) as stage_fd:
+            temporary = layers.temp_name()
+            try:
+                make(stage_fd, temporary)
+                st = os.stat(temporary, dir_fd=stage_fd, follow_symlinks=False)
+                where = ondisk.proc_path(stage_fd, temporary)
+                _give(where, st, owner, follow=False)
+                if covered and stat.S_ISDIR(st.st_mode):
+                    ondisk.set_opaque(where)
+                    syscalls.renameat2(
+                        stage_fd, temporary, parent_fd, name, syscalls.RENAME_EXCHANGE
+                    )
+                    os.unlink(temporary, dir_fd=stage_fd)  # the whiteout
+                else:
+                    os.rename(temporary, name, src_dir_fd=stage_fd, dst_dir_fd=parent_fd)
+            except OSError:
+                self._discard(stage_fd, temporary)
+                raise
+
+    @contextmanager
+    def _stage(self, parent_fd: int, parent_st: os.stat_result) -> Iterator[int]:
+        """A directory in which entries come to life as they would in the parent.
+
+        work/ itself, unless the parent hands something down: its group (setgid) or a default ACL.
+        """
+        layers = self.layers
+        parent = ondisk.proc_path(parent_fd)
+        inherits = parent_st.st_mode & stat.S_ISGID or (
+            b"system.posix_acl_default" in ondisk.list_xattrs(parent)
+        )
+        if not inherits:
+            yield layers.work_fd
+            return
+        temporary = layers.temp_name()
+        try:
+            copy_up_directory(parent_fd, layers.work_fd, temporary)
+            fd = os.open(
+                temporary, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work_fd
+            )
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        finally:
+            self._discard(layers.work_fd, temporary)
+
+    def _created(self, parent: Directory, name: bytes, node: Node) -> Node:
+        node.upper = True
+        self.nodes.add(node)
+        node.place(parent, name)
+        self.listings.added(parent, name, is_directory=isinstance(node, Directory))
+        return node
+
+    def _created_from_disk(self, parent: Directory, name: bytes) -> Node:
+        st = os.stat(name, dir_fd=self.layers.upper(parent), follow_symlinks=False)
+        return self._created(parent, name, Node(st.st_ino))
+
+    # ---------------------------------------------------------------- removing
+
+    def unlink(self, parent: Directory, name: bytes) -> Node:
+        """unlink(2); the file of a group of hard links must be in the upper layer already.
+
+        Gives the node, which lives on for whoever has it open.  Errors: ENOENT, EISDIR.
+        """
+        node, _st = self.lookup(parent, name)
+        if isinstance(node, Directory):
+            raise failure(errno.EISDIR)
+        with self._departing(node, parent, name):
+            self.ensure_upper(parent)
+            if self.layers.lower_entry(parent, name) is None:
+                os.unlink(name, dir_fd=self.layers.upper(parent))
+            else:
+                self._cover(parent, name)
+        self.listings.removed(parent, name, is_directory=False)
+        return node
+
+    def rmdir(self, parent: Directory, name: bytes) -> None:
+        """rmdir(2).  Errors: ENOENT, ENOTDIR, ENOTEMPTY."""
+        node, _st = self.lookup(parent, name)
+        if not isinstance(node, Directory):
+            raise failure(errno.ENOTDIR)
+        if not self.listings.of(node).is_empty():
+            raise failure(errno.ENOTEMPTY)
+        layers = self.layers
+        with self._departing(node, parent, name):
+            self.ensure_upper(parent)
+            parent_fd = layers.upper(parent)
+            covers = layers.lower_entry(parent, name) is not None
+            if node.upper:
+                # It may be full of whiteouts: it leaves in one step, and is cleared away then.
+                temporary = layers.temp_name()
+                if covers:
+                    ondisk.make_whiteout(layers.work_fd, temporary)
+                flags = syscalls.RENAME_EXCHANGE if covers else syscalls.RENAME_NOREPLACE
+                syscalls.renameat2(parent_fd, name, layers.work_fd, temporary, flags)
+                self._discard(layers.work_fd, temporary)
+            else:
+                ondisk.make_whiteout(parent_fd, name)
+        layers.close_directory(node)
+        node.lower = None
+        self.listings.drop(node)
+        self.listings.removed(parent, name, is_directory=True)
+
+    def _cover(self, parent: Directory, name: bytes) -> None:
+        """Put a whiteout in the place of *name*, over a file of the upper layer if there is one."""
+        layers = self.layers
+        parent_fd = layers.upper(parent)
+        if layers.upper_entry(parent, name) is None:
+            ondisk.make_whiteout(parent_fd, name)
+            return
+        temporary = layers.temp_name()
+        ondisk.make_whiteout(layers.work_fd, temporary)
+        try:
+            os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
+        except OSError:
+            self._discard(layers.work_fd, temporary)
+            raise
+
+    @contextmanager
+    def _departing(self, node: Node, parent: Directory, name: bytes) -> Iterator[None]:
+        """Keep a node reachable that is about to lose a name; undone when the change fails."""
+        if node.parent is not parent or node.name != name:
+            yield
+            return
+        was_held = node.held_fd >= 0
+        self.layers.hold(node)
+        try:
+            yield
+        except BaseException:
+            if not was_held:
+                self.layers.close_node(node)
+            raise
+        node.displace()
+
+    # ---------------------------------------------------------------- renaming
+
+    def rename(
+        self,
+        old_parent: Directory,
+        old_name: bytes,
+        new_parent: Directory,
+        new_name: bytes,
+        flags: int,
+    ) -> Node | None:
+        """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+        Files that take part must be in the upper layer already.  Gives the node that was replaced.
+        Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL for other flags.
+        """
+        if len(new_name) > NAME_MAX:
+            raise failure(errno.ENAMETOOLONG)
+        exchange = flags == syscalls.RENAME_EXCHANGE
+        if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
+            raise failure(errno.EINVAL)
+        source, _st = self.lookup(old_parent, old_name)
+        try:
+            target: Node | None = self.lookup(new_parent, new_name)[0]
+        except FileNotFoundError:
+            target = None
+        if target is None and exchange:
+            raise failure(errno.ENOENT)
+        if target is not None and flags == syscalls.RENAME_NOREPLACE:
+            raise failure(errno.EEXIST)
+        if source is target:
+            return None
+        for directory in (old_parent, new_parent):
+            self.ensure_upper(directory)
+        if isinstance(source, Directory):
+            self.ensure_upper(source)
+            self._mark_moved(source, new_parent, new_name)
+        if exchange:
+            assert target is not None
+            self._exchange(source, old_parent, old_name, target, new_parent, new_name)
+            return None
+        if target is not None:
+            self._check_replaceable(source, target)
+        self._move(source, old_parent, old_name, target, new_parent, new_name)
+        return target
+
+    def _check_replaceable(self, source: Node, target: Node) -> None:
+        if isinstance(source, Directory):
+            if not isinstance(target, Directory):
+                raise failure(errno.ENOTDIR)
+            if not self.listings.of(target).is_empty():
+                raise failure(errno.ENOTEMPTY)
+        elif isinstance(target, Directory):
+            raise failure(errno.EISDIR)
+
+    def _mark_moved(self, source: Directory, parent: Directory, name: bytes) -> None:
+        """Say on disk what a directory is merged with at its new place, before it gets there.
+
+        At its old place the mark tells what was true anyway.
+        """
+        where = self.layers.path(source)
+        if source.lower is not None:
+            ondisk.set_redirect(where, b"/" + source.lower)
+        elif self.layers.lower_entry(parent, name) is not None:
+            ondisk.set_opaque(where)
+
+    def _exchange(
+        self,
+        source: Node,
+        old_parent: Directory,
+        old_name: bytes,
+        target: Node,
+        new_parent: Directory,
+        new_name: bytes,
+    ) -> None:
+        if isinstance(target, Directory):
+            self.ensure_upper(target)
+            self._mark_moved(target, old_parent, old_name)
+        syscalls.renameat2(
+            self.layers.upper(old_parent),
+            old_name,
+            self.layers.upper(new_parent),
+            new_name,
+            syscalls.RENAME_EXCHANGE,
+        )
+        source.place(new_parent, new_name)
+        target.place(old_parent, old_name)
+        source_is_directory = isinstance(source, Directory)
+        target_is_directory = isinstance(target, Directory)
+        if source_is_directory != target_is_directory and old_parent is not new_parent:
+            self.listings.removed(old_parent, old_name, is_directory=source_is_directory)
+            self.listings.added(old_parent, old_name, is_directory=target_is_directory)
+            self.listings.removed(new_parent, new_name, is_directory=target_is_directory)
+            self.listings.added(new_parent, new_name, is_directory=source_is_directory)
+
+    def _move(
+        self,
+        source: Node,
+        old_parent: Directory,
+        old_name: bytes,
+        target: Node | None,
+        new_parent: Directory,
+        new_name: bytes,
+    ) -> None:
+        layers = self.layers
+        is_directory = isinstance(source, Directory)
+        if isinstance(target, Directory) and target.upper:
+            self._clear_whiteouts(target)
+        leaves_whiteout = layers.lower_entry(old_parent, old_name) is not None
+        raw = layers.upper_entry(new_parent, new_name)
+        old_fd, new_fd = layers.upper(old_parent), layers.upper(new_parent)
+        with self._replacing(target, new_parent, new_name):
+            if is_directory and raw is not None and ondisk.is_whiteout(raw):
+                # rename(2) puts no directory over a device: swap them, so the old place gets the
+                # whiteout, which is right there too or does no harm until it is taken away.
+                syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
+                if not leaves_whiteout:
+                    os.unlink(old_name, dir_fd=old_fd)
+            else:
+                flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
+                syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
+        source.place(new_parent, new_name)
+        self.listings.removed(old_parent, old_name, is_directory=is_directory)
+        if target is None:
+            self.listings.added(new_parent, new_name, is_directory=is_directory)
+        elif isinstance(target, Directory):
+            layers.close_directory(target)
+            target.lower = None
+            self.listings.drop(target)
+
+    @contextmanager
+    def _replacing(self, target: Node | None, parent: Directory, name: bytes) -> Iterator[None]:
+        if target is None:
+            yield
+        else:
+            with self._departing(target, parent, name):
+                yield
+
+    def _clear_whiteouts(self, directory: Directory) -> None:
+        """Empty the upper part of a merged directory that shows no entries.
+
+        It becomes opaque first: an upper directory without its whiteouts would show the lower
+        names again.
+        """
+        fd = self.layers.upper(directory)
+        ondisk.set_opaque(ondisk.proc_path(fd))
+        directory.lower = None
+        self.listings.drop(directory)
+        self._empty(fd)
+
+    # ---------------------------------------------------------------- attributes
+
+    def set_mode(self, node: Node, mode: int) -> None:
+        os.chmod(self.layers.path(node), stat.S_IMODE(mode))
+
+    def set_owner(self, node: Node, uid: int, gid: int) -> None:
+        """chown(2): -1 leaves an id as it is; setuid, setgid and capabilities go as there."""
+        layers = self.layers
+        os.chown(layers.path(node), uid, gid, follow_symlinks=layers.follows(node))
+
+    def set_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """utimensat(2) in nanoseconds; None leaves a time as it is."""
+        layers = self.layers
+        if atime_ns is None or mtime_ns is None:
+            st = layers.stat(node)
+            atime_ns = st.st_atime_ns if atime_ns is None else atime_ns
+            mtime_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
+        os.utime(layers.path(node), ns=(atime_ns, mtime_ns), follow_symlinks=layers.follows(node))
+
+    # ---------------------------------------------------------------- on disk
+
+    @contextmanager
+    def _keeping_times(self, directory: Directory) -> Iterator[int]:
+        """The directory's upper descriptor; a copy-up inside is no change that users made."""
+        fd = self.layers.upper(directory)
+        st = os.fstat(fd)
+        yield fd
+        os.utime(ondisk.proc_path(fd), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+    def _discard(self, dir_fd: int, name: bytes) -> None:
+        """Remove an entry of work/ with all that is in it; one that is not there is fine."""
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=dir_fd)
+            try:
+                self._empty(fd)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=dir_fd)
+
+    def _empty(self, fd: int) -> None:
+        """Remove every entry of a directory."""
+        real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            for name in os.listdir(real):
+                self._discard(real, os.fsencode(name))
+        finally:
+            os.close(real)
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
+
+
+def _owner_in(parent_st: os.stat_result, owner: tuple[int, int]) -> tuple[int, int]:
+    """The owner of a new entry: a setgid directory hands its group down (inode(7))."""
+    return (owner[0], parent_st.st_gid) if parent_st.st_mode & stat.S_ISGID else owner
+
+
+def _give(where: bytes, st: os.stat_result, owner: tuple[int, int], *, follow: bool) -> None:
+    """Give a new entry with lstat *st* to its owner."""
+    if (st.st_uid, st.st_gid) != owner:
+        os.chown(where, *owner, follow_symlinks=follow)
+        if st.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISDIR(st.st_mode):
+            os.chmod(where, stat.S_IMODE(st.st_mode))  # chown took the bits away
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """The caller's umask: the volume's filesystem knows when a default ACL takes its place.
+
+    The umask belongs to the process; no other thread of the daemon creates files by mode.
+    """
+    os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(0)

@@ -1,0 +1,104 @@
+"""Removing trees for good, whatever is in them.
+
+A tree is first renamed into a directory of its own kind, the trash, and then taken apart there.
+Nothing is followed, and no path longer than one name is used: a directory that is not empty moves
+up into the trash and has its turn later. So depth costs neither descriptors nor stack, and what a
+crash leaves is rubbish in the trash again. Several removers of one tree do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cowfs import syscalls
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def trash(dir_fd: int, name: str, trash_fd: int) -> str:
+    """Move an entry of a directory into the trash in one step; returns its name there. OSError."""
+    while True:
+        new = f"{os.urandom(8).hex()}"
+        try:
+            syscalls.renameat2(
+                dir_fd, os.fsencode(name), trash_fd, os.fsencode(new), syscalls.RENAME_NOREPLACE
+            )
+        except FileExistsError:
+            continue
+        return new
+
+
+def remove(trash_fd: int, name: str) -> None:
+    """Remove an entry of the trash and all below it; no error when it is gone already. OSError."""
+    pending = [name]
+    while pending:
+        pending += _take_apart(trash_fd, pending.pop())
+
+
+def empty(dir_fd: int, trash_fd: int) -> None:
+    """Remove everything in a directory, by way of the trash. OSError."""
+    for name in os.listdir(dir_fd):
+        remove(trash_fd, trash(dir_fd, name, trash_fd))
+
+
+def _take_apart(trash_fd: int, name: str) -> list[str]:
+    """Remove an entry; returns the directories that were in it, now in the trash themselves."""
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=trash_fd)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        _unlink(trash_fd, name)
+        return []
+    moved = []
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    _unlink(fd, entry.name)
+                elif not _rmdir(fd, entry.name):
+                    moved += _move_up(fd, entry.name, trash_fd)
+    finally:
+        os.close(fd)
+    if not _rmdir(trash_fd, name):
+        moved.append(name)
+    return moved
+
+
+def _move_up(dir_fd: int, name: str, trash_fd: int) -> list[str]:
+    try:
+        return [trash(dir_fd, name, trash_fd)]
+    except FileNotFoundError:
+        return []
+
+
+def _rmdir(dir_fd: int, name: str) -> bool:
+    """Whether the directory is gone; False when it is not empty."""
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _unlink(dir_fd: int, name: str) -> None:
+    try:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except PermissionError:
+            fd = os.open(name, _FILE, dir_fd=dir_fd)
+            try:
+                syscalls.set_immutable(fd, False)
+            finally:
+                os.close(fd)
+            os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,99 @@
+"""What the commands show people: numbers, ages, tables, a progress bar, text that is safe to print.
+
+Knows nothing about copies or mounts. rich is imported only where a terminal shows what it draws: it
+takes longer to import than a mount takes.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_AGES = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def printable(text: str) -> str:
+    """One line without anything that a terminal would obey, or that is no character at all.
+
+    File names are bytes that others chose: control characters, bidirectional overrides, surrogates
+    (bytes that are not UTF-8, as os.fsdecode gives them) come out as backslash escapes.
+    """
+    return "".join(
+        character if character.isprintable() else _escaped(character) for character in text
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: "0 B", "1023 B", "1.0 KiB", "139.0 GiB"."""
+    if count < 1024:
+        return f"{count} B"
+    value = float(count)
+    units = iter(_UNITS)
+    unit = "B"
+    while value >= 1023.95:  # what would be rounded to 1024.0 belongs to the next unit
+        value /= 1024
+        unit = next(units)
+    return f"{value:.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in the biggest unit that fits: "12s", "5m", "3h", "40d", "2y"."""
+    whole = max(0, int(seconds))
+    for length, letter in _AGES:
+        if whole >= length:
+            return f"{whole // length}{letter}"
+    return "0s"
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """ "1 file", "2 files", "0 entries"."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None) -> None:
+    """Print rows in columns; cells may hold anything. On a terminal long cells are folded."""
+    out = out if out is not None else sys.stdout
+    safe = [[printable(cell) for cell in row] for row in rows]
+    if out.isatty():
+        _rich_table(headers, safe, out)
+        return
+    lines = [list(headers), *safe]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        padded = (
+            cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)
+        )
+        out.write("  ".join(padded).rstrip() + "\n")
+
+
+def _rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*headers, box=None, pad_edge=False, header_style="bold")
+    for column in drawn.columns:
+        column.overflow = "fold"  # a cut path is of no use
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))  # Text: a name like "[red]" is no markup
+    Console(file=out).print(drawn)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # the byte that it stands for
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _width(text: str) -> int:
+    """Cells that it takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )

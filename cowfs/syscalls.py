@@ -1,0 +1,320 @@
+"""System calls that Python's standard library does not offer, and those whose flags it hides.
+
+This file knows numbers, structures and how a failure is reported: always as `OSError` with the
+errno of the call. It knows nothing about overlays, templates or copies. The ioctl numbers are those
+of asm-generic (x86-64, arm64, riscv64).
+
+Every call releases the GIL while it is in the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+# fcntl.h, linux/fcntl.h
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+O_PATH = os.O_PATH
+O_TMPFILE = os.O_TMPFILE
+
+# linux/limits.h
+PATH_MAX = 4096  # bytes of a path in one call, the NUL included
+
+# linux/openat2.h
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+# linux/fs.h
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+FS_IMMUTABLE_FL = 0x10
+
+# linux/fiemap.h
+FIEMAP_EXTENT_LAST = 0x1
+FIEMAP_EXTENT_UNKNOWN = 0x2
+FIEMAP_EXTENT_DELALLOC = 0x4
+FIEMAP_EXTENT_UNWRITTEN = 0x800
+FIEMAP_EXTENT_SHARED = 0x2000
+
+# sys/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_DIRSYNC = 0x80
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SILENT = 0x8000
+MS_PRIVATE = 0x40000
+MS_RELATIME = 0x200000
+MS_STRICTATIME = 0x1000000
+MS_LAZYTIME = 0x2000000
+MNT_FORCE = 1
+MNT_DETACH = 2
+MNT_EXPIRE = 4
+UMOUNT_NOFOLLOW = 8
+
+_FICLONE = 0x40049409
+_FS_IOC_FIEMAP = 0xC020660B
+_FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
+_FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+
+_SYS_OPENAT2 = 437  # one number on every architecture but alpha
+_STATX_MNT_ID = 0x1000
+_STATX_SIZE = 256
+_STATX_MNT_ID_OFFSET = 0x90
+_UTIME_OMIT = (1 << 30) - 2
+
+_FIEMAP_FLAG_SYNC = 1
+_FIEMAP_BATCH = 512
+_FIEMAP_HEADER = struct.Struct("=QQIIII")  # start, length, flags, mapped, room, reserved
+# logical, physical, length, two reserved, flags, three reserved
+_FIEMAP_EXTENT = struct.Struct("=QQQQQIIII")
+
+
+class Extent(NamedTuple):
+    """One run of a file's blocks: where it is in the file and on the device, in bytes."""
+
+    logical: int
+    physical: int
+    length: int
+    flags: int  # FIEMAP_EXTENT_*
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.linkat.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+def _call(function: Callable[..., int], *args: object, filename: bytes | None = None) -> int:
+    """Call into libc, again after EINTR (Python's signal handlers have run by then)."""
+    while True:
+        result = function(*args)
+        if result != -1:
+            return result
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            break
+    if filename is None:
+        raise OSError(number, os.strerror(number))
+    raise OSError(number, os.strerror(number), filename)
+
+
+def ficlone(dst_fd: int, src_fd: int) -> None:
+    """Make `dst_fd` share every block of `src_fd`, as ioctl_ficlone(2).
+
+    Dirty pages of the source are written out first. OSError: EXDEV other filesystem, EOPNOTSUPP no
+    reflink, ENOSPC, EINVAL, ETXTBSY (a swap file).
+    """
+    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+
+def fiemap(fd: int, sync: bool = True) -> list[Extent]:
+    """Every extent of a file (Documentation/filesystems/fiemap.rst); holes have none.
+
+    `sync` writes dirty data out first, so that no extent is without a place.
+    """
+    extents: list[Extent] = []
+    start = 0
+    while True:
+        request = bytearray(_FIEMAP_HEADER.size + _FIEMAP_BATCH * _FIEMAP_EXTENT.size)
+        flags = _FIEMAP_FLAG_SYNC if sync else 0
+        _FIEMAP_HEADER.pack_into(
+            request, 0, start, (1 << 64) - 1 - start, flags, 0, _FIEMAP_BATCH, 0
+        )
+        fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
+        mapped = _FIEMAP_HEADER.unpack_from(request)[3]
+        for index in range(mapped):
+            logical, physical, length, _, _, flags, _, _, _ = _FIEMAP_EXTENT.unpack_from(
+                request, _FIEMAP_HEADER.size + index * _FIEMAP_EXTENT.size
+            )
+            extents.append(Extent(logical, physical, length, flags))
+        if not mapped or extents[-1].flags & FIEMAP_EXTENT_LAST:
+            return extents
+        start = extents[-1].logical + extents[-1].length
+
+
+def openat2(
+    dir_fd: int,
+    path: bytes,
+    flags: int,
+    mode: int = 0,
+    resolve: int = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+) -> int:
+    """Open `path` below `dir_fd` without following a symlink or leaving the tree (openat2(2)).
+
+    The descriptor is close-on-exec. OSError: ELOOP a symlink, EXDEV the path leads out of the tree
+    (or, with RESOLVE_NO_XDEV, into another mount).
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+        filename=path,
+    )
+
+
+def open_below(dir_fd: int, path: bytes, flags: int, resolve: int = 0) -> int:
+    """`openat2` for a relative path of any length, b"" for the directory itself.
+
+    Never follows a symlink or leaves the tree; `resolve` adds to that.
+    """
+    resolve |= RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+    start = dir_fd
+    try:
+        while len(path) >= PATH_MAX:
+            cut = path.rindex(b"/", 0, PATH_MAX)
+            head, path = path[:cut], path[cut + 1 :]
+            step = openat2(start, head, O_PATH | os.O_DIRECTORY, 0, resolve)
+            if start != dir_fd:
+                os.close(start)
+            start = step
+        return openat2(start, path or b".", flags, 0, resolve)
+    finally:
+        if start != dir_fd:
+            os.close(start)
+
+
+def open_tmpfile(dir_fd: int, mode: int) -> int:
+    """A new file without a name on the filesystem of `dir_fd`, open for reading and writing.
+
+    The umask applies to `mode`.
+    """
+    return os.open(b".", O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+
+def link_fd(fd: int, dir_fd: int, name: bytes) -> None:
+    """Give the file of `fd` a name (linkat(2), AT_EMPTY_PATH); O_PATH and O_TMPFILE do.
+
+    Needs CAP_DAC_READ_SEARCH, without which the kernel says ENOENT. OSError: EEXIST, ENOENT,
+    EMLINK, EPERM.
+    """
+    _call(_libc.linkat, fd, b"", dir_fd, name, AT_EMPTY_PATH, filename=name)
+
+
+def renameat2(old_dir_fd: int, old: bytes, new_dir_fd: int, new: bytes, flags: int = 0) -> None:
+    """renameat2(2), with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT in `flags`."""
+    _call(_libc.renameat2, old_dir_fd, old, new_dir_fd, new, flags, filename=old)
+
+
+def get_file_flags(fd: int) -> int:
+    """The FS_*_FL flags that lsattr(1) shows (ioctl_iflags(2))."""
+    buffer = bytearray(8)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, buffer)
+    return int(struct.unpack_from("=I", buffer)[0])
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """Set the FS_*_FL flags of a file to exactly these (ioctl_iflags(2))."""
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=II", flags, 0))
+
+
+def set_immutable(fd: int, on: bool) -> None:
+    """Set or clear FS_IMMUTABLE_FL, as chattr(1) +i; the other flags stay.
+
+    Needs CAP_LINUX_IMMUTABLE. OSError: ENOTTY or EOPNOTSUPP where the filesystem has no such flags.
+    """
+    flags = get_file_flags(fd)
+    wanted = flags | FS_IMMUTABLE_FL if on else flags & ~FS_IMMUTABLE_FL
+    if wanted != flags:
+        set_file_flags(fd, wanted)
+
+
+def utimens(
+    fd_or_dirfd: int, name: bytes | None, atime_ns: int | None, mtime_ns: int | None
+) -> None:
+    """Set times in nanoseconds since the epoch; None leaves that one as it is (UTIME_OMIT).
+
+    `name` is an entry of the directory `fd_or_dirfd`, and a symlink is not followed; None means the
+    open file itself (not an O_PATH descriptor).
+    """
+    times = (_Timespec * 2)()
+    for slot, value in zip(times, (atime_ns, mtime_ns), strict=True):
+        if value is None:
+            slot.tv_nsec = _UTIME_OMIT
+        else:
+            slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
+    flags = 0 if name is None else AT_SYMLINK_NOFOLLOW
+    _call(_libc.utimensat, fd_or_dirfd, name, times, flags, filename=name)
+
+
+def statx_mount_id(fd: int) -> int:
+    """The id of the mount that an open file (O_PATH too) belongs to, as in /proc/self/mountinfo.
+
+    OSError: ENOSYS on a kernel before 5.8, which does not tell.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call(_libc.statx, fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, buffer)
+    if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    _call(_libc.mount, source, target, fstype, flags, data, filename=target)
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """umount2(2)."""
+    _call(_libc.umount2, target, flags, filename=target)

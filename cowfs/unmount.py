@@ -1,0 +1,218 @@
+"""`cowfs umount`: take a mount away, wait until its daemon has finished, and say what became of the
+copy.
+
+Nothing here looks into the mount itself: its daemon may be dead or hang, and unmounting is the
+remedy for both.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from cowfs import mountinfo, report
+from cowfs.errors import MountFailure, SystemFailure, UsageError
+from cowfs.mountinfo import Mount
+
+if TYPE_CHECKING:
+    from cowfs.runtime import Record
+
+# A daemon syncs what was written and deletes an ephemeral copy before it ends.
+FINISH_SECONDS = 60.0
+_SHOWN_HOLDERS = 5
+
+
+class Holder(NamedTuple):
+    """A process that keeps a mount busy."""
+
+    pid: int
+    name: str
+
+
+def unmount(mountpoint: str, *, lazy: bool) -> str:
+    """Unmount and return the line that says what was kept.
+
+    With lazy the mount leaves the tree at once and ends when its last user is gone; then nobody
+    waits. Raises UsageError (not ours, or no permission) or MountFailure (busy).
+    """
+    mount = find(mountpoint)
+    from cowfs import runtime, syscalls
+
+    record = runtime.find(mount.mountpoint)
+    waiting = [] if record is None else _pidfds(record)
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    try:
+        try:
+            syscalls.umount2(os.fsencode(mount.mountpoint), flags)
+        except OSError as error:
+            raise _refused(mount, error, record) from None
+        if lazy:
+            return _detached(mount, record)
+        _wait(waiting, mount)
+    finally:
+        for fd in waiting:
+            os.close(fd)
+    if record is None:
+        return (
+            f"unmounted {mount.mountpoint}; its daemon had died. A kept copy of it is listed by: "
+            "cowfs list"
+        )
+    return outcome(record)
+
+
+def find(mountpoint: str) -> Mount:
+    """The cowfs mount that the user means. UsageError when there is none."""
+    mounts = mountinfo.read()
+    # First as it is written: resolving the last component asks the mount itself.
+    absolute = os.path.join(os.getcwd(), mountpoint) if mountpoint else ""
+    parent, name = os.path.split(os.path.normpath(absolute))
+    for path in (os.path.join(os.path.realpath(parent), name), os.path.realpath(mountpoint)):
+        mount = mountinfo.mounted_at(path, mounts)
+        if mount is not None:
+            break
+    else:
+        raise UsageError(f"{mountpoint} is not mounted: cowfs list shows what is")
+    if not mount.is_cowfs:
+        raise UsageError(
+            f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with umount"
+        )
+    return mount
+
+
+def outcome(record: Record) -> str:
+    """What became of the copy of a mount that has ended."""
+    from cowfs.store import Store
+
+    name = record.copy
+    upper = os.path.join(record.store, "copies", name, "upper")
+    if not os.path.isdir(upper):
+        return f"discarded ephemeral copy {name}"
+    files, deleted = changes(upper)
+    private = next(
+        (copy.private_bytes for copy in Store.open(record.store).copies() if copy.name == name), 0
+    )
+    if not files and not deleted:
+        return f"kept copy {name} (no changed files); discard it with: cowfs rm {name}"
+    counts = report.count(files, "file")
+    if deleted:
+        counts += f", {report.count(deleted, 'deletion')}"
+    counts += f", {report.size(private)} private"
+    return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
+
+
+def changes(upper: str) -> tuple[int, int]:
+    """How many changed or new files, and how many deleted names, an upper directory holds."""
+    from cowfs.ondisk import is_whiteout
+
+    files = deleted = 0
+    pending = [upper]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif is_whiteout(entry.stat(follow_symlinks=False)):
+                    deleted += 1
+                else:
+                    files += 1
+    return files, deleted
+
+
+def holders(mount: Mount, proc: str = "/proc") -> Iterator[Holder]:
+    """Processes with a file, directory or mapping of the mount; those that we may look into."""
+    own = os.getpid()
+    for entry in os.listdir(proc):
+        if entry.isdecimal() and int(entry) != own:
+            directory = os.path.join(proc, entry)
+            try:
+                if _holds(directory, mount):
+                    with open(os.path.join(directory, "comm"), "rb") as comm:
+                        yield Holder(int(entry), os.fsdecode(comm.read().rstrip(b"\n")))
+            except OSError:
+                continue  # it has ended, or is none of our business
+
+
+def _holds(directory: str, mount: Mount) -> bool:
+    for link in ("cwd", "root", "exe"):
+        try:
+            if mountinfo.is_within(os.readlink(os.path.join(directory, link)), mount.mountpoint):
+                return True
+        except FileNotFoundError:
+            continue  # a kernel thread has no exe
+    # fdinfo names the mount without asking its filesystem, which stat(2) would
+    for name in os.listdir(os.path.join(directory, "fdinfo")):
+        try:
+            with open(os.path.join(directory, "fdinfo", name), "rb") as lines:
+                if any(
+                    line.startswith(b"mnt_id:") and int(line.split()[1]) == mount.mount_id
+                    for line in lines
+                ):
+                    return True
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    major, minor = map(int, mount.device.split(":"))
+    device = b"%02x:%02x" % (major, minor)
+    with open(os.path.join(directory, "maps"), "rb") as lines:
+        return any(line.split(maxsplit=4)[3] == device for line in lines)
+
+
+def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
+    path = mount.mountpoint
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return UsageError(f"no permission to unmount {path}: run cowfs umount as root")
+    if error.errno != errno.EBUSY:
+        return MountFailure(f"cannot unmount {path}: {error.strerror}")
+    inner = [m.mountpoint for m in mountinfo.read() if m.mountpoint.startswith(path + "/")]
+    if inner:
+        return MountFailure(f"{path} is busy: {inner[-1]} is mounted in it; unmount that first")
+    daemon = () if record is None else (record.daemon_pid, record.keeper_pid)
+    found = [holder for holder in holders(mount) if holder.pid not in daemon]
+    names = ", ".join(f"{holder.name} (pid {holder.pid})" for holder in found[:_SHOWN_HOLDERS])
+    if len(found) > _SHOWN_HOLDERS:
+        names += f" and {len(found) - _SHOWN_HOLDERS} more"
+    if not found:
+        names = "a process that is not visible from here (in another container?)"
+    return MountFailure(
+        f"{path} is busy, held by {names}: end what uses it, or detach it with: cowfs umount "
+        f"--lazy {path}"
+    )
+
+
+def _detached(mount: Mount, record: Record | None) -> str:
+    if record is None:
+        return f"detached {mount.mountpoint}"
+    return (
+        f"detached {mount.mountpoint}; copy {record.copy} is released when its last open file is "
+        "closed"
+    )
+
+
+def _pidfds(record: Record) -> list[int]:
+    """Descriptors that tell when the processes of a mount have ended (pidfd_open(2))."""
+    fds = []
+    for pid in (record.daemon_pid, record.keeper_pid):
+        if pid is not None:
+            try:
+                fds.append(os.pidfd_open(pid))
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                raise SystemFailure(f"cannot watch process {pid}: {error.strerror}") from None
+    return fds
+
+
+def _wait(pidfds: list[int], mount: Mount) -> None:
+    deadline = time.monotonic() + FINISH_SECONDS
+    for fd in pidfds:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise MountFailure(
+                f"unmounted {mount.mountpoint}, but its daemon has not ended within "
+                f"{FINISH_SECONDS:g} s: look into the system's log (journalctl -t cowfs); the "
+                "copy is in use until it ends"
+            )

@@ -1,0 +1,226 @@
+"""Fixtures of the tests on real mounts, and the checks around each of them.
+
+A test fails when it leaves a mount, a loop device or a process behind, and when a daemon logged an
+error or a traceback meanwhile. What is missing on the machine ends the run with a line that says
+so; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from integration import kernel
+from integration.command import COWFS, Result
+from integration.command import cowfs as run_cowfs
+from integration.leaks import Leaks
+from integration.mounts import MountCopy
+from integration.oracle import Oracle
+from integration.trees import make_model
+from integration.volumes import MIB, Volume, remove_tree
+from integration.watchdog import Watchdog
+
+Mode = Literal["passthrough", "relayed"]
+
+_release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+_kernel_has_passthrough = _release >= (6, 9)
+MODES: list[Mode] = ["passthrough", "relayed"] if _kernel_has_passthrough else ["relayed"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this kernel kept from being tested."""
+    if not _kernel_has_passthrough:
+        terminalreporter.write_line(
+            f"NOT TESTED: passthrough. Linux {os.uname().release} has none (6.9 and later have);"
+            " the integration tests ran with passthrough=off only.",
+            yellow=True,
+        )
+
+
+# --- the session ----------------------------------------------------------------------------------
+
+
+def _missing() -> str | None:
+    """What this machine lacks for these tests, or None."""
+    if os.geteuid() != 0:
+        return "they mount filesystems: run them as root"
+    for program in ("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl"):
+        if shutil.which(program) is None:
+            return f"there is no {program}: ./test.sh installs what they need"
+    if not Path("/dev/loop-control").exists():
+        return "there is no /dev/loop-control: load the loop module, or give it to the container"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return (
+            f"/dev/fuse cannot be opened ({error.strerror}):"
+            " load the fuse module, or give it to the container"
+        )
+    if not COWFS.exists():
+        return f"there is no {COWFS}: ./test.sh builds and installs it"
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session() -> Iterator[Watchdog]:
+    """The session's directory and guard. At its end nothing of the session may be left."""
+    if missing := _missing():
+        pytest.exit(f"The integration tests cannot run: {missing}.", returncode=1)
+    os.environ.setdefault(kernel.TOKEN, uuid.uuid4().hex)
+    made = kernel.DIRECTORY not in os.environ
+    if made:
+        # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
+        os.environ[kernel.DIRECTORY] = tempfile.mkdtemp(prefix="cowfs-test-", dir="/var/tmp")
+    directory = kernel.session_dir()
+    leaks = Leaks()
+    watchdog = Watchdog()
+    yield watchdog
+    watchdog.close()
+    complaints = leaks.take_away()
+    remove_tree(directory / "tmp")
+    if made:
+        directory.rmdir()
+        del os.environ[kernel.DIRECTORY]
+    assert not complaints, "this test run left things behind:\n" + "\n".join(complaints)
+
+
+@pytest.fixture(scope="session")
+def xfs_volume(session: Watchdog) -> Iterator[Volume]:
+    """An XFS volume of 4 GiB with reflink, on a loop device. `mountpoint` is its path."""
+    volume = Volume.xfs(kernel.session_dir() / "xfs")
+    yield volume
+    volume.remove()
+
+
+@pytest.fixture(scope="session")
+def ext4_volume(session: Watchdog) -> Iterator[Volume]:
+    """An ext4 volume of 1 GiB: it has no reflink."""
+    volume = Volume.ext4(kernel.session_dir() / "ext4")
+    yield volume
+    volume.remove()
+
+
+# --- each test ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, session: Watchdog) -> Iterator[None]:
+    """Set up before, and taken down after, everything else of the test."""
+    session.arm(_timeout(request) + 5)
+    leaks = Leaks()
+    yield
+    complaints = leaks.take_away()
+    _empty_stores()
+    session.disarm()
+    assert not complaints, "this test left things behind:\n" + "\n".join(complaints)
+
+
+def _timeout(request: pytest.FixtureRequest) -> float:
+    """The seconds after which pytest-timeout ends this test."""
+    marker = request.node.get_closest_marker("timeout")
+    if marker is not None:
+        return float(marker.args[0] if marker.args else marker.kwargs["timeout"])
+    return float(request.config.getoption("timeout", None) or request.config.getini("timeout"))
+
+
+def _empty_stores() -> None:
+    """Delete every copy and template, so that the next test starts with an empty store.
+
+    Not with `cowfs rm`: that has tests of its own, and would cost every other test a second.
+    """
+    mounts = kernel.session_mounts()
+    if any(kernel.is_cowfs(mount) for mount in mounts):
+        return  # of a fixture that outlives the test
+    for mount in mounts:
+        store = Path(mount.mountpoint) / ".cowfs"
+        if mount.source.startswith("/dev/loop") and store.is_dir():
+            remove_tree(store)
+
+
+@pytest.fixture
+def tmp_path(session: Watchdog, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """As pytest's own, but where the session's mounts are looked for; removed after the test."""
+    base = kernel.session_dir() / "tmp"
+    base.mkdir(exist_ok=True)
+    name = "".join(char if char.isalnum() else "-" for char in request.node.name)[:40]
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
+    path.chmod(0o755)
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def xfs(xfs_volume: Volume, tmp_path: Path) -> Iterator[Path]:
+    """A new directory on the XFS volume."""
+    path = xfs_volume.mountpoint / tmp_path.name
+    path.mkdir()
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def model(xfs: Path) -> Path:
+    """A small model directory on the XFS volume, with one of everything: see `make_model`."""
+    return make_model(xfs / "model")
+
+
+@pytest.fixture
+def small_xfs(tmp_path: Path) -> Iterator[Callable[..., Volume]]:
+    """`small_xfs(size_mib=64)` makes an XFS volume for this test alone, of at least 16 MiB."""
+    volumes: list[Volume] = []
+
+    def make(size_mib: int = 64, *, reflink: bool = True) -> Volume:
+        volume = Volume.xfs(tmp_path / f"volume{len(volumes)}", size_mib * MIB, reflink=reflink)
+        volumes.append(volume)
+        return volume
+
+    yield make
+    for volume in volumes:
+        volume.remove()
+
+
+@pytest.fixture
+def cowfs() -> Callable[..., Result]:
+    """`cowfs(*args, check=True, timeout=60)` runs the installed command: `integration.command`."""
+    return run_cowfs
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """Every test that uses it, through `mount_copy` too, runs once in each mode."""
+    mode: Mode = request.param
+    return mode
+
+
+@pytest.fixture
+def mount_copy(
+    mode: Mode, xfs: Path, tmp_path: Path, small_xfs: Callable[..., Volume]
+) -> Iterator[MountCopy]:
+    """`mount_copy(source, mountpoint=None, *options)` returns the mountpoint of a new copy.
+
+    Every test with it runs twice: with passthrough, and with everything relayed by the channel.
+    """
+    mounts = MountCopy(tmp_path, [f"passthrough={'on' if mode == 'passthrough' else 'off'}"])
+    yield mounts
+    mounts.clean_up()
+
+
+@pytest.fixture
+def mount_plain(xfs: Path, tmp_path: Path, small_xfs: Callable[..., Volume]) -> Iterator[MountCopy]:
+    """The same with no option but those of the test, and once: for what the mode cannot change."""
+    mounts = MountCopy(tmp_path)
+    yield mounts
+    mounts.clean_up()
+
+
+@pytest.fixture
+def oracle(mount_copy: MountCopy, model: Path, xfs: Path) -> Oracle:
+    """A mounted copy of `model` with a reflink copy beside it: see `Oracle.same`."""
+    return Oracle.beside(mount_copy(model), model, xfs / "native")

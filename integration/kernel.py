@@ -1,0 +1,129 @@
+"""The mounts, FUSE connections, loop devices and processes of this test session.
+
+A session is known by two things that every child inherits or lies below: the directory
+`session_dir()` and the environment variable COWFS_TEST_SESSION. So a session never touches the
+mounts of another one, or of a user.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+TOKEN = "COWFS_TEST_SESSION"
+DIRECTORY = "COWFS_TEST_DIR"
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+
+    device: str  # "major:minor"
+    mountpoint: str
+    fstype: str
+    source: str
+
+
+def session_dir() -> Path:
+    """The directory below which this session keeps its images and mountpoints. Never on a tmpfs."""
+    return Path(os.environ[DIRECTORY])
+
+
+def mounts() -> list[Mount]:
+    """Every mount of this mount namespace, in the order in which they were made."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        found.append(Mount(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1])))
+    return found
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def session_mounts() -> list[Mount]:
+    """The mounts of this session, in the order in which they were made."""
+    below = f"{session_dir()}/"
+    return [mount for mount in mounts() if mount.mountpoint.startswith(below)]
+
+
+def is_cowfs(mount: Mount) -> bool:
+    """Whether a copy is mounted there."""
+    return mount.fstype == "fuse.cowfs"
+
+
+def session_loops() -> list[str]:
+    """Loop devices that are backed by a file of this session, also by one that is deleted."""
+    listed = subprocess.run(
+        ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    below = f"{session_dir()}/"
+    return [line for line in listed.stdout.splitlines() if line.partition(" ")[2].startswith(below)]
+
+
+def session_processes() -> dict[int, str]:
+    """The processes that this session started and that still run: command lines by process id."""
+    mark = f"{TOKEN}={os.environ[TOKEN]}\0".encode()
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if mark not in (entry / "environ").read_bytes():
+                continue  # zombies and kernel threads come here too: their environment is empty
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            found[int(entry.name)] = b" ".join(words).decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        except PermissionError:
+            continue  # something special of the machine's own, such as init in a sandbox
+    return found
+
+
+def wait_for_end(pid: int, timeout: float) -> bool:
+    """Wait until the process has ended, at most `timeout` seconds; say whether it has."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def detach(mountpoint: str) -> None:
+    """Take a mount out of the tree at once; the kernel drops it when nobody uses it any more."""
+    subprocess.run(["umount", "-i", "-l", mountpoint], check=True)
+
+
+def abort_connections() -> list[str]:
+    """End the kernel connection of every cowfs mount of this session and return their mountpoints.
+
+    Every waiting request fails then with ECONNABORTED, every later one with ENOTCONN: the only
+    thing that frees a process whose request was read by a daemon that does not answer (linux:
+    Documentation/filesystems/fuse.rst).
+    """
+    found = [mount for mount in session_mounts() if is_cowfs(mount)]
+    if found and not any(mount.fstype == "fusectl" for mount in mounts()):
+        subprocess.run(["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)], check=True)
+    for mount in found:
+        # The directory is named after the device number, of which an unnamed device has the minor
+        # part only.
+        abort = CONNECTIONS / mount.device.partition(":")[2] / "abort"
+        try:
+            abort.write_text("1")
+        except FileNotFoundError:
+            continue  # the connection ended meanwhile
+    return [mount.mountpoint for mount in found]

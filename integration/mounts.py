@@ -1,0 +1,166 @@
+"""Mounts copies for a test and takes them away again, whatever state the test left them in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from integration import kernel
+from integration.command import Result, cowfs
+from integration.volumes import unmount
+
+#: Where a running mount has its record and its log, named after its device number.
+RECORDS = Path("/run/cowfs")
+
+#: What no test expects to find in a daemon's log.
+_UNEXPECTED = ("Traceback (most recent call last)", " ERROR: ", " CRITICAL: ")
+
+
+class _Daemon:
+    """A process that serves a mount, and its log, which is held open: it may go with the mount."""
+
+    def __init__(self, mountpoint: Path, pid: int, log: Path, old_logs: dict[int, int]) -> None:
+        self.mountpoint = mountpoint
+        self.pid = pid
+        self._log = log.open("rb")
+        # Device numbers are used again: what an earlier mount wrote is not read.
+        self._start = old_logs.get(os.fstat(self._log.fileno()).st_ino, 0)
+
+    def log(self) -> str:
+        self._log.seek(self._start)
+        return self._log.read().decode(errors="replace")
+
+    def complaints(self) -> list[str]:
+        """What is wrong with it now that its mount is gone. Call it once."""
+        found = []
+        if not kernel.wait_for_end(self.pid, 10):
+            found.append(f"the daemon {self.pid} of {self.mountpoint} outlives its mount")
+            os.kill(self.pid, signal.SIGKILL)
+        with self._log:
+            if any(mark in (text := self.log()) for mark in _UNEXPECTED):
+                found.append(f"the daemon of {self.mountpoint} logged:\n{text}")
+        return found
+
+
+def _log_sizes() -> dict[int, int]:
+    """The bytes of every log that is there, by its inode number."""
+    sizes = {}
+    for path in RECORDS.glob("*.log"):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue  # its mount ended just now
+        sizes[found.st_ino] = found.st_size
+    return sizes
+
+
+class MountCopy:
+    """What the fixtures `mount_copy` and `mount_plain` give: call it to mount a copy.
+
+    Every mountpoint that was made by it, or is told to `adopt`, is unmounted at the end of the
+    test.
+    """
+
+    def __init__(self, directory: Path, options: Iterable[str] = ()) -> None:
+        self._directory = directory
+        self._options = tuple(options)
+        self._mountpoints: list[Path] = []
+        self._daemons: list[_Daemon] = []
+        self._old_logs = _log_sizes()
+
+    def __call__(
+        self,
+        source: str | os.PathLike[str],
+        mountpoint: Path | None = None,
+        *options: str,
+        timeout: float = 60,
+    ) -> Path:
+        """Mount a copy of `source` with `options` ("copy=a", "ro", ...) and return its mountpoint.
+
+        Without `mountpoint` a new directory is made for it. Fails the test when the command fails.
+        """
+        if mountpoint is None:
+            mountpoint = self.mountpoint()
+        else:
+            self.adopt(mountpoint)
+        arguments = [arg for option in (*self._options, *options) for arg in ("-o", option)]
+        cowfs("mount", *arguments, source, mountpoint, timeout=timeout)
+        self._watch(mountpoint)
+        return mountpoint
+
+    def mountpoint(self) -> Path:
+        """A new empty directory; what is mounted there is unmounted at the end of the test."""
+        path = self._directory / f"mnt{len(self._mountpoints)}"
+        path.mkdir()
+        self.adopt(path)
+        return path
+
+    def adopt(self, mountpoint: Path) -> None:
+        """Unmount this one too at the end of the test."""
+        if mountpoint not in self._mountpoints:
+            self._mountpoints.append(mountpoint)
+
+    def unmount(self, mountpoint: Path) -> Result:
+        """`cowfs umount`, and wait until the daemon has ended. Returns what the command said."""
+        pid = self.daemon_pid(mountpoint)
+        result = cowfs("umount", mountpoint)
+        assert kernel.wait_for_end(pid, 10), f"the daemon {pid} of {mountpoint} outlives its mount"
+        return result
+
+    def log(self, mountpoint: Path) -> str:
+        """What the last daemon of this mountpoint has logged, also when it has ended."""
+        return next(d for d in reversed(self._daemons) if d.mountpoint == mountpoint).log()
+
+    def _watch(self, mountpoint: Path) -> None:
+        pid = self.daemon_pid(mountpoint)
+        if not any(daemon.pid == pid for daemon in self._daemons):
+            log = RECORDS / f"{self._mount(mountpoint).device}.log"
+            self._daemons.append(_Daemon(mountpoint, pid, log, self._old_logs))
+
+    def _mount(self, mountpoint: Path) -> kernel.Mount:
+        # Not from stat(2): it would wait for a daemon that does not answer.
+        path = os.path.realpath(mountpoint)
+        mounted = [mount for mount in kernel.mounts() if mount.mountpoint == path]
+        assert mounted, f"nothing is mounted on {mountpoint}"
+        assert kernel.is_cowfs(mounted[-1]), f"{mountpoint} is no copy: {mounted[-1]}"
+        return mounted[-1]
+
+    def record(self, mountpoint: Path) -> dict[str, Any]:
+        """What the running mount says about itself in /run/cowfs."""
+        text = (RECORDS / f"{self._mount(mountpoint).device}.json").read_text()
+        record: dict[str, Any] = json.loads(text)
+        return record
+
+    def daemon_pid(self, mountpoint: Path) -> int:
+        """The process that serves the mount."""
+        pid = self.record(mountpoint)["daemon_pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def clean_up(self) -> None:
+        """Unmount everything and see every daemon end. Fails the test when that takes force."""
+        complaints = []
+        roots = [os.path.realpath(path) for path in self._mountpoints]
+        for mount in reversed(kernel.mounts()):
+            if not any(f"{mount.mountpoint}/".startswith(f"{root}/") for root in roots):
+                continue
+            try:
+                if kernel.is_cowfs(mount):
+                    self._watch(Path(mount.mountpoint))
+                unmount(Path(mount.mountpoint))
+            except (AssertionError, OSError) as error:
+                complaints.append(str(error))
+                force_unmount(mount)
+        complaints += [line for daemon in self._daemons for line in daemon.complaints()]
+        assert not complaints, "\n".join(complaints)
+
+
+def force_unmount(mount: kernel.Mount) -> None:
+    """Take a mount away that is busy or does not answer."""
+    if kernel.is_cowfs(mount):
+        kernel.abort_connections()
+    kernel.detach(mount.mountpoint)

@@ -1,0 +1,148 @@
+"""Unmounted and mounted again: what is kept, what follows the source, what is thrown away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.command import Result, cowfs
+from integration.mounts import MountCopy
+from integration.trees import tree_state
+
+
+def copies(xfs: Path) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(cowfs("list", "--json").stdout)
+    return [entry for entry in listed if entry["source"].startswith(str(xfs))]
+
+
+def test_changes_are_there_after_a_remount(mount_copy: MountCopy, model: Path) -> None:
+    mountpoint = mount_copy(model)
+    (mountpoint / "weights.bin").write_bytes(b"mine")
+    (mountpoint / "tokenizer").rename(mountpoint / "moved")
+    (mountpoint / "moved" / "new").write_text("new")
+    (mountpoint / "config.json").unlink()
+    (mountpoint / "hard1").write_text("both names")
+    before = tree_state(mountpoint)
+    inodes = {p: p.lstat().st_ino for p in mountpoint.rglob("*")}
+    mount_copy.unmount(mountpoint)
+    assert list(mountpoint.iterdir()) == []
+    mount_copy(model, mountpoint)
+    assert tree_state(mountpoint) == before
+    assert {p: p.lstat().st_ino for p in mountpoint.rglob("*")} == inodes
+    assert (mountpoint / "moved" / "hard2").read_text() == "both names"
+
+
+def test_copy_without_changes_follows_the_source(mount_copy: MountCopy, model: Path) -> None:
+    mountpoint = mount_copy(model)
+    (mountpoint / "weights.bin").read_bytes()
+    mount_copy.unmount(mountpoint)
+    (model / "config.json").write_text("the source has moved on")
+    mount_copy(model, mountpoint)
+    assert (mountpoint / "config.json").read_text() == "the source has moved on"
+
+
+def test_copy_with_changes_keeps_its_template(mount_copy: MountCopy, model: Path) -> None:
+    mountpoint = mount_copy(model)
+    (mountpoint / "mine").write_text("mine")
+    config = (mountpoint / "config.json").read_text()
+    mount_copy.unmount(mountpoint)
+    (model / "config.json").write_text("the source has moved on")
+    mount_copy(model, mountpoint)
+    assert (mountpoint / "mine").read_text() == "mine"
+    assert (mountpoint / "config.json").read_text() == config
+
+
+def test_copy_with_changes_outlives_its_source(mount_copy: MountCopy, model: Path) -> None:
+    mountpoint = mount_copy(model)
+    (mountpoint / "mine").write_text("mine")
+    before = tree_state(mountpoint)
+    mount_copy.unmount(mountpoint)
+    shutil.rmtree(model)
+    mount_copy(model, mountpoint)
+    assert tree_state(mountpoint) == before
+
+
+def test_unmount_says_what_was_kept(mount_copy: MountCopy, model: Path) -> None:
+    mountpoint = mount_copy(model, None, "copy=kept")
+    (mountpoint / "mine").write_text("mine")
+    said = mount_copy.unmount(mountpoint).stdout
+    assert "kept" in said
+    assert "cowfs rm kept" in said
+
+
+def test_ephemeral_copy_leaves_nothing(mount_copy: MountCopy, model: Path, xfs: Path) -> None:
+    mountpoint = mount_copy(model, None, "ephemeral")
+    (mountpoint / "mine").write_bytes(b"x" * 100_000)
+    store = Path(mount_copy.record(mountpoint)["store"])
+    mount_copy.unmount(mountpoint)
+    assert copies(xfs) == []
+    assert list((store / "copies").iterdir()) == []
+    assert list((store / "trash").iterdir()) == []
+
+
+def test_copy_is_listed_with_what_it_is(mount_copy: MountCopy, model: Path, xfs: Path) -> None:
+    mountpoint = mount_copy(model, None, "copy=listed")
+    (mountpoint / "mine").write_bytes(b"x" * 1_000_000)
+    with (mountpoint / "mine").open("rb+") as file:
+        file.flush()
+    [entry] = copies(xfs)
+    record = mount_copy.record(mountpoint)
+    assert entry["name"] == "listed"
+    assert entry["source"] == str(model)
+    assert entry["mountpoint"] == str(mountpoint)
+    assert entry["persistent"] is True
+    assert entry["daemon_pid"] == record["daemon_pid"]
+    assert entry["keeper_pid"] is None
+    assert entry["template"] == record["template"]
+    assert entry["private_bytes"] >= 1_000_000
+    mount_copy.unmount(mountpoint)
+    [entry] = copies(xfs)
+    assert entry["mountpoint"] is None
+    assert entry["daemon_pid"] is None
+
+
+def test_mounted_copy_is_not_removed(
+    mount_copy: MountCopy, model: Path, xfs: Path, cowfs: Callable[..., Result]
+) -> None:
+    mountpoint = mount_copy(model, None, "copy=busy")
+    refused = cowfs("rm", "busy", check=False)
+    assert refused.returncode != 0
+    assert "mounted" in refused.stderr
+    mount_copy.unmount(mountpoint)
+    cowfs("rm", "busy")
+    assert copies(xfs) == []
+
+
+def test_one_seal_for_two_mounts_of_one_source(mount_copy: MountCopy, model: Path) -> None:
+    records = [mount_copy.record(mount_copy(model)) for _ in range(2)]
+    assert records[0]["template"] == records[1]["template"]
+    templates = Path(records[0]["store"], "templates")
+    assert [p.name for p in templates.iterdir() if not p.name.startswith(".")] == [
+        records[0]["template"]
+    ]
+
+
+@pytest.mark.parametrize("ends", ["killed", "terminated"])
+def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: str) -> None:
+    """Whatever was written before is there when the copy is mounted again."""
+    import os
+    import signal
+
+    from integration import kernel
+
+    mountpoint = mount_plain(model)
+    (mountpoint / "mine").write_text("mine")
+    (mountpoint / "weights.bin").write_bytes(b"changed")
+    pid = mount_plain.daemon_pid(mountpoint)
+    os.kill(pid, signal.SIGKILL if ends == "killed" else signal.SIGTERM)
+    assert kernel.wait_for_end(pid, 10)
+    if ends == "killed":
+        cowfs("umount", mountpoint)
+    mount_plain(model, mountpoint)
+    assert (mountpoint / "mine").read_text() == "mine"
+    assert (mountpoint / "weights.bin").read_bytes() == b"changed"

@@ -1,0 +1,21 @@
+"""What every test without a mount gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# The machines that run these tests are busy and slow: how long an example takes says nothing there.
+settings.register_profile("cowfs", deadline=None)
+settings.load_profile("cowfs")
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Modes come out the same whoever runs the tests."""
+    old = os.umask(0o022)
+    yield
+    os.umask(old)

@@ -1,0 +1,176 @@
+"""-o strings: what they mean, and that whatever is wrong in them is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cowfs import options
+from cowfs.errors import UsageError
+from cowfs.options import MIB, Options, parse, parse_size, split
+from cowfs.syscalls import (
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_RELATIME,
+    MS_STRICTATIME,
+)
+
+
+def test_without_options_a_mount_is_writable_and_trusts_no_setuid_bit_or_device() -> None:
+    parsed = parse([])
+    assert parsed == Options()
+    assert parsed.mount_flags == MS_NOSUID | MS_NODEV
+    assert not parsed.read_only
+    assert (parsed.clone, parsed.passthrough, parsed.share_min) == ("write", "auto", MIB)
+    assert parsed.copy is None
+    assert parsed.store is None
+    assert not parsed.ephemeral
+
+
+def test_every_option_of_cowfs_arrives_in_its_field() -> None:
+    parsed = parse(
+        ["copy=job,ephemeral,store=/vol/.cowfs", "clone=open,passthrough=off,share_min=64k"]
+    )
+    assert parsed.copy == "job"
+    assert parsed.ephemeral
+    assert parsed.store == "/vol/.cowfs"
+    assert parsed.clone == "open"
+    assert parsed.passthrough == "off"
+    assert parsed.share_min == 64 << 10
+
+
+def test_ro_tells_the_kernel_and_the_daemon() -> None:
+    parsed = parse(["ro"])
+    assert parsed.read_only
+    assert parsed.mount_flags & MS_RDONLY
+
+
+def test_the_last_of_two_options_counts() -> None:
+    assert not parse(["ro", "rw"]).read_only
+    assert parse(["rw,ro"]).read_only
+    assert parse(["copy=a", "copy=b"]).copy == "b"
+    assert parse(["noatime,relatime"]).mount_flags & (MS_NOATIME | MS_RELATIME) == MS_RELATIME
+    assert parse(["relatime,noatime"]).mount_flags & (MS_NOATIME | MS_RELATIME) == MS_NOATIME
+    assert not parse(["strictatime,nostrictatime"]).mount_flags & MS_STRICTATIME
+
+
+def test_suid_and_dev_take_the_defaults_away() -> None:
+    assert parse(["suid"]).mount_flags == MS_NODEV
+    assert parse(["dev"]).mount_flags == MS_NOSUID
+    assert parse(["suid,dev,noexec"]).mount_flags == MS_NOEXEC
+
+
+def test_words_of_fstab_that_are_not_about_the_mount_change_nothing() -> None:
+    parsed = parse(["defaults,noauto,nofail,_netdev,x-systemd.automount,comment=mine"])
+    assert parsed.mount_flags == options.DEFAULT_MOUNT_FLAGS
+
+
+def test_empty_items_are_harmless() -> None:
+    assert parse(["", ",ro,,noexec,"]) == parse(["ro,noexec"])
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a,b", ["a", "b"]),
+        (r"copy=a\,b,ro", ["copy=a,b", "ro"]),
+        (r"copy=a\\,ro", ["copy=a\\", "ro"]),
+        (r"copy=mnt-my\x2dcopy", [r"copy=mnt-my\x2dcopy"]),
+        ("copy=end\\", ["copy=end\\"]),
+        ("", [""]),
+    ],
+)
+def test_a_backslash_protects_only_commas_and_backslashes(text: str, items: list[str]) -> None:
+    assert split(text) == items
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_escaped_items_come_out_as_they_were(items: list[str]) -> None:
+    escaped = ",".join(item.replace("\\", "\\\\").replace(",", "\\,") for item in items)
+    assert split(escaped) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("64k", 64 << 10),
+        ("64K", 64 << 10),
+        ("1M", MIB),
+        ("1MiB", MIB),
+        ("2G", 2 << 30),
+        ("1TiB", 1 << 40),
+    ],
+)
+def test_sizes_are_in_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size("share_min", text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "k", "-1", "1.5M", "1MB", "1 M", "1m ", "0x10", "1e3", "٣", "9" * 30, "9999999T"]
+)
+def test_what_is_not_a_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a size") as failure:
+        parse([f"share_min={text}"])
+    assert "share_min" in str(failure.value)
+
+
+@pytest.mark.parametrize("option", ["bogus", "bogus=1", "Copy=a", "RO", "allow_other", "copyx=a"])
+def test_an_unknown_option_is_named_with_the_known_ones(option: str) -> None:
+    with pytest.raises(UsageError) as failure:
+        parse(["ro", option])
+    message = str(failure.value)
+    assert repr(option) in message
+    for known in ("copy=NAME", "ephemeral", "share_min=SIZE", "noexec", "relatime"):
+        assert known in message
+    assert failure.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("copy", "copy=NAME"),
+        ("store", "store=DIR"),
+        ("store=", "store=DIR"),
+        ("clone", "clone=write|open"),
+        ("clone=never", "clone=write|open"),
+        ("passthrough=", "passthrough=auto|on|off"),
+        ("passthrough=yes", "passthrough=auto|on|off"),
+        ("share_min", "share_min=SIZE"),
+        ("ephemeral=1", "takes no value"),
+        ("ro=1", "takes no value"),
+        ("remount", "unmount"),
+        ("bind", "mount --bind"),
+    ],
+)
+def test_a_malformed_option_is_named_with_its_right_form(option: str, says: str) -> None:
+    with pytest.raises(UsageError) as failure:
+        parse([option])
+    assert option.partition("=")[0] in str(failure.value)
+    assert says in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_an_empty_copy_name_is_left_to_the_store_to_refuse() -> None:
+    assert parse(["copy="]).copy == ""
+
+
+def test_options_survive_json() -> None:
+    parsed = parse([r"ro,copy=a\,b" + "\udcff", "store=/v/.cowfs,share_min=1G"])
+    assert Options.from_dict(json.loads(json.dumps(parsed.to_dict()))) == parsed
+
+
+def test_options_of_another_version_are_not_taken_for_ours() -> None:
+    with pytest.raises(TypeError):
+        Options.from_dict({**Options().to_dict(), "compress": True})
+
+
+def test_what_the_user_wrote_is_kept_for_display() -> None:
+    assert parse(["ro,noexec", "copy=x"]).given == ("ro", "noexec", "copy=x")
