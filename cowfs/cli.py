@@ -125,7 +125,7 @@ def list_(as_json: bool, store: str | None) -> None:
                 row["source"],
                 row["template"] or "-",
                 row["mountpoint"] or "-",
-                report.size(row["private_bytes"]),
+                report.human_size(row["private_bytes"]),
                 report.age(now - row["created"]),
                 str(row["daemon_pid"] or "-"),
             )

@@ -36,6 +36,10 @@ class Chunk(NamedTuple):
     special: list[str]
     whole: bool  # nothing else is to be made in the directory: its own attributes can follow
 
+    def work(self) -> int:
+        """How many files it is."""
+        return len(self.files) + len(self.special)
+
 
 def chunks(scan: Scan) -> list[Chunk]:
     """All the work but the links, in pieces that are independent of each other."""
@@ -50,6 +54,12 @@ def chunks(scan: Scan) -> list[Chunk]:
             for start in range(CHUNK, len(files), CHUNK)
         ]
     return pieces
+
+
+def unfinished(pieces: list[Chunk]) -> list[Directory]:
+    """The directories that still want their attributes when all chunks are done."""
+    found = {id(piece.directory): piece.directory for piece in pieces if not piece.whole}
+    return list(found.values())
 
 
 class Cloner:

@@ -267,9 +267,7 @@ def _raise_descriptor_limit() -> None:
 
 def _redirect_standard_streams(device: str) -> None:
     """From now on nobody reads them: what is printed goes to the log's place too."""
-    target = os.open(
-        runtime.log_path(device), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
+    target = runtime.open_log(device)
     for fd in (1, 2):
         os.dup2(target, fd)
     os.close(target)

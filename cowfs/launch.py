@@ -281,7 +281,11 @@ class _Launch:
 
         self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
         self.copy = store.acquire(
-            self.name, self.source, persistent=not self.options.ephemeral, prepare=prepare
+            self.name,
+            self.source,
+            persistent=not self.options.ephemeral,
+            prepare=prepare,
+            warn=self.warn,
         )
         self.interrupts.check()
         return Config(

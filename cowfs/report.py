@@ -6,10 +6,15 @@ takes longer to import than a mount takes.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _AGES = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -26,11 +31,11 @@ def printable(text: str) -> str:
     )
 
 
-def size(count: int) -> str:
+def human_size(amount: int) -> str:
     """Bytes for people: "0 B", "1023 B", "1.0 KiB", "139.0 GiB"."""
-    if count < 1024:
-        return f"{count} B"
-    value = float(count)
+    if amount < 1024:
+        return f"{amount} B"
+    value = float(amount)
     units = iter(_UNITS)
     unit = "B"
     while value >= 1023.95:  # what would be rounded to 1024.0 belongs to the next unit
@@ -51,6 +56,74 @@ def age(seconds: float) -> str:
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """ "1 file", "2 files", "0 entries"."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+class SealingBar:
+    """A progress bar on a terminal, drawn once sealing turns out to take long. See seal.Progress.
+
+    Seconds that a user would not notice do not need it, and rich takes longer to import than many
+    templates take to seal.
+    """
+
+    QUIET_SECONDS = 0.7
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._started = time.monotonic()
+        self._files = self._done = 0
+        self._title = ""
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def begin(self, files: int, size: int) -> None:
+        """So many files are to be done from here on; size is in bytes."""
+        self.close()
+        self._files, self._done = files, 0
+        self._title = f"sealing {count(files, 'file')}, {human_size(size)}"
+
+    def advance(self, files: int) -> None:
+        """So many more are done."""
+        self._done += files
+        if self._bar is None:
+            if time.monotonic() - self._started < self.QUIET_SECONDS:
+                return
+            self._bar = self._draw()
+            self._task = self._bar.add_task(self._title, total=self._files)
+        assert self._task is not None
+        self._bar.update(self._task, completed=self._done)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _draw(self) -> rich.progress.Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=Console(file=self._out),
+            transient=True,
+        )
+        bar.start()
+        return bar
+
+
+@contextlib.contextmanager
+def sealing_progress() -> Iterator[SealingBar | None]:
+    """What shows on stderr how far sealing is; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = SealingBar(sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None) -> None:

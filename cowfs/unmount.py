@@ -85,22 +85,22 @@ def find(mountpoint: str) -> Mount:
 
 def outcome(record: Record) -> str:
     """What became of the copy of a mount that has ended."""
+    from cowfs import copies
     from cowfs.store import Store
 
     name = record.copy
     upper = os.path.join(record.store, "copies", name, "upper")
     if not os.path.isdir(upper):
         return f"discarded ephemeral copy {name}"
+    if not record.persistent:
+        return f"ephemeral copy {name} is not discarded yet: the next mount or cowfs gc does that"
     files, deleted = changes(upper)
-    private = next(
-        (copy.private_bytes for copy in Store.open(record.store).copies() if copy.name == name), 0
-    )
     if not files and not deleted:
         return f"kept copy {name} (no changed files); discard it with: cowfs rm {name}"
     counts = report.count(files, "file")
     if deleted:
         counts += f", {report.count(deleted, 'deletion')}"
-    counts += f", {report.size(private)} private"
+    counts += f", {report.human_size(copies.private_bytes(Store.open(record.store), name))} private"
     return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
 
 

@@ -48,7 +48,7 @@ def clone_all(
 
     SourceChanged; OSError with the entry's path; SystemFailure when a worker dies.
     """
-    files = sum(len(piece.files) + len(piece.special) for piece in pieces)
+    files = sum(piece.work() for piece in pieces)
     count = min(files // _FILES_PER_WORKER, len(os.sched_getaffinity(0)), _MOST_WORKERS)
     if count < 2:
         cloner = Cloner(source_fd, tree_fd, umask=0o777)

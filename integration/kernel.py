@@ -116,7 +116,8 @@ def abort_connections() -> list[str]:
     Documentation/filesystems/fuse.rst).
     """
     found = [mount for mount in session_mounts() if is_cowfs(mount)]
-    if found and not any(mount.fstype == "fusectl" for mount in mounts()):
+    mount_it = bool(found) and not any(mount.fstype == "fusectl" for mount in mounts())
+    if mount_it:
         subprocess.run(["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)], check=True)
     for mount in found:
         # The directory is named after the device number, of which an unnamed device has the minor
@@ -126,4 +127,6 @@ def abort_connections() -> list[str]:
             abort.write_text("1")
         except FileNotFoundError:
             continue  # the connection ended meanwhile
+    if mount_it:
+        detach(str(CONNECTIONS))
     return [mount.mountpoint for mount in found]

@@ -48,7 +48,7 @@ def test_printable(text: str, shown: str) -> None:
     ],
 )
 def test_size(count: int, shown: str) -> None:
-    assert report.size(count) == shown
+    assert report.human_size(count) == shown
 
 
 @pytest.mark.parametrize(

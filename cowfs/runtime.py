@@ -1,0 +1,140 @@
+"""Records of running mounts: one JSON file for each in /run/cowfs.
+
+    /run/cowfs/<major>:<minor>.json   mode 0600, named after the mount's device
+
+A daemon writes its record when its mount answers and removes it at the end. A killed one leaves it
+behind: whoever reads the records drops those that are not true any more. Nothing here touches a
+mount itself, which may hang; what is mounted is read from the mount table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+from cowfs import jsonfile, mountinfo
+from cowfs.mountinfo import Mount
+
+RUN_DIR = "/run/cowfs"
+
+_SUFFIX = ".json"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Record:
+    """One running mount.
+
+    device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
+    options: as they were given, for display. keeper_pid: None where there is no keeper.
+    """
+
+    device: str
+    mountpoint: str
+    source: str
+    store: str
+    copy: str
+    template: str
+    daemon_pid: int
+    keeper_pid: int | None
+    started: float
+    options: str
+    persistent: bool
+
+
+def write(record: Record) -> None:
+    """Write the record of a mount that answers. OSError."""
+    with _open_directory(create=True) as directory:
+        jsonfile.write(directory, record.device + _SUFFIX, asdict(record))
+
+
+def remove(device: str) -> None:
+    """Remove the record of a mount that has ended; no error when there is none."""
+    with contextlib.suppress(FileNotFoundError), _open_directory(create=False) as directory:
+        os.unlink(device + _SUFFIX, dir_fd=directory)
+
+
+def open_log(device: str) -> int:
+    """A descriptor that appends to the log of a mount, /run/cowfs/<major>:<minor>.log; begins anew.
+
+    A device number is used again, so there are never more logs than there were mounts at once.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _open_directory(create=True) as directory:
+        return os.open(device + ".log", flags, 0o600, dir_fd=directory)
+
+
+def find(mountpoint: str) -> Record | None:
+    """The record of the topmost mount at this canonical path."""
+    mounts = mountinfo.read()
+    mount = mountinfo.mounted_at(mountpoint, mounts)
+    if mount is None:
+        return None
+    return next((record for record in all() if record.device == mount.device), None)
+
+
+def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
+    """The records of all running mounts. Those of mounts that are gone are deleted."""
+    found = []
+    try:
+        with _open_directory(create=False) as directory:
+            for name in sorted(os.listdir(directory)):
+                if name.endswith(_SUFFIX) and not name.startswith("."):
+                    record = _read(directory, name)
+                    if record is not None:
+                        found.append(record)
+    except (
+        FileNotFoundError,
+        PermissionError,
+    ):  # no mount yet; or none of ours, only root may look
+        return []
+    return found
+
+
+def log_path(device: str) -> str:
+    """Where the daemon of a mount writes what it has to say; its directory is made."""
+    with _open_directory(create=True):
+        return os.path.join(RUN_DIR, device + ".log")
+
+
+def _read(directory: int, name: str) -> Record | None:
+    """A record that is true; None for another, which is deleted."""
+    try:
+        record = Record(**jsonfile.read(directory, name))
+        if name == record.device + _SUFFIX and _is_running(record):
+            return record
+    except FileNotFoundError:  # its mount has just ended
+        return None
+    except (ValueError, TypeError):  # not one of ours, or of another version
+        pass
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+    return None
+
+
+def _is_running(record: Record) -> bool:
+    # The mount is looked for where its daemon lives: it may not be in our mount namespace.
+    for pid in (record.daemon_pid, record.keeper_pid):
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                if _shows(mountinfo.read(f"/proc/{pid}/mountinfo"), record):
+                    return True
+    return False
+
+
+def _shows(mounts: Iterable[Mount], record: Record) -> bool:
+    return any(mount.is_cowfs and mount.device == record.device for mount in mounts)
+
+
+@contextlib.contextmanager
+def _open_directory(*, create: bool) -> Iterator[int]:
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(RUN_DIR, 0o700)
+    fd = os.open(RUN_DIR, _DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
