@@ -21,12 +21,14 @@ export PATH=$PWD/.venv/bin:$PATH
 COWFS_TEST_SESSION=$(cat /proc/sys/kernel/random/uuid)
 COWFS_TEST_DIR=$(mktemp -d /var/tmp/cowfs-test-XXXXXX)
 export COWFS_TEST_SESSION COWFS_TEST_DIR
+chmod 755 "$COWFS_TEST_DIR" # tests look into it as other users, too
 
 # Every process of this run but this shell, whose own environment is older than the mark.
-left_processes() {
-    env -u COWFS_TEST_SESSION grep -lsz -- "^COWFS_TEST_SESSION=$COWFS_TEST_SESSION\$" /proc/[0-9]*/environ |
-        cut -d / -f 3 || true
-}
+left_processes() (
+    mark=COWFS_TEST_SESSION=$COWFS_TEST_SESSION
+    unset COWFS_TEST_SESSION # or what is called here would find itself
+    grep -lszFx -- "$mark" /proc/[0-9]*/environ | cut -d / -f 3
+)
 left_mounts() { awk -v below="$COWFS_TEST_DIR/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac; }
 left_loops() {
     losetup --noheadings --raw --output NAME,BACK-FILE |

@@ -90,7 +90,9 @@ class Backing:
             if self._channel.open(node.nodeid, False):
                 return
             if node.upper:
-                self._attach_private(node, writing=False)
+                flags = os.O_RDONLY if self._read_only else os.O_RDWR
+                fd = self._overlay.layers.open(node, flags)
+                self._attach_private(node, fd, writing=False)
                 return
             fd = self._overlay.layers.open(node, os.O_RDONLY)
             large = self._read_only or os.fstat(fd).st_size >= self._share_min
@@ -111,14 +113,15 @@ class Backing:
                     os.ftruncate(fd, 0)
                 if not self._channel.open(node.nodeid, writing):
                     taken, fd = fd, -1
-                    self._channel.attach(node.nodeid, taken, PRIVATE, self._passthrough, writing)
+                    self._attach_private(node, taken, writing=writing)
             finally:
                 if fd >= 0:
                     os.close(fd)
-            if access == os.O_RDWR and not node.mappable:
-                # A shared mapping can be made of it, which outlives it and changes the file unseen.
-                node.mappable = True
-                self._channel.invalidate_attr(node.nodeid)
+            # A shared mapping may be made of a descriptor that reads and writes: it outlives the
+            # descriptor, and changes the file unseen.
+            node.mappable |= access == os.O_RDWR
+            # What the kernel was told before is not to be believed from now on.
+            self._channel.invalidate_attr(node.nodeid)
 
     async def truncate(self, node: Node, size: int) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
@@ -131,7 +134,7 @@ class Backing:
     def created(self, node: Node, fd: int, access: int) -> None:
         """Take over the descriptor of a file that was just made, and count its first open."""
         writing = access != os.O_RDONLY
-        self._channel.attach(node.nodeid, fd, PRIVATE, self._passthrough, writing)
+        self._attach_private(node, fd, writing=writing)
         node.mappable = access == os.O_RDWR
 
     def removed(self, node: Node) -> None:
@@ -185,10 +188,15 @@ class Backing:
                 raise
         return fd
 
-    def _attach_private(self, node: Node, *, writing: bool) -> None:
-        flags = os.O_RDONLY if self._read_only else os.O_RDWR
-        fd = self._overlay.layers.open(node, flags)
-        self._channel.attach(node.nodeid, fd, PRIVATE, self._passthrough, writing)
+    def _attach_private(self, node: Node, fd: int, *, writing: bool) -> None:
+        """Back the node by the copy's own file, and count its first open.
+
+        A write has to take setuid and setgid away.  The kernel leaves that to the server (we said
+        HANDLE_KILLPRIV_V2: without it every write would ask for an attribute first), but tells the
+        server of no write that it passes through; so a file with these bits is not.
+        """
+        passthrough = self._passthrough and not os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        self._channel.attach(node.nodeid, fd, PRIVATE, passthrough, writing)
 
     def _replace(self, node: Node) -> None:
         """Let a new node take over the name; the old one keeps its readers and their bytes."""

@@ -78,6 +78,8 @@ def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: s
     from cowfs import launch
     from cowfs.options import parse
 
+    if foreground:
+        _show_log()
     return launch.mount(
         source,
         mountpoint,
@@ -155,7 +157,13 @@ def rm(store: str | None, names: tuple[str, ...]) -> int:
 def gc(store: str | None) -> None:
     """Delete what no copy needs: old templates, and what a crash left behind."""
     for found in _stores(store):
-        found.collect()
+        removed = found.collect()
+        click.echo(
+            report.printable(
+                f"{found.path}: removed {report.count(len(removed.templates), 'template')} and "
+                f"{report.count(len(removed.copies), 'ephemeral copy', 'ephemeral copies')}"
+            )
+        )
 
 
 @cowfs.command(short_help="Tell whether copies work here, and what to do if not.")
@@ -240,12 +248,17 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
 def _stores(path: str | None) -> list[Store]:
     from cowfs.store import Store
 
+    _show_log()
     return Store.discover() if path is None else [Store.open(path)]
 
 
 def _holding(stores: list[Store], name: str) -> Store:
     """The one store that has a copy of this name."""
-    holding = [store for store in stores if any(copy.name == name for copy in store.copies())]
+    from cowfs import copies
+    from cowfs.names import check_name
+
+    check_name(name)
+    holding = [store for store in stores if name in copies.names(store)]
     if not holding:
         raise UsageError(f"there is no copy {name!r}: cowfs list shows the copies")
     if len(holding) > 1:
@@ -270,6 +283,17 @@ def _failed(error: CowfsError) -> int:
 
 def _say_error(message: str) -> None:
     click.echo(f"cowfs: {report.printable(message)}", err=True)
+
+
+def _show_log() -> None:
+    """Print what the modules below log: warnings, and what is worse."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _warn(record.getMessage())
+
+    logging.getLogger("cowfs").handlers = [Lines()]
 
 
 def _warn(message: str) -> None:

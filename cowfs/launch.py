@@ -135,8 +135,8 @@ class Daemon:
         if answer is None:
             end = self._reap(GIVE_UP_SECONDS) or "it closed its socket and did not end"
             raise InternalError(
-                f"the daemon died before the mount was ready ({end}): its messages are above, or "
-                "in the system's log: journalctl -t cowfs"
+                f"the daemon died before the mount was ready ({end}): what it said is above; "
+                "cowfs doctor tells what this machine lacks"
             )
         if answer.get("ready"):
             self._sock.close()

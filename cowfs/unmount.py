@@ -206,6 +206,8 @@ def _pidfds(record: Record) -> list[int]:
 
 
 def _wait(pidfds: list[int], mount: Mount) -> None:
+    from cowfs import runtime
+
     deadline = time.monotonic() + FINISH_SECONDS
     for fd in pidfds:
         poll = select.poll()
@@ -213,6 +215,6 @@ def _wait(pidfds: list[int], mount: Mount) -> None:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise MountFailure(
                 f"unmounted {mount.mountpoint}, but its daemon has not ended within "
-                f"{FINISH_SECONDS:g} s: look into the system's log (journalctl -t cowfs); the "
-                "copy is in use until it ends"
+                f"{FINISH_SECONDS:g} s, and the copy is in use until it does: see "
+                f"{runtime.log_path(mount.device)}"
             )

@@ -78,6 +78,8 @@ def session() -> Iterator[Watchdog]:
     if made:
         # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
         os.environ[kernel.DIRECTORY] = tempfile.mkdtemp(prefix="cowfs-test-", dir="/var/tmp")
+        Path(os.environ[kernel.DIRECTORY]).chmod(0o755)  # some tests act as other users
+        kernel.session_dir().chmod(0o755)  # tests look into it as other users, too
     directory = kernel.session_dir()
     leaks = Leaks()
     watchdog = Watchdog()

@@ -21,41 +21,34 @@ _UNEXPECTED = ("Traceback (most recent call last)", " ERROR: ", " CRITICAL: ")
 
 
 class _Daemon:
-    """A process that serves a mount, and its log, which is held open: it may go with the mount."""
+    """A process that serves a mount, and what it logs."""
 
-    def __init__(self, mountpoint: Path, pid: int, log: Path, old_logs: dict[int, int]) -> None:
+    def __init__(self, mountpoint: Path, pid: int, log: Path) -> None:
         self.mountpoint = mountpoint
         self.pid = pid
-        self._log = log.open("rb")
-        # Device numbers are used again: what an earlier mount wrote is not read.
-        self._start = old_logs.get(os.fstat(self._log.fileno()).st_ino, 0)
+        self._log = log
+        self._last_words: str | None = None
 
     def log(self) -> str:
-        self._log.seek(self._start)
-        return self._log.read().decode(errors="replace")
+        if self._last_words is not None:
+            return self._last_words
+        return self._log.read_text(errors="replace")
 
-    def complaints(self) -> list[str]:
-        """What is wrong with it now that its mount is gone. Call it once."""
-        found = []
+    def wait_for_end(self) -> str | None:
+        """Wait until it has ended, as it must without its mount; say what is wrong with that.
+
+        Reads its log at once: the next mount gets the same device number and begins it anew.
+        """
+        if self._last_words is not None:
+            return None
+        found = None
         if not kernel.wait_for_end(self.pid, 10):
-            found.append(f"the daemon {self.pid} of {self.mountpoint} outlives its mount")
+            found = f"the daemon {self.pid} of {self.mountpoint} outlives its mount"
             os.kill(self.pid, signal.SIGKILL)
-        with self._log:
-            if any(mark in (text := self.log()) for mark in _UNEXPECTED):
-                found.append(f"the daemon of {self.mountpoint} logged:\n{text}")
+        self._last_words = self.log()
+        if any(mark in self._last_words for mark in _UNEXPECTED):
+            found = f"the daemon of {self.mountpoint} logged:\n{self._last_words}"
         return found
-
-
-def _log_sizes() -> dict[int, int]:
-    """The bytes of every log that is there, by its inode number."""
-    sizes = {}
-    for path in RECORDS.glob("*.log"):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            continue  # its mount ended just now
-        sizes[found.st_ino] = found.st_size
-    return sizes
 
 
 class MountCopy:
@@ -70,7 +63,6 @@ class MountCopy:
         self._options = tuple(options)
         self._mountpoints: list[Path] = []
         self._daemons: list[_Daemon] = []
-        self._old_logs = _log_sizes()
 
     def __call__(
         self,
@@ -106,20 +98,24 @@ class MountCopy:
 
     def unmount(self, mountpoint: Path) -> Result:
         """`cowfs umount`, and wait until the daemon has ended. Returns what the command said."""
-        pid = self.daemon_pid(mountpoint)
+        daemon = self._watch(mountpoint)
         result = cowfs("umount", mountpoint)
-        assert kernel.wait_for_end(pid, 10), f"the daemon {pid} of {mountpoint} outlives its mount"
+        complaint = daemon.wait_for_end()
+        assert complaint is None, complaint
         return result
 
     def log(self, mountpoint: Path) -> str:
         """What the last daemon of this mountpoint has logged, also when it has ended."""
         return next(d for d in reversed(self._daemons) if d.mountpoint == mountpoint).log()
 
-    def _watch(self, mountpoint: Path) -> None:
+    def _watch(self, mountpoint: Path) -> _Daemon:
         pid = self.daemon_pid(mountpoint)
-        if not any(daemon.pid == pid for daemon in self._daemons):
-            log = RECORDS / f"{self._mount(mountpoint).device}.log"
-            self._daemons.append(_Daemon(mountpoint, pid, log, self._old_logs))
+        for daemon in self._daemons:
+            if daemon.pid == pid:
+                return daemon
+        daemon = _Daemon(mountpoint, pid, RECORDS / f"{self._mount(mountpoint).device}.log")
+        self._daemons.append(daemon)
+        return daemon
 
     def _mount(self, mountpoint: Path) -> kernel.Mount:
         # Not from stat(2): it would wait for a daemon that does not answer.
@@ -155,7 +151,7 @@ class MountCopy:
             except (AssertionError, OSError) as error:
                 complaints.append(str(error))
                 force_unmount(mount)
-        complaints += [line for daemon in self._daemons for line in daemon.complaints()]
+        complaints += [line for daemon in self._daemons if (line := daemon.wait_for_end())]
         assert not complaints, "\n".join(complaints)
 
 

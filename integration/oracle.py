@@ -41,7 +41,7 @@ class Oracle:
             self.assert_same_trees()
         if got_error is not None:
             raise got_error
-        assert got == expected
+        assert got == expected, f"XFS: {expected!r}, copy: {got!r}"
         assert got is not None or expected is None
         return got  # type: ignore[return-value]
 
@@ -49,7 +49,13 @@ class Oracle:
         """Names, types, modes, owners, sizes, link counts, contents and extended attributes are the
         same.
         """
-        assert tree_state(self.copy, times=times) == tree_state(self.native, times=times)
+        got, expected = (tree_state(root, times=times) for root in (self.copy, self.native))
+        different = [
+            f"{path}:\n  XFS:  {expected.get(path)}\n  copy: {got.get(path)}"
+            for path in sorted(got.keys() | expected.keys())
+            if got.get(path) != expected.get(path)
+        ]
+        assert not different, "\n".join(different)
 
 
 def _try(action: Callable[[Path], T], root: Path) -> tuple[T | None, OSError | None]:

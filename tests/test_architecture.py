@@ -23,7 +23,8 @@ ROOMS = {
     "overlay": "overlay links",
     "inodes": "inodes layers listing",
     "copyup": "copyup",
-    "store": "store storedir names removal seal cloning scan workers transfer",
+    "store": "store storedir copies templates garbage removal names"
+    " seal scan cloning workers transfer",
     "records": "runtime jsonfile mountinfo",
     "options": "options",
     "channel": "channel",

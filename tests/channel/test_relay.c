@@ -1,0 +1,671 @@
+/* INIT with both sides, requests on their way to libfuse, replies on their way to the kernel. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "peer.h"
+
+#define SERIAL(n) ((uint64_t)(n) << 48)
+
+/* ---- INIT -------------------------------------------------------------------------------------- */
+
+static struct wire_init_out handshake(struct peer *p, bool passthrough, uint32_t minor,
+				      uint64_t offered, size_t body)
+{
+	struct wire_init_in_ext in = {
+		.base = {.major = 7, .minor = minor, .flags = (uint32_t)offered},
+		.flags2 = (uint32_t)(offered >> 32)};
+	struct wire_init_out out;
+	uint64_t unique;
+
+	peer_new(p, passthrough, 10);
+	unique = ask(p, FUSE_INIT, 0, &in, body);
+	CHECK(channel_start(p->ch) == 0);
+	memcpy(&out, BODY(expect_reply(p, unique, 0, sizeof(out))), sizeof(out));
+	return out;
+}
+
+static void init_asks_the_kernel_for_passthrough(void)
+{
+	struct peer p;
+	struct wire_init_out out = handshake(&p, true, 45, UINT64_MAX, 64);
+	uint64_t flags = out.flags | (uint64_t)out.flags2 << 32;
+	uint64_t must = FUSE_PASSTHROUGH | FUSE_INIT_EXT | FUSE_HANDLE_KILLPRIV_V2 |
+			FUSE_PARALLEL_DIROPS | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_ACL |
+			FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_NO_OPENDIR_SUPPORT |
+			FUSE_DO_READDIRPLUS | FUSE_DONT_MASK;
+	uint64_t never = FUSE_WRITEBACK_CACHE | FUSE_AUTO_INVAL_DATA | FUSE_READDIRPLUS_AUTO |
+			 FUSE_EXPORT_SUPPORT | FUSE_NO_OPEN_SUPPORT | FUSE_SETXATTR_EXT |
+			 FUSE_SECURITY_CTX | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
+
+	CHECK(out.major == 7 && out.minor == 45);
+	CHECK((flags & must) == must && !(flags & never));
+	CHECK(out.max_stack_depth == 1 && out.request_timeout == 0);
+	CHECK(out.max_write == 1 << 20 && out.max_pages == 256 && out.time_gran == 1);
+	CHECK(p.ch->passthrough);
+	peer_stop(&p);
+}
+
+static void init_takes_only_what_an_older_kernel_offers(void)
+{
+	struct peer p;
+	struct wire_init_out out = handshake(&p, true, 31, FUSE_ASYNC_READ | FUSE_WRITEBACK_CACHE,
+					     sizeof(struct wire_init_in));
+
+	CHECK(out.minor == 31 && out.flags == FUSE_ASYNC_READ && out.flags2 == 0);
+	CHECK(out.max_stack_depth == 0 && !p.ch->passthrough);
+	peer_stop(&p);
+}
+
+static void init_leaves_passthrough_when_told_so(void)
+{
+	struct peer p;
+	struct wire_init_out out = handshake(&p, false, 45, UINT64_MAX, 64);
+
+	CHECK(!(((uint64_t)out.flags2 << 32) & FUSE_PASSTHROUGH) && !p.ch->passthrough);
+	peer_stop(&p);
+}
+
+static void libfuse_gets_an_init_that_makes_it_read_instead_of_splice(void)
+{
+	struct peer p;
+	struct message *m;
+	struct wire_init_in in;
+
+	handshake(&p, true, 45, UINT64_MAX, 64);
+	m = libfuse_gets(&p);
+	CHECK(m->len == sizeof(m->in) + 16 && m->in.len == m->len && m->in.opcode == FUSE_INIT);
+	memcpy(&in, IN_BODY(m), sizeof(in));
+	CHECK(in.major == 7 && in.minor == 13);
+	CHECK(in.flags & FUSE_DO_READDIRPLUS);
+	CHECK(!(in.flags & (FUSE_INIT_EXT | FUSE_SPLICE_READ | FUSE_MAX_PAGES | FUSE_SETXATTR_EXT)));
+	peer_stop(&p);
+}
+
+static void what_is_no_init_is_refused(void)
+{
+	struct wire_init_in in = {.major = 7, .minor = 12};
+	struct fuse_in_header head = {.len = sizeof(head), .opcode = FUSE_LOOKUP};
+	struct peer p;
+	uint64_t unique;
+
+	peer_new(&p, true, 10);
+	unique = ask(&p, FUSE_INIT, 0, &in, sizeof(in)); /* older than anything that we know */
+	CHECK(channel_start(p.ch) == -EPROTO);
+	expect_reply(&p, unique, EPROTO, 0);
+	ask(&p, FUSE_INIT, 0, &in, 8); /* too short */
+	CHECK(channel_start(p.ch) == -EPROTO);
+	ask_raw(&p, &head, sizeof(head)); /* something else */
+	CHECK(channel_start(p.ch) == -EPROTO);
+	peer_stop(&p);
+}
+
+static void start_without_a_mount_fails(void)
+{
+	struct channel *ch = channel_new(true, ROOT_INO, 10, &fake_ops);
+
+	CHECK(channel_start(ch) == -ENOTCONN);
+	channel_free(ch);
+}
+
+/* ---- relaying ---------------------------------------------------------------------------------- */
+
+static void a_request_and_its_reply_pass_unchanged(void)
+{
+	struct peer p;
+	struct fuse_statfs_out st = {.st = {.blocks = 1234, .namelen = 255}};
+	struct message *m;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_UNLINK, 77, "name", 5);
+	m = libfuse_gets(&p);
+	CHECK(m->in.opcode == FUSE_UNLINK && m->in.nodeid == 77 && m->in.unique == unique);
+	CHECK(m->len == sizeof(m->in) + 5 && memcmp(IN_BODY(m), "name", 5) == 0);
+	CHECK(kernel_gets_nothing(&p));
+	libfuse_replies(&p, unique, ENOTEMPTY, NULL, 0);
+	expect_reply(&p, unique, ENOTEMPTY, 0);
+
+	unique = ask(&p, FUSE_STATFS, 1, NULL, 0);
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, 0, &st, sizeof(st));
+	m = expect_reply(&p, unique, 0, sizeof(st));
+	CHECK(memcmp(BODY(m), &st, sizeof(st)) == 0);
+	peer_stop(&p);
+}
+
+static void replies_may_come_in_any_order(void)
+{
+	struct peer p;
+	uint64_t first, second;
+
+	peer_start(&p, true, 10);
+	first = ask(&p, FUSE_RMDIR, 7, "a", 2);
+	second = ask(&p, FUSE_RMDIR, 7, "b", 2);
+	libfuse_gets(&p);
+	libfuse_gets(&p);
+	libfuse_replies(&p, second, 0, NULL, 0);
+	libfuse_replies(&p, first, EBUSY, NULL, 0);
+	expect_reply(&p, second, 0, 0);
+	expect_reply(&p, first, EBUSY, 0);
+	peer_stop(&p);
+}
+
+static void a_request_that_was_sent_again_keeps_its_mark(void)
+{
+	struct peer p;
+
+	peer_start(&p, true, 10);
+	p.next_unique |= WIRE_UNIQUE_RESEND;
+	uint64_t unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+	CHECK(libfuse_gets(&p)->in.unique == unique && (unique & WIRE_UNIQUE_RESEND));
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+static void drain_does_nothing_when_nothing_is_expected(void)
+{
+	struct peer p;
+	struct fuse_out_header stray = {.len = sizeof(stray), .unique = 4242};
+
+	peer_start(&p, true, 10);
+	CHECK(channel_drain(p.ch) == 0);
+	libfuse_sends_raw(&p, &stray, sizeof(stray)); /* stays in the socket, unread */
+	CHECK(kernel_gets_nothing(&p));
+	uint64_t unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, 0, NULL, 0); /* the stray one is dropped on the way */
+	expect_reply(&p, unique, 0, 0);
+	CHECK(kernel_gets_nothing(&p));
+	peer_stop(&p);
+}
+
+static void listings_and_directory_syncs_get_the_node_as_handle(void)
+{
+	struct fuse_read_in list = {.fh = 0, .offset = 17, .size = 1 << 20};
+	struct fuse_fsync_in sync = {.fh = 0, .fsync_flags = 1};
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_READDIRPLUS, 55, &list, sizeof(list));
+	memcpy(&list, IN_BODY(libfuse_gets(&p)), sizeof(list));
+	CHECK(list.fh == 55 && list.offset == 17 && list.size == READDIR_MAX);
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+
+	unique = ask(&p, FUSE_FSYNCDIR, 56, &sync, sizeof(sync));
+	memcpy(&sync, IN_BODY(libfuse_gets(&p)), sizeof(sync));
+	CHECK(sync.fh == 56 && sync.fsync_flags == 1);
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+static void forgets_are_relayed_and_batches_split(void)
+{
+	enum { COUNT = 10000 };
+	struct {
+		struct fuse_batch_forget_in head;
+		struct fuse_forget_one one[COUNT];
+	} *batch = calloc(1, sizeof(*batch));
+	struct fuse_forget_in single = {.nlookup = 3};
+	struct peer p;
+	uint32_t seen = 0;
+
+	peer_start(&p, true, 10);
+	ask(&p, FUSE_FORGET, 9, &single, sizeof(single));
+	struct message *m = libfuse_gets(&p);
+	CHECK(m->in.opcode == FUSE_FORGET && m->in.nodeid == 9);
+
+	batch->head.count = COUNT;
+	for (uint64_t i = 0; i < COUNT; i++)
+		batch->one[i] = (struct fuse_forget_one){.nodeid = 100 + i, .nlookup = i};
+	ask(&p, FUSE_BATCH_FORGET, 0, batch, sizeof(*batch));
+	while (seen < COUNT) {
+		struct fuse_batch_forget_in head;
+		m = libfuse_gets(&p);
+		CHECK(m->in.opcode == FUSE_BATCH_FORGET && m->in.len == m->len);
+		CHECK(m->len <= RELAY_MAX);
+		memcpy(&head, IN_BODY(m), sizeof(head));
+		CHECK(m->len == sizeof(m->in) + sizeof(head) + head.count * 16);
+		for (uint32_t i = 0; i < head.count; i++, seen++) {
+			struct fuse_forget_one one;
+			memcpy(&one, m->bytes + sizeof(m->in) + sizeof(head) + 16 * i, 16);
+			CHECK(one.nodeid == 100 + seen && one.nlookup == seen);
+		}
+	}
+	CHECK(seen == COUNT && libfuse_gets_nothing(&p) && kernel_gets_nothing(&p));
+	free(batch);
+	peer_stop(&p);
+}
+
+static void requests_that_nobody_serves_are_refused_here(void)
+{
+	static const struct {
+		uint32_t opcode;
+		int error;
+	} refused[] = {
+		{FUSE_OPENDIR, ENOSYS}, {FUSE_RELEASEDIR, 0},	  {FUSE_READDIR, ENOSYS},
+		{FUSE_INTERRUPT, ENOSYS}, {FUSE_GETLK, ENOSYS},	  {FUSE_SETLK, ENOSYS},
+		{FUSE_SETLKW, ENOSYS},	{FUSE_BMAP, ENOSYS},	  {FUSE_IOCTL, ENOTTY},
+		{FUSE_POLL, ENOSYS},	{FUSE_SETUPMAPPING, ENOSYS}, {FUSE_SYNCFS, ENOSYS},
+		{FUSE_TMPFILE, ENOSYS}, {FUSE_STATX, ENOSYS},	  {FUSE_DESTROY, 0},
+		{FUSE_INIT, EIO},	{63, ENOSYS},		  {100000, ENOSYS},
+	};
+	char body[128] = {0};
+	struct peer p;
+
+	peer_start(&p, true, 10);
+	for (size_t i = 0; i < sizeof(refused) / sizeof(*refused); i++) {
+		uint64_t unique = ask(&p, refused[i].opcode, 1, body, sizeof(body));
+		expect_reply(&p, unique, refused[i].error, 0);
+	}
+	ask(&p, FUSE_NOTIFY_REPLY, 1, body, sizeof(body));
+	CHECK(kernel_gets_nothing(&p) && libfuse_gets_nothing(&p));
+	peer_stop(&p);
+}
+
+static void counters_tell_who_answered(void)
+{
+	struct peer p;
+	uint64_t unique;
+	struct counter *k;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, ENOTDIR, NULL, 0);
+	expect_reply(&p, unique, ENOTDIR, 0);
+	k = &p.ch->counters.by_opcode[FUSE_RMDIR];
+	CHECK(k->count == 1 && k->errors == 1 && k->answered_here == 0 && k->total_ns > 0);
+	CHECK(k->max_ns == k->total_ns);
+	release_node(&p, 99, O_RDONLY); /* unknown: answered all the same */
+	k = &p.ch->counters.by_opcode[FUSE_RELEASE];
+	CHECK(k->count == 1 && k->errors == 0);
+	peer_stop(&p);
+}
+
+/* ---- inode numbers ----------------------------------------------------------------------------- */
+
+static uint64_t ino_after_lookup(struct peer *p, uint32_t opcode, uint64_t nodeid)
+{
+	char body[32] = {0};
+	struct fuse_entry_out e = {.nodeid = nodeid, .attr = {.ino = nodeid}};
+	size_t fixed = opcode_info(opcode)->min_body;
+	uint64_t unique;
+
+	strcpy(body + fixed, "n"); /* and for SYMLINK an empty target after it */
+	unique = ask(p, opcode, 1, body, fixed + 4);
+	libfuse_gets(p);
+	libfuse_replies(p, unique, 0, &e, sizeof(e));
+	memcpy(&e, BODY(expect_reply(p, unique, 0, sizeof(e))), sizeof(e));
+	CHECK(e.nodeid == nodeid);
+	return e.attr.ino;
+}
+
+static void entries_show_the_inode_number_without_the_serial(void)
+{
+	static const uint32_t opcodes[] = {FUSE_LOOKUP, FUSE_MKNOD, FUSE_MKDIR, FUSE_SYMLINK,
+					   FUSE_LINK};
+	struct peer p;
+
+	peer_start(&p, true, 10);
+	for (size_t i = 0; i < sizeof(opcodes) / sizeof(*opcodes); i++) {
+		CHECK(ino_after_lookup(&p, opcodes[i], 1234) == 1234);
+		CHECK(ino_after_lookup(&p, opcodes[i], SERIAL(3) | 1234) == 1234);
+		CHECK(ino_after_lookup(&p, opcodes[i], 1) == ROOT_INO);
+		CHECK(ino_after_lookup(&p, opcodes[i], 0) == 0); /* a name that does not exist */
+	}
+	peer_stop(&p);
+}
+
+static void attributes_show_the_inode_number_of_the_node_asked_for(void)
+{
+	char body[128] = {0};
+	static const uint64_t nodes[] = {1, 77, SERIAL(2) | 77};
+	static const uint64_t shown[] = {ROOT_INO, 77, 77};
+	struct peer p;
+
+	peer_start(&p, true, 10);
+	for (int i = 0; i < 3; i++) {
+		for (int set = 0; set < 2; set++) {
+			uint32_t opcode = set ? FUSE_SETATTR : FUSE_GETATTR;
+			struct fuse_attr_out out = {.attr = {.ino = nodes[i], .size = 5}};
+			uint64_t unique = ask(&p, opcode, nodes[i], body, set ? 88 : 16);
+			libfuse_gets(&p);
+			libfuse_replies(&p, unique, 0, &out, sizeof(out));
+			memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
+			CHECK(out.attr.ino == shown[i] && out.attr.size == 5);
+		}
+	}
+	peer_stop(&p);
+}
+
+static size_t put_entry(uint8_t *at, uint64_t nodeid, uint64_t ino, const char *name)
+{
+	struct fuse_direntplus d = {
+		.entry_out = {.nodeid = nodeid, .attr = {.ino = ino}},
+		.dirent = {.ino = ino, .off = 1, .namelen = (uint32_t)strlen(name)}};
+	size_t size = FUSE_DIRENTPLUS_SIZE(&d);
+
+	memset(at, 0, size);
+	memcpy(at, &d, FUSE_NAME_OFFSET_DIRENTPLUS);
+	memcpy(at + FUSE_NAME_OFFSET_DIRENTPLUS, name, strlen(name));
+	return size;
+}
+
+static uint64_t list(struct peer *p)
+{
+	struct fuse_read_in in = {.size = 4096};
+	uint64_t unique = ask(p, FUSE_READDIRPLUS, 1, &in, sizeof(in));
+
+	libfuse_gets(p);
+	return unique;
+}
+
+static void listings_show_inode_numbers_in_both_places(void)
+{
+	static const struct {
+		uint64_t nodeid, ino, shown;
+	} e[] = {{0, 1, ROOT_INO}, {1, 1, ROOT_INO}, {5, 5, 5}, {SERIAL(7) | 6, SERIAL(7) | 6, 6},
+		 {0, 8, 8}};
+	static const char *names[] = {"..", ".", "five", "a-replaced-file.safetensors", "x"};
+	uint8_t buffer[2048];
+	size_t len = 0;
+	struct peer p;
+	struct message *m;
+	uint64_t unique;
+	uint8_t *at;
+
+	for (int i = 0; i < 5; i++)
+		len += put_entry(buffer + len, e[i].nodeid, e[i].ino, names[i]);
+	peer_start(&p, true, 10);
+	unique = list(&p);
+	libfuse_replies(&p, unique, 0, buffer, len);
+	m = expect_reply(&p, unique, 0, len);
+	at = BODY(m);
+	for (int i = 0; i < 5; i++) {
+		struct fuse_direntplus d;
+		memcpy(&d, at, FUSE_NAME_OFFSET_DIRENTPLUS);
+		CHECK(d.entry_out.nodeid == e[i].nodeid);
+		CHECK(d.entry_out.attr.ino == e[i].shown && d.dirent.ino == e[i].shown);
+		CHECK(memcmp(at + FUSE_NAME_OFFSET_DIRENTPLUS, names[i], strlen(names[i])) == 0);
+		at += FUSE_DIRENTPLUS_SIZE(&d);
+	}
+	unique = list(&p); /* the end of the directory */
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+/* ---- OPEN and CREATE ---------------------------------------------------------------------------- */
+
+static void open_is_completed_with_handle_flags_and_backing_id(void)
+{
+	struct peer p;
+	struct wire_open_out out;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	out = relayed_open(&p, 5, O_RDWR);
+	CHECK(out.fh == 5 && out.backing_id > 0);
+	CHECK(out.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH));
+	release_node(&p, 5, O_RDWR);
+	CHECK(fake_ids_open == 0);
+
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, false, false) == 0);
+	out = relayed_open(&p, 6, O_RDWR); /* an open for writing is always relayed */
+	CHECK(out.fh == 6 && out.backing_id == 0);
+	CHECK(out.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
+	peer_stop(&p);
+}
+
+static void create_is_completed_for_the_new_node(void)
+{
+	struct fuse_create_in in = {.flags = O_RDWR | O_CREAT};
+	char body[sizeof(in) + 4];
+	struct wire_create_out out = {.entry = {.nodeid = SERIAL(1) | 31,
+						.attr = {.ino = SERIAL(1) | 31}}};
+	struct peer p;
+	uint64_t unique;
+
+	memcpy(body, &in, sizeof(in));
+	memcpy(body + sizeof(in), "new", 4);
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_CREATE, 1, body, sizeof(body));
+	libfuse_gets(&p);
+	CHECK(nodes_attach(&p.ch->nodes, SERIAL(1) | 31, scratch_file(""), NODE_PRIVATE, true,
+			   true) == 0);
+	libfuse_replies(&p, unique, 0, &out, sizeof(out));
+	memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
+	CHECK(out.entry.nodeid == (SERIAL(1) | 31) && out.entry.attr.ino == 31);
+	CHECK(out.open.fh == (SERIAL(1) | 31) && out.open.backing_id > 0);
+	CHECK(out.open.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH));
+	CHECK(nodes_writers(&p.ch->nodes, SERIAL(1) | 31) == 1);
+	release_node(&p, SERIAL(1) | 31, O_RDWR);
+	peer_stop(&p);
+}
+
+static void an_open_that_nothing_backs_fails(void)
+{
+	struct fuse_open_in in = {.flags = O_RDONLY};
+	struct wire_open_out out = {0};
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, 0, &out, sizeof(out));
+	expect_reply(&p, unique, EIO, 0);
+	peer_stop(&p);
+}
+
+static void an_open_that_python_refuses_counts_nothing(void)
+{
+	struct fuse_open_in in = {.flags = O_WRONLY};
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, ESTALE, NULL, 0);
+	expect_reply(&p, unique, ESTALE, 0);
+	CHECK(nodes_writers(&p.ch->nodes, 5) == 1); /* the one of attach */
+	peer_stop(&p);
+}
+
+static void repeat_opens_are_answered_without_python(void)
+{
+	struct peer p;
+	struct wire_open_out first, again;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	first = repeat_open(&p, 5);
+	release_node(&p, 5, O_RDONLY);
+	release_node(&p, 5, O_RDONLY);
+	CHECK(p.ch->nodes.kept == 1);
+	again = repeat_open(&p, 5);
+	CHECK(again.fh == 5 && again.backing_id == first.backing_id);
+	CHECK(p.ch->counters.by_opcode[FUSE_OPEN].answered_here == 2);
+	CHECK(libfuse_gets_nothing(&p));
+	peer_stop(&p);
+}
+
+static void opens_that_may_change_the_file_are_relayed(void)
+{
+	static const uint32_t flags[] = {O_WRONLY, O_RDWR, O_RDONLY | O_TRUNC, O_WRONLY | O_APPEND};
+	struct peer p;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	for (int i = 0; i < 4; i++) {
+		struct fuse_open_in in = {.flags = flags[i]};
+		uint64_t unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+		CHECK(libfuse_gets(&p)->in.unique == unique);
+		libfuse_replies(&p, unique, ESTALE, NULL, 0);
+		expect_reply(&p, unique, ESTALE, 0);
+	}
+	peer_stop(&p);
+}
+
+static void a_revoked_node_is_relayed_again(void)
+{
+	struct peer p;
+	struct node_state s;
+	struct fuse_open_in in = {.flags = O_RDONLY};
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	repeat_open(&p, 5);
+	CHECK(nodes_revoke(&p.ch->nodes, 5, &s) && s.readers == 2);
+	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+	CHECK(libfuse_gets(&p)->in.unique == unique);
+	libfuse_replies(&p, unique, ESTALE, NULL, 0);
+	expect_reply(&p, unique, ESTALE, 0);
+	release_node(&p, 5, O_RDONLY);
+	release_node(&p, 5, O_RDONLY);
+	CHECK(fake_ids_open == 0);
+	peer_stop(&p);
+}
+
+static void an_open_reply_that_cannot_be_delivered_counts_back(void)
+{
+	struct fuse_open_in in = {.flags = O_RDWR};
+	struct wire_open_out out = {0};
+	struct pollfd gone;
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+	libfuse_gets(&p);
+	peer_hang_up(&p);
+	libfuse_replies(&p, unique, 0, &out, sizeof(out));
+	CHECK(nodes_writers(&p.ch->nodes, 5) == 0 && fake_ids_open == 0);
+	gone = (struct pollfd){.fd = p.ch->closed_fd, .events = POLLIN};
+	CHECK(poll(&gone, 1, 10000) == 1);
+	peer_stop(&p);
+}
+
+/* ---- notifications ------------------------------------------------------------------------------ */
+
+static void notifications_reach_the_kernel(void)
+{
+	struct {
+		struct fuse_notify_inval_entry_out out;
+		char name[6];
+	} entry;
+	struct fuse_notify_inval_inode_out inode;
+	struct peer p;
+	struct message *m;
+
+	peer_start(&p, true, 10);
+	CHECK(notify_inval_entry(p.ch, 7, "model", 5) == 0);
+	m = kernel_gets(&p);
+	CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_ENTRY);
+	CHECK(m->len == m->out.len && m->len == 16 + 16 + 6);
+	memcpy(&entry, BODY(m), 22);
+	CHECK(entry.out.parent == 7 && entry.out.namelen == 5 && !strcmp(entry.name, "model"));
+
+	CHECK(notify_inval_attr(p.ch, 9) == 0);
+	m = kernel_gets(&p);
+	CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_INODE && m->len == 40);
+	memcpy(&inode, BODY(m), sizeof(inode));
+	CHECK(inode.ino == 9 && inode.off == -1);
+
+	for (int i = 0; i < 100; i++)
+		CHECK(notify_inval_entry(p.ch, i, "n", 1) == 0);
+	for (uint64_t i = 0; i < 100; i++) {
+		memcpy(&entry, BODY(kernel_gets(&p)), 18);
+		CHECK(entry.out.parent == i); /* in order */
+	}
+	peer_stop(&p);
+}
+
+static void impossible_names_are_not_announced(void)
+{
+	char longer[300];
+	struct peer p;
+
+	memset(longer, 'x', sizeof(longer));
+	peer_start(&p, true, 10);
+	CHECK(notify_inval_entry(p.ch, 1, "", 0) == -EINVAL);
+	CHECK(notify_inval_entry(p.ch, 1, "a/b", 3) == -EINVAL);
+	CHECK(notify_inval_entry(p.ch, 1, "a\0b", 3) == -EINVAL);
+	CHECK(notify_inval_entry(p.ch, 1, longer, 256) == -EINVAL);
+	CHECK(notify_inval_entry(p.ch, 1, longer, 255) == 0);
+	CHECK(kernel_gets(&p)->len == 16 + 16 + 256);
+	peer_stop(&p);
+}
+
+static void notifications_of_libfuse_are_passed_on(void)
+{
+	struct {
+		struct fuse_out_header head;
+		uint64_t body[4];
+	} n = {.head = {.len = sizeof(n)}, .body = {3, 4, 5, 6}};
+	static const int kinds[] = {FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY,
+				    FUSE_NOTIFY_DELETE};
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+	libfuse_gets(&p);
+	for (int i = 0; i < 3; i++) {
+		struct message *m;
+		n.head.error = kinds[i];
+		libfuse_sends_raw(&p, &n, sizeof(n));
+		m = kernel_gets(&p);
+		CHECK(m->len == sizeof(n) && memcmp(m->bytes, &n, sizeof(n)) == 0);
+	}
+	n.head.error = FUSE_NOTIFY_POLL;
+	libfuse_sends_raw(&p, &n, sizeof(n));
+	CHECK(kernel_gets_nothing(&p));
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+int main(void)
+{
+	RUN(init_asks_the_kernel_for_passthrough);
+	RUN(init_takes_only_what_an_older_kernel_offers);
+	RUN(init_leaves_passthrough_when_told_so);
+	RUN(libfuse_gets_an_init_that_makes_it_read_instead_of_splice);
+	RUN(what_is_no_init_is_refused);
+	RUN(start_without_a_mount_fails);
+	RUN(a_request_and_its_reply_pass_unchanged);
+	RUN(replies_may_come_in_any_order);
+	RUN(a_request_that_was_sent_again_keeps_its_mark);
+	RUN(drain_does_nothing_when_nothing_is_expected);
+	RUN(listings_and_directory_syncs_get_the_node_as_handle);
+	RUN(forgets_are_relayed_and_batches_split);
+	RUN(requests_that_nobody_serves_are_refused_here);
+	RUN(counters_tell_who_answered);
+	RUN(entries_show_the_inode_number_without_the_serial);
+	RUN(attributes_show_the_inode_number_of_the_node_asked_for);
+	RUN(listings_show_inode_numbers_in_both_places);
+	RUN(open_is_completed_with_handle_flags_and_backing_id);
+	RUN(create_is_completed_for_the_new_node);
+	RUN(an_open_that_nothing_backs_fails);
+	RUN(an_open_that_python_refuses_counts_nothing);
+	RUN(repeat_opens_are_answered_without_python);
+	RUN(opens_that_may_change_the_file_are_relayed);
+	RUN(a_revoked_node_is_relayed_again);
+	RUN(an_open_reply_that_cannot_be_delivered_counts_back);
+	RUN(notifications_reach_the_kernel);
+	RUN(impossible_names_are_not_announced);
+	RUN(notifications_of_libfuse_are_passed_on);
+	return 0;
+}
