@@ -27,7 +27,9 @@ def run(command: Sequence[str | Path], *, timeout: float = 600) -> str:
     """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
     except FileNotFoundError as error:
         raise BenchError(f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
@@ -69,9 +71,10 @@ def process_memory(pid: int) -> tuple[int, int]:
 
 def is_mountpoint(path: Path) -> bool:
     """True if something is mounted exactly there; does not touch the filesystem mounted there."""
-    escaped = str(path).replace(" ", "\\040")
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return any(line.split(" ", 5)[4] == escaped for line in lines)
+    escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
+    # bytes: mounts of other people may have any name
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return any(line.split(b" ", 5)[4] == escaped for line in lines)
 
 
 def unmount(path: Path) -> None:

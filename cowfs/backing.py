@@ -32,6 +32,7 @@ import trio
 if TYPE_CHECKING:
     from cowfs.inodes import Node
     from cowfs.overlay import Overlay
+    from cowfs.priming import Priming
 
 SHARED = 0
 PRIVATE = 1
@@ -60,6 +61,7 @@ class Backing:
         self,
         overlay: Overlay,
         channel: Channel,
+        priming: Priming,
         *,
         passthrough: bool,
         share_min: int,
@@ -68,6 +70,7 @@ class Backing:
     ) -> None:
         self._overlay = overlay
         self._channel = channel
+        self._priming = priming
         self._passthrough = passthrough
         self._share_min = share_min
         self._read_only = read_only
@@ -148,6 +151,7 @@ class Backing:
         """
         if node.upper:
             return
+        self._priming.take_back(node)
         overlay = self._overlay
         if not stat.S_ISREG(overlay.getattr(node).st_mode):
             overlay.copy_up_special(node)

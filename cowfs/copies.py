@@ -63,7 +63,7 @@ class CopyRecord:
 class CopyInfo:
     """A copy as a list shows it. `created` in seconds since the epoch.
 
-    private_bytes: data of the copy's own files that shares no blocks with any other file.
+    private_bytes: on the disk, of the copy's own files, shared with no other file.
     """
 
     name: str
@@ -290,7 +290,7 @@ def empty_work(store: StoreDirectory, name: str) -> None:
 
 
 def private_bytes(store: StoreDirectory, name: str) -> int:
-    """Bytes of data in a copy that no other file shares (FIEMAP). It may be in use meanwhile."""
+    """Bytes on the disk that a copy has for itself alone (FIEMAP). It may be in use meanwhile."""
     total = 0
     seen: set[int] = set()
     with _opened(store.copies_fd, name) as copy:

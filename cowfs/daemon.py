@@ -33,6 +33,7 @@ from cowfs.channel import Channel
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
+from cowfs.priming import Priming
 from cowfs.store import Copy, Store
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def serve(config: Config, ready: Callable[[dict[str, Any]], None]) -> int:
         )
     except OSError as error:
         raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
-    channel = Channel(
-        passthrough=options.passthrough != "off", root_ino=overlay.nodes.root_ino
-    )
+    channel = Channel(passthrough=options.passthrough != "off", root_ino=overlay.nodes.root_ino)
     try:
         mount = _Mount(config, copy, overlay, channel)
         mount.make()
@@ -91,8 +90,10 @@ def serve(config: Config, ready: Callable[[dict[str, Any]], None]) -> int:
     finally:
         channel.close()
         overlay.close()
+    if mount.failure is not None:
+        raise mount.failure
     if not mount.was_ready:
-        raise InternalError(f"{config.mountpoint} was unmounted before it was ready")
+        raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
 
@@ -107,6 +108,7 @@ class _Mount:
         self._channel = channel
         self._device = ""
         self.was_ready = False
+        self.failure: CowfsError | None = None
 
     def make(self) -> None:
         """mount(2) and the conversation about capabilities; nobody is served yet."""
@@ -129,9 +131,11 @@ class _Mount:
             if mounted is None:
                 raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
             self._device = mounted.device
+            priming = Priming(self._overlay, channel)
             backing = Backing(
                 self._overlay,
                 channel,
+                priming,
                 passthrough=channel.passthrough,
                 share_min=options.share_min,
                 read_only=options.read_only,
@@ -140,6 +144,7 @@ class _Mount:
             operations = Operations(
                 self._overlay,
                 backing,
+                priming,
                 read_only=options.read_only,
                 on_forgotten=channel.forget,
             )
@@ -184,9 +189,23 @@ class _Mount:
 
     async def _announce(self, ready: Callable[[dict[str, Any]], None]) -> None:
         """Ask the mount something as any user would, then say that it answers."""
-        root = await trio.to_thread.run_sync(os.stat, self._config.mountpoint)
-        if root.st_ino != self._overlay.nodes.root_ino:
-            raise InternalError(f"{self._config.mountpoint} shows something else")
+        try:
+            root = await trio.to_thread.run_sync(os.stat, self._config.mountpoint)
+            if root.st_ino != self._overlay.nodes.root_ino:
+                raise OSError(errno.EBUSY, "it shows something else")
+            self._write_record()
+        except OSError as error:
+            self.failure = MountFailure(
+                f"{self._config.mountpoint} was mounted but does not answer: {error.strerror}"
+            )
+            self._detach()
+            return
+        gc.collect()
+        gc.freeze()  # what was imported stays: no collection needs to look at it again
+        self.was_ready = True
+        ready({"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough})
+
+    def _write_record(self) -> None:
         config, copy = self._config, self._copy
         runtime.write(
             runtime.Record(
@@ -203,10 +222,6 @@ class _Mount:
                 persistent=copy.persistent,
             )
         )
-        gc.collect()
-        gc.freeze()  # what was imported stays: no collection needs to look at it again
-        self.was_ready = True
-        ready({"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough})
 
     async def _watch_signals(self) -> None:
         asked = 0

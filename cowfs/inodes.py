@@ -47,6 +47,7 @@ class Node:
         "nodeid",
         "origin",
         "parent",
+        "primed",
         "replaced",
         "upper",
     )
@@ -67,6 +68,8 @@ class Node:
         self.lock: trio.Lock | None = None
         # What the template's file looked like when this node was copied up.
         self.origin: os.stat_result | None = None
+        # One of its lookups may still lie in the channel, as an answer to a LOOKUP to come.
+        self.primed = False
         # A later node has taken over its name: every open and every change of data gets ESTALE.
         self.replaced = False
         # Was opened for reading and writing: a mapping may change it with no descriptor left.
@@ -95,7 +98,7 @@ class Node:
 class Directory(Node):
     """A directory of the copy: of the template, of the upper layer, or merged of both."""
 
-    __slots__ = ("children", "listing", "lower", "lower_fd", "upper_fd")
+    __slots__ = ("asked", "children", "listing", "lower", "lower_fd", "upper_fd")
 
     def __init__(self, nodeid: int, lower: bytes | None) -> None:
         super().__init__(nodeid)
@@ -108,6 +111,8 @@ class Directory(Node):
         # How many nodes of the table are reached through it: it stays in the table as long.
         self.children = 0
         self.listing: Listing | None = None
+        # How many of its names were looked up one by one.
+        self.asked = 0
 
 
 class NodeTable:

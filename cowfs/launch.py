@@ -30,7 +30,7 @@ from cowfs.options import Options
 
 if TYPE_CHECKING:
     from cowfs.seal import Progress
-    from cowfs.store import Copy, Template
+    from cowfs.store import Copy, Store, Template
 
 ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
 
@@ -238,6 +238,7 @@ class _Launch:
         self.progress = progress
         self.interrupts = Interrupts()
         self.daemon: Daemon | None = None
+        self.store: Store | None = None
         self.copy: Copy | None = None
         self.copy_is_new = False
         self.mounted_before = mountinfo.mounted_at(mountpoint)
@@ -270,7 +271,7 @@ class _Launch:
         from cowfs.seal import seal
         from cowfs.store import Store
 
-        store = Store.for_source(self.source, self.options.store)
+        store = self.store = Store.for_source(self.source, self.options.store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
 
         def prepare() -> Template:
@@ -301,7 +302,9 @@ class _Launch:
         """The mount answers: from now on the copy is the server's."""
         if self.copy is not None:
             self.copy.release()
-        self.copy = self.daemon = None
+        if self.store is not None:
+            self.store.close()
+        self.store = self.copy = self.daemon = None
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
@@ -315,6 +318,8 @@ class _Launch:
             if self.copy is not None:
                 self._remove_mount()
                 self._give_back(self.copy)
+            if self.store is not None:
+                self.store.close()
             raise
 
     def _remove_mount(self) -> None:

@@ -32,6 +32,7 @@ from cowfs import ondisk, syscalls
 from cowfs.backing import Backing, lock_of
 from cowfs.inodes import Directory, Node
 from cowfs.overlay import NAME_MAX, Overlay, failure
+from cowfs.priming import Priming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -80,6 +81,7 @@ class Operations(pyfuse3.Operations):
         self,
         overlay: Overlay,
         backing: Backing,
+        priming: Priming,
         *,
         read_only: bool,
         on_forgotten: Callable[[int], None],
@@ -88,6 +90,7 @@ class Operations(pyfuse3.Operations):
         self._overlay = overlay
         self._nodes = overlay.nodes
         self._backing = backing
+        self._priming = priming
         self._read_only = read_only
         self._on_forgotten = on_forgotten
 
@@ -103,6 +106,7 @@ class Operations(pyfuse3.Operations):
             missing.st_ino = 0  # the kernel keeps that there is no such name
             missing.entry_timeout = FOREVER
             return missing
+        self._priming.looked_up(parent)
         return self._entry(node, st)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -192,6 +196,7 @@ class Operations(pyfuse3.Operations):
         node, _st = self._overlay.lookup(parent, name)
         if self._overlay.links.is_grouped(node):
             await self._private(node)  # its other names count as links from now on
+        self._priming.take_back(node)
         node = self._overlay.unlink(parent, name)
         self._backing.removed(node)
 
@@ -225,6 +230,7 @@ class Operations(pyfuse3.Operations):
             moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
             if moves or overlay.links.is_grouped(target):
                 await self._private(target)
+            self._priming.take_back(target)
         replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags)
         if replaced is not None:
             self._backing.removed(replaced)

@@ -18,18 +18,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 # fcntl.h, linux/fcntl.h
-AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
-O_PATH = os.O_PATH
-O_TMPFILE = os.O_TMPFILE
 
 # linux/limits.h
 PATH_MAX = 4096  # bytes of a path in one call, the NUL included
 
 # linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
-RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
@@ -41,8 +37,6 @@ FS_IMMUTABLE_FL = 0x10
 
 # linux/fiemap.h
 FIEMAP_EXTENT_LAST = 0x1
-FIEMAP_EXTENT_UNKNOWN = 0x2
-FIEMAP_EXTENT_DELALLOC = 0x4
 FIEMAP_EXTENT_UNWRITTEN = 0x800
 FIEMAP_EXTENT_SHARED = 0x2000
 
@@ -52,21 +46,15 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_SYNCHRONOUS = 0x10
-MS_REMOUNT = 0x20
 MS_DIRSYNC = 0x80
 MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
-MS_BIND = 0x1000
-MS_REC = 0x4000
 MS_SILENT = 0x8000
-MS_PRIVATE = 0x40000
 MS_RELATIME = 0x200000
 MS_STRICTATIME = 0x1000000
 MS_LAZYTIME = 0x2000000
-MNT_FORCE = 1
 MNT_DETACH = 2
-MNT_EXPIRE = 4
 UMOUNT_NOFOLLOW = 8
 
 _FICLONE = 0x40049409
@@ -125,19 +113,13 @@ _libc.renameat2.argtypes = (
     ctypes.c_uint,
 )
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.futimens.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.statx.argtypes = (
     ctypes.c_int,
     ctypes.c_char_p,
     ctypes.c_int,
     ctypes.c_uint,
     ctypes.c_void_p,
-)
-_libc.mount.argtypes = (
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
@@ -225,7 +207,7 @@ def open_below(dir_fd: int, path: bytes, flags: int, resolve: int = 0) -> int:
         while len(path) >= PATH_MAX:
             cut = path.rindex(b"/", 0, PATH_MAX)
             head, path = path[:cut], path[cut + 1 :]
-            step = openat2(start, head, O_PATH | os.O_DIRECTORY, 0, resolve)
+            step = openat2(start, head, os.O_PATH | os.O_DIRECTORY, 0, resolve)
             if start != dir_fd:
                 os.close(start)
             start = step
@@ -240,7 +222,7 @@ def open_tmpfile(dir_fd: int, mode: int) -> int:
 
     The umask applies to `mode`.
     """
-    return os.open(b".", O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
 
 def link_fd(fd: int, dir_fd: int, name: bytes) -> None:
@@ -294,8 +276,10 @@ def utimens(
             slot.tv_nsec = _UTIME_OMIT
         else:
             slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
-    flags = 0 if name is None else AT_SYMLINK_NOFOLLOW
-    _call(_libc.utimensat, fd_or_dirfd, name, times, flags, filename=name)
+    if name is None:  # which glibc's utimensat refuses
+        _call(_libc.futimens, fd_or_dirfd, times)
+    else:
+        _call(_libc.utimensat, fd_or_dirfd, name, times, AT_SYMLINK_NOFOLLOW, filename=name)
 
 
 def statx_mount_id(fd: int) -> int:
@@ -308,11 +292,6 @@ def statx_mount_id(fd: int) -> int:
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
-
-
-def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
-    """mount(2)."""
-    _call(_libc.mount, source, target, fstype, flags, data, filename=target)
 
 
 def umount2(target: bytes, flags: int) -> None:

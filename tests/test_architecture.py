@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 ROOMS = {
     "commands": "__main__ cli doctor launch preflight probes report unmount",
     "daemon": "daemon keeper config",
-    "operations": "operations backing",
+    "operations": "operations backing priming",
     "overlay": "overlay links",
     "inodes": "inodes layers listing",
     "copyup": "copyup",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 
 import pytest
 from hypothesis import given
@@ -79,11 +80,59 @@ def test_columns_line_up_whatever_is_in_them() -> None:
     assert out.getvalue() == "NAME      SIZE\n模型      1 B\na\\x1b[2J  12 B\n"
 
 
-def test_a_table_on_a_terminal_takes_names_as_text_and_not_as_markup() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
 
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_sealing_is_shown_and_the_bar_goes_away_again() -> None:
+    out = Terminal()
+    bar = report.SealingBar(out)
+    bar.QUIET_SECONDS = 0
+    bar.begin(1000, 5 << 20)
+    bar.advance(400)
+    bar.advance(600)
+    bar.close()
+    assert "sealing 1000 files, 5.0 MiB" in out.getvalue()
+    assert "1000/1000" in out.getvalue()
+    assert out.getvalue().rstrip("\n").endswith("\x1b[2K")  # the line is erased
+    bar.close()
+
+
+def test_a_short_sealing_shows_nothing() -> None:
+    out = Terminal()
+    bar = report.SealingBar(out)
+    bar.begin(10, 100)
+    bar.advance(10)
+    bar.close()
+    assert out.getvalue() == ""
+
+
+def test_a_sealing_that_starts_again_shows_the_new_numbers() -> None:
+    out = Terminal()
+    bar = report.SealingBar(out)
+    bar.QUIET_SECONDS = 0
+    bar.begin(10, 100)
+    bar.advance(5)
+    bar.begin(20, 200)
+    bar.advance(20)
+    bar.close()
+    assert "sealing 20 files" in out.getvalue()
+    assert "20/20" in out.getvalue()
+
+
+def test_nobody_watches_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with report.sealing_progress() as progress:
+        assert progress is None
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with report.sealing_progress() as progress:
+        assert progress is not None
+
+
+def test_a_table_on_a_terminal_takes_names_as_text_and_not_as_markup() -> None:
     out = Terminal()
     report.table(("NAME",), [("[red]x[/red]",), ("y" * 500,)], out)
     assert "[red]x[/red]" in out.getvalue()

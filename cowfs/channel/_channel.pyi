@@ -4,7 +4,7 @@ Node ids are the numbers that pyfuse3 calls inodes. Every `OSError` carries the 
 call that failed.
 """
 
-from typing import Final
+from typing import Final, final
 
 SHARED: Final[int]
 """Backed by a template's file: read-only, kept after the last release, and later opens for reading
@@ -13,6 +13,7 @@ are answered by the channel itself."""
 PRIVATE: Final[int]
 """Backed by the copy's own file."""
 
+@final
 class Channel:
     """The native end of one mount.
 
@@ -110,6 +111,18 @@ class Channel:
         Should a RELEASE still be on its way (threads may handle FORGET first) the backing goes
         with that.
         """
+
+    def prime(self, parent: int, dir_fd: int, names: list[bytes]) -> list[tuple[bytes, int]]:
+        """Answer the next LOOKUP of each name in node `parent` without asking Python.
+
+        The names are looked up in the directory `dir_fd`; the node id is st_ino, and the kernel may
+        keep name and attributes for ever. Left out: directories, files with several names, names
+        that are not there, and whatever there is no room for. Returns (name, st_ino) of the rest:
+        for each the kernel will be given one lookup count, or `unprime` takes it back.
+        """
+
+    def unprime(self, parent: int, name: bytes) -> bool:
+        """Take a primed name back. False: its answer has been given out, or there was none."""
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Have the kernel forget a name. Queued: the kernel may wait for the directory's lock.

@@ -273,6 +273,77 @@ static PyObject *Channel_forget(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* ---- primed names ------------------------------------------------------------------------------- */
+
+/* Appends (name, ino) to list if the name could be primed. 0, or -1 with an exception. */
+static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *name,
+		     PyObject *list)
+{
+	struct fuse_entry_out entry;
+	struct stat st;
+	PyObject *item;
+	char *bytes;
+	Py_ssize_t len;
+	int err;
+
+	if (PyBytes_AsStringAndSize(name, &bytes, &len) < 0)
+		return -1;
+	if (fstatat(dir_fd, bytes, &st, AT_SYMLINK_NOFOLLOW) < 0 || S_ISDIR(st.st_mode) ||
+	    st.st_nlink != 1 || shown_ino(ch, st.st_ino) != st.st_ino)
+		return 0;
+	primed_describe(&entry, &st);
+	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry))
+		return 0;
+	item = Py_BuildValue("OK", name, (unsigned long long)st.st_ino);
+	err = item ? PyList_Append(list, item) : -1;
+	Py_XDECREF(item);
+	return err;
+}
+
+static PyObject *Channel_prime(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t parent;
+	int dir_fd;
+	PyObject *names;
+	PyObject *primed;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&iO!:prime", to_u64, &parent, &dir_fd, &PyList_Type,
+				     &names))
+		return NULL;
+	primed = PyList_New(0);
+	if (!primed)
+		return NULL;
+	/* The GIL is kept: nobody may ask Python about a node before it has entered it. */
+	if (channel_enter(ch)) {
+		for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names) && !err; i++)
+			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed);
+		channel_leave(ch);
+	}
+	if (err)
+		Py_CLEAR(primed);
+	return primed;
+}
+
+static PyObject *Channel_unprime(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	struct fuse_entry_out entry;
+	uint64_t parent;
+	const char *name;
+	Py_ssize_t len;
+	bool taken = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&y#:unprime", to_u64, &parent, &name, &len))
+		return NULL;
+	if (channel_enter(ch)) {
+		taken = primed_take(&ch->primed, parent, name, (size_t)len, &entry);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(taken);
+}
+
 /* ---- notifications ------------------------------------------------------------------------------ */
 
 static PyObject *Channel_invalidate_entry(PyObject *self, PyObject *args)
@@ -411,6 +482,8 @@ static PyMethodDef channel_methods[] = {
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},
 	{"writers", Channel_writers, METH_VARARGS, NULL},
 	{"forget", Channel_forget, METH_VARARGS, NULL},
+	{"prime", Channel_prime, METH_VARARGS, NULL},
+	{"unprime", Channel_unprime, METH_VARARGS, NULL},
 	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
 	{"counters", Channel_counters, METH_NOARGS, NULL},

@@ -53,6 +53,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 			    const struct backing_ops *ops)
 {
 	struct channel *ch = calloc(1, sizeof(*ch));
+	pthread_rwlockattr_t attr;
 	int pair[2] = {-1, -1};
 	int err = ENOMEM;
 
@@ -61,8 +62,14 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	ch->want_passthrough = passthrough;
 	ch->root_ino = root_ino;
 	ch->dev_fd = ch->relay_fd = ch->daemon_fd = ch->closed_fd = -1;
-	pthread_rwlock_init(&ch->life, NULL);
+	/* The default lets new readers pass a waiting writer: callers that come one upon the other
+	 * would put off channel_close() for as long as they like. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&ch->life, &attr);
+	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&ch->draining, NULL);
+	primed_init(&ch->primed);
 	pthread_mutex_init(&ch->pool.lock, NULL);
 	pthread_cond_init(&ch->pool.changed, NULL);
 	pthread_mutex_init(&ch->notifier.lock, NULL);
@@ -132,7 +139,7 @@ void channel_close(struct channel *ch)
 
 	if (ch->relay_fd >= 0)
 		shutdown(ch->relay_fd, SHUT_RDWR);
-	while (ch->pending.buckets && pending_take_any(&ch->pending, &p)) {
+	while (pending_any(&ch->pending) && pending_take_any(&ch->pending, &p)) {
 		/* INIT was answered by the channel itself */
 		if (p.opcode != FUSE_INIT)
 			kernel_answer(ch, p.unique, EIO, NULL, 0);
@@ -151,6 +158,7 @@ void channel_free(struct channel *ch)
 {
 	channel_close(ch);
 	pending_destroy(&ch->pending);
+	primed_destroy(&ch->primed);
 	/* Whoever waits for closed_fd, or is still to be told about a daemon_fd that it has not
 	 * taken, has a reference to the object, so these two stay open until here. Once libfuse
 	 * has answered INIT, its end is libfuse's to close. */

@@ -8,8 +8,8 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, pending.c, counters.c
- * and opcodes.c know nothing of this struct.
+ * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, pending.c, primed.c,
+ * counters.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
@@ -29,6 +29,7 @@
 #include "counters.h"
 #include "nodes.h"
 #include "pending.h"
+#include "primed.h"
 #include "wire.h"
 
 /* Largest message on the socket pair. The kernel's socket code needs no large contiguous memory
@@ -80,6 +81,7 @@ struct channel {
 
 	struct node_table nodes;
 	struct pending_table pending;
+	struct primed_table primed;
 	struct counters counters;
 	struct worker_pool pool;
 	struct notifier notifier;

@@ -30,8 +30,10 @@ uint64_t now_ns(void);
 /* A request came. */
 void counters_came(struct counters *c, uint32_t opcode);
 
-/* A request that came at start_ns was answered just now. */
-void counters_answered(struct counters *c, uint32_t opcode, uint64_t start_ns, bool failed,
-		       bool here);
+/* A reply is about to be written: whoever has seen it finds it counted. */
+void counters_answer(struct counters *c, uint32_t opcode, bool failed, bool here);
+
+/* The reply to a request that came at start_ns was written just now. */
+void counters_answered(struct counters *c, uint32_t opcode, uint64_t start_ns);
 
 #endif

@@ -216,6 +216,7 @@ int channel_start(struct channel *ch)
 	if (err)
 		return err;
 	counters_came(&ch->counters, FUSE_INIT);
+	counters_answer(&ch->counters, FUSE_INIT, false, true);
 	/* 7.23 (Linux 3.15) is where today's layout of INIT begins. */
 	if (init.in.base.major != FUSE_KERNEL_VERSION || init.in.base.minor < 23) {
 		kernel_answer(ch, init.head.unique, EPROTO, NULL, 0);

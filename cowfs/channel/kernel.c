@@ -54,8 +54,11 @@ int kernel_answer(struct channel *ch, uint64_t unique, int error, const void *bo
 int answer_here(struct channel *ch, const struct request *rq, int error, const void *body,
 		size_t len)
 {
-	int err = kernel_answer(ch, rq->head.unique, error, body, len);
-	counters_answered(&ch->counters, rq->head.opcode, rq->start_ns, error != 0, true);
+	int err;
+
+	counters_answer(&ch->counters, rq->head.opcode, error != 0, true);
+	err = kernel_answer(ch, rq->head.unique, error, body, len);
+	counters_answered(&ch->counters, rq->head.opcode, rq->start_ns);
 	return err;
 }
 

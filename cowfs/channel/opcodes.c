@@ -23,7 +23,7 @@ static const struct opcode_info table[OPCODES] = {
 	[0] = {.name = "OTHER", REFUSE(ENOSYS)},
 
 	/* names, attributes: pyfuse3 */
-	[FUSE_LOOKUP] = {.name = "LOOKUP", RELAY(0, 1)},
+	[FUSE_LOOKUP] = {.name = "LOOKUP", .route = ROUTE_LOOKUP, .strings = 1},
 	[FUSE_GETATTR] = {.name = "GETATTR", RELAY(IN(fuse_getattr_in), 0)},
 	[FUSE_SETATTR] = {.name = "SETATTR", RELAY(IN(fuse_setattr_in), 0)},
 	[FUSE_READLINK] = {.name = "READLINK", RELAY(0, 0)},

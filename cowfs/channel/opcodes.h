@@ -12,6 +12,7 @@ enum route {
 	ROUTE_RELAY,	  /* goes to pyfuse3, the reply comes back through drain() */
 	ROUTE_RELAY_MUTE, /* goes to pyfuse3, has no reply */
 	ROUTE_OPEN,	  /* answered here when the node allows it, else relayed */
+	ROUTE_LOOKUP,	  /* answered here when Python has primed the name, else relayed */
 	ROUTE_HERE,	  /* answered from the channel's own node table */
 	ROUTE_DROP,	  /* has no reply and nobody wants it */
 };

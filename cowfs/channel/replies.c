@@ -146,7 +146,7 @@ static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 {
 	struct pending p;
 	uint64_t opened = 0;
-	int error = -r->head->error;
+	int error;
 	int err;
 
 	if (!pending_take(&ch->pending, r->head->unique, &p))
@@ -157,14 +157,17 @@ static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 		return;
 	}
 	/* The kernel takes errors 0 .. 511 and ignores a reply that has another. */
-	if (!whole || error < 0 || error > 511 || (error && r->len))
+	if (!whole || r->head->error > 0 || r->head->error < -511 || (r->head->error && r->len))
 		error = EIO;
+	else
+		error = -r->head->error;
 	if (!error && !complete(ch, &p, r, &opened))
 		error = EIO;
+	counters_answer(&ch->counters, p.opcode, error != 0, false);
 	err = kernel_answer(ch, p.unique, error, r->body, r->len);
 	if (opened && (err || error))
 		nodes_release(&ch->nodes, opened, p.writing);
-	counters_answered(&ch->counters, p.opcode, p.start_ns, error != 0, false);
+	counters_answered(&ch->counters, p.opcode, p.start_ns);
 }
 
 int channel_drain(struct channel *ch)

@@ -187,6 +187,22 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 	relay(ch, rq);
 }
 
+/* Python has counted the lookup already when it primed the name; if the kernel does not take the
+ * answer, it is there for the next one. */
+static void lookup_here_or_relay(struct channel *ch, struct request *rq)
+{
+	const char *name = (const char *)rq->body;
+	size_t len = strlen(name); /* well formed: it ends inside the body */
+	struct fuse_entry_out entry;
+
+	if (!primed_take(&ch->primed, rq->head.nodeid, name, len, &entry)) {
+		relay(ch, rq);
+		return;
+	}
+	if (answer_here(ch, rq, 0, &entry, sizeof(entry)))
+		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry);
+}
+
 void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch)
 {
 	struct request rq = {.start_ns = now_ns(), .scratch = scratch};
@@ -217,6 +233,9 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		break;
 	case ROUTE_OPEN:
 		open_here_or_relay(ch, &rq);
+		break;
+	case ROUTE_LOOKUP:
+		lookup_here_or_relay(ch, &rq);
 		break;
 	case ROUTE_HERE:
 		dataplane_answer(ch, &rq);

@@ -53,13 +53,16 @@ static int descriptors(void)
 
 void run(const char *name, void (*test)(void))
 {
+	uint64_t start;
 	int before;
 
 	signal(SIGPIPE, SIG_IGN); /* as in Python; /dev/fuse knows no such thing */
 	before = descriptors();
-	printf("%s\n", name);
+	printf("%s", name);
 	fflush(stdout);
+	start = now_ns();
 	test();
+	printf(" (%.2f s)\n", (double)(now_ns() - start) / 1e9);
 	CHECK(descriptors() == before);
 	CHECK(fake_ids_open == 0);
 	fake_open_error = 0;
@@ -187,6 +190,16 @@ bool kernel_gets_nothing(struct peer *p)
 bool libfuse_gets_nothing(struct peer *p)
 {
 	return !comes(p->ch->daemon_fd, MOMENT_MS);
+}
+
+void discard(struct peer *p)
+{
+	uint8_t sink[RELAY_MAX];
+
+	while (recv(p->kernel, sink, sizeof(sink), MSG_DONTWAIT) > 0)
+		;
+	while (recv(p->ch->daemon_fd, sink, sizeof(sink), MSG_DONTWAIT) > 0)
+		;
 }
 
 void libfuse_sends_raw(struct peer *p, const void *bytes, size_t len)

@@ -67,6 +67,8 @@ struct message *libfuse_gets(struct peer *p);
 /* true: nothing comes for a short while. */
 bool kernel_gets_nothing(struct peer *p);
 bool libfuse_gets_nothing(struct peer *p);
+/* Throw away whatever lies in either socket. */
+void discard(struct peer *p);
 
 /* Reply as libfuse, and drain. error is a positive errno. */
 void libfuse_replies(struct peer *p, uint64_t unique, int error, const void *body, size_t len);

@@ -1,0 +1,35 @@
+/*
+ * primed.h - answers to LOOKUPs that have not come yet
+ */
+#ifndef COWFS_PRIMED_H
+#define COWFS_PRIMED_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "wire.h"
+
+struct primed_entry;
+
+struct primed_table {
+	pthread_mutex_t lock;
+	struct primed_entry **buckets; /* lock; NULL until the first entry */
+	uint32_t count;		       /* lock */
+};
+
+void primed_init(struct primed_table *t);
+void primed_destroy(struct primed_table *t);
+/* Keep an answer for (parent, name). false: there is no room, or one is kept already. */
+bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_t len,
+		const struct fuse_entry_out *entry);
+/* The answer for a file of inode number st_ino that nothing but Python will change: the kernel may
+ * keep it for as long as it likes. */
+void primed_describe(struct fuse_entry_out *entry, const struct stat *st);
+/* Take the answer out of the table, if there is one. */
+bool primed_take(struct primed_table *t, uint64_t parent, const char *name, size_t len,
+		 struct fuse_entry_out *entry);
+
+#endif

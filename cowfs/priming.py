@@ -1,0 +1,93 @@
+"""Lookups that are answered before they come.
+
+A program that goes through a directory name by name asks for each name once, and each answer takes
+several times longer through pyfuse3 than in the channel.  So when a directory has been asked for a
+few names, the channel is given the answers for all of its files that are shared with the template:
+those never change by themselves, and are taken back before the copy changes them (`take_back`).
+
+Files with several names are left out, since one of them may change through another.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from cowfs.inodes import Node
+
+if TYPE_CHECKING:
+    from cowfs.inodes import Directory
+    from cowfs.overlay import Overlay
+
+log = logging.getLogger(__name__)
+
+# Lookups in one directory before its other names are prepared.
+PATIENCE = 8
+# A directory whose file (of names) is larger would take long to read for perhaps few lookups.
+MAX_DIRECTORY_BYTES = 4 << 20
+# Names that are prepared before other requests get their turn: well under a millisecond.
+BATCH = 128
+
+
+class Channel(Protocol):
+    """What this file needs of `cowfs.channel.Channel`."""
+
+    def prime(self, parent: int, dir_fd: int, names: list[bytes]) -> list[tuple[bytes, int]]: ...
+    def unprime(self, parent: int, name: bytes) -> bool: ...
+
+
+class Priming:
+    """Primes the directories of one mount."""
+
+    def __init__(self, overlay: Overlay, channel: Channel) -> None:
+        self._overlay = overlay
+        self._channel = channel
+
+    def looked_up(self, directory: Directory) -> None:
+        """A name of the directory was asked for, and the answer came from here."""
+        directory.asked += 1
+        if directory.asked == PATIENCE and directory.lower is not None:
+            trio.lowlevel.spawn_system_task(self._prime, directory)
+
+    def take_back(self, node: Node) -> None:
+        """Before a shared file changes: what was to be said about it is not true any more."""
+        if node.primed and node.parent is not None:
+            node.primed = False
+            if self._channel.unprime(node.parent.nodeid, node.name):
+                node.lookups -= 1
+
+    async def _prime(self, directory: Directory) -> None:
+        try:
+            overlay = self._overlay
+            if overlay.getattr(directory).st_size > MAX_DIRECTORY_BYTES:
+                return
+            names = [name for _place, name in overlay.listings.of(directory).after(0)]
+            for start in range(0, len(names), BATCH):
+                # The directory may have been changed or removed since the last batch.
+                if directory.parent is None and directory is not overlay.nodes.root:
+                    return
+                self._prime_batch(directory, names[start : start + BATCH])
+                await trio.lowlevel.checkpoint()
+        except OSError:
+            pass  # whoever asks for a name will meet the same error
+        except Exception:
+            log.exception("priming a directory")
+
+    def _prime_batch(self, directory: Directory, names: list[bytes]) -> None:
+        """From the channel's first answer to the node in the table there is no await: nobody asks
+        about a node that is not there yet."""
+        overlay = self._overlay
+        layers = overlay.layers
+        if directory.upper:
+            names = [name for name in names if layers.upper_entry(directory, name) is None]
+        lower = layers.lower(directory)
+        for name, ino in self._channel.prime(directory.nodeid, lower, names):
+            node = overlay.nodes.by_ino(ino)
+            if node is None:
+                node = Node(ino)
+                overlay.nodes.add(node)
+                node.place(directory, name)
+            node.lookups += 1
+            node.primed = True

@@ -1,0 +1,136 @@
+"""Records of running mounts."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cowfs import mountinfo, runtime
+from cowfs.mountinfo import Mount
+from cowfs.runtime import Record
+
+RECORD = Record(
+    device="0:99",
+    mountpoint="/mnt/a",
+    source="/data/\udcff",
+    store="/data/.cowfs",
+    copy="mnt-a",
+    template="f00",
+    daemon_pid=os.getpid(),
+    keeper_pid=None,
+    started=1.5,
+    options="ro",
+    persistent=True,
+)
+
+
+class Table:
+    """Stands in for the mount tables of all processes; one that is not named has ended."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[Mount]] = {"self": [], str(os.getpid()): []}
+
+    def mount(self, device: str, mountpoint: str, fstype: str = "fuse.cowfs") -> None:
+        for mounts in self.tables.values():
+            mounts.append(Mount(1, device, mountpoint, fstype, "/data"))
+
+    def read(self, path: str = "/proc/self/mountinfo") -> list[Mount]:
+        try:
+            return self.tables[path.split("/")[2]]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Table:
+    table = Table()
+    monkeypatch.setattr(mountinfo, "read", table.read)
+    monkeypatch.setattr(runtime, "RUN_DIR", str(tmp_path / "run"))
+    return table
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(os.listdir(tmp_path / "run"))
+
+
+def test_record_is_found_by_the_path_of_its_mount(table: Table, tmp_path: Path) -> None:
+    table.mount("0:99", "/mnt/a")
+    runtime.write(RECORD)
+    assert runtime.all() == [RECORD]
+    assert runtime.find("/mnt/a") == RECORD
+    assert runtime.find("/mnt/b") is None
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "run" / "0:99.json").stat().st_mode) == 0o600
+    runtime.remove("0:99")
+    runtime.remove("0:99")
+    assert runtime.all() == []
+    assert files(tmp_path) == []
+
+
+def test_the_topmost_of_two_mounts_at_one_path_is_meant(table: Table) -> None:
+    table.mount("0:98", "/mnt/a")
+    table.mount("0:99", "/mnt/a")
+    runtime.write(RECORD)
+    runtime.write(replace(RECORD, device="0:98", copy="other"))
+    assert runtime.find("/mnt/a") == RECORD
+
+
+def test_no_record_and_no_directory_is_no_mount(table: Table) -> None:
+    assert runtime.all() == []
+    assert runtime.find("/mnt/a") is None
+    runtime.remove("0:99")
+
+
+def test_record_of_a_mount_that_is_gone_is_deleted(table: Table, tmp_path: Path) -> None:
+    runtime.write(RECORD)
+    assert runtime.all() == []
+    assert files(tmp_path) == []
+
+
+def test_record_of_a_killed_daemon_is_deleted(table: Table, tmp_path: Path) -> None:
+    table.mount("0:99", "/mnt/a")
+    runtime.write(replace(RECORD, daemon_pid=4_000_000))
+    assert runtime.all() == []
+    assert files(tmp_path) == []
+
+
+def test_a_keeper_alone_keeps_the_record(table: Table) -> None:
+    table.mount("0:99", "/mnt/a")
+    record = replace(RECORD, daemon_pid=4_000_000, keeper_pid=os.getpid())
+    runtime.write(record)
+    assert runtime.all() == [record]
+
+
+def test_device_number_that_is_something_else_now_is_not_taken_for_ours(table: Table) -> None:
+    table.mount("0:99", "/mnt/a", fstype="tmpfs")
+    runtime.write(RECORD)
+    assert runtime.all() == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"device": "0:99", "more": 1}'])
+def test_damaged_record_is_deleted(table: Table, tmp_path: Path, text: str) -> None:
+    table.mount("0:99", "/mnt/a")
+    runtime.write(RECORD)
+    (tmp_path / "run" / "0:99.json").write_text(text)
+    assert runtime.all() == []
+    assert files(tmp_path) == []
+
+
+def test_other_files_are_left_alone(table: Table, tmp_path: Path) -> None:
+    assert runtime.log_path("0:99") == str(tmp_path / "run" / "0:99.log")
+    (tmp_path / "run" / "0:99.log").write_text("x")
+    (tmp_path / "run" / ".0:99.json.1234").write_text("half")
+    assert runtime.all() == []
+    assert files(tmp_path) == [".0:99.json.1234", "0:99.log"]
+
+
+def test_symlink_in_place_of_the_directory_is_not_followed(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to("elsewhere")
+    with pytest.raises(NotADirectoryError):
+        runtime.write(RECORD)
+    assert os.listdir(tmp_path / "elsewhere") == []
