@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cowfs.inodes import Directory, Node
 
 CACHED_DIRECTORIES = 1024
-PATH_MAX = 4096  # limits.h: with the terminating zero
 
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -83,18 +82,7 @@ class Layers:
 
     def open_lower(self, path: bytes, flags: int) -> int:
         """Open *path* inside the template, however long it is."""
-        start, rest = self.tree_fd, path
-        while len(rest) >= PATH_MAX:
-            cut = rest.rindex(b"/", 0, PATH_MAX - 1)
-            step = syscalls.openat2(start, rest[:cut], _OPEN_DIRECTORY)
-            if start != self.tree_fd:
-                os.close(start)
-            start, rest = step, rest[cut + 1 :]
-        try:
-            return syscalls.openat2(start, rest or b".", flags)
-        finally:
-            if start != self.tree_fd:
-                os.close(start)
+        return syscalls.open_below(self.tree_fd, path, flags)
 
     def lower_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
         """What the template has under that name, or None."""

@@ -499,6 +499,26 @@ static void repeat_opens_are_answered_without_python(void)
 	peer_stop(&p);
 }
 
+static void a_primed_lookup_is_answered_once_without_python(void)
+{
+	struct peer p;
+	struct fuse_entry_out entry = {.nodeid = 55, .attr = {.ino = 55}};
+	struct message *m;
+	uint64_t unique;
+
+	peer_start(&p, true, 16);
+	CHECK(primed_add(&p.ch->primed, 1, "name", 4, &entry));
+	unique = ask(&p, FUSE_LOOKUP, 1, "name", 5);
+	m = expect_reply(&p, unique, 0, sizeof(entry));
+	CHECK(((struct fuse_entry_out *)BODY(m))->nodeid == 55);
+	unique = ask(&p, FUSE_LOOKUP, 1, "name", 5);
+	m = libfuse_gets(&p);
+	CHECK(m->in.unique == unique);
+	libfuse_replies(&p, unique, ENOENT, NULL, 0);
+	expect_reply(&p, unique, ENOENT, 0);
+	peer_stop(&p);
+}
+
 static void opens_that_may_change_the_file_are_relayed(void)
 {
 	static const uint32_t flags[] = {O_WRONLY, O_RDWR, O_RDONLY | O_TRUNC, O_WRONLY | O_APPEND};
@@ -661,6 +681,7 @@ int main(void)
 	RUN(an_open_that_nothing_backs_fails);
 	RUN(an_open_that_python_refuses_counts_nothing);
 	RUN(repeat_opens_are_answered_without_python);
+	RUN(a_primed_lookup_is_answered_once_without_python);
 	RUN(opens_that_may_change_the_file_are_relayed);
 	RUN(a_revoked_node_is_relayed_again);
 	RUN(an_open_reply_that_cannot_be_delivered_counts_back);

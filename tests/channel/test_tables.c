@@ -317,6 +317,42 @@ static void thousands_of_pending_requests_are_all_found(void)
 	pending_destroy(&t);
 }
 
+static void a_primed_name_is_answered_once(void)
+{
+	struct primed_table t;
+	struct fuse_entry_out in = {.nodeid = 7}, out = {0};
+
+	primed_init(&t);
+	CHECK(!primed_take(&t, 1, "name", 4, &out));
+	CHECK(primed_add(&t, 1, "name", 4, &in));
+	CHECK(!primed_add(&t, 1, "name", 4, &in));
+	CHECK(!primed_take(&t, 2, "name", 4, &out));
+	CHECK(!primed_take(&t, 1, "names", 5, &out));
+	CHECK(!primed_take(&t, 1, "nam", 3, &out));
+	CHECK(primed_take(&t, 1, "name", 4, &out) && out.nodeid == 7);
+	CHECK(!primed_take(&t, 1, "name", 4, &out));
+	CHECK(!primed_add(&t, 1, "", 0, &in));
+	primed_destroy(&t);
+}
+
+static void primed_names_are_bounded(void)
+{
+	struct primed_table t;
+	struct fuse_entry_out entry = {.nodeid = 1};
+	uint32_t added = 0;
+	char name[16];
+
+	primed_init(&t);
+	for (uint32_t i = 0; i < 40000; i++)
+		added += primed_add(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
+	CHECK(added == 16384);
+	for (uint32_t i = 0; i < 40000; i++)
+		added -= primed_take(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
+	CHECK(added == 0);
+	CHECK(primed_add(&t, 1, "left", 4, &entry)); /* destroy frees it: LeakSanitizer looks */
+	primed_destroy(&t);
+}
+
 static void every_opcode_has_a_row(void)
 {
 	for (uint32_t i = 0; i < 2 * OPCODES; i++) {
@@ -347,6 +383,8 @@ int main(void)
 	RUN(many_nodes_are_all_found_again);
 	RUN(a_pending_request_is_taken_once);
 	RUN(thousands_of_pending_requests_are_all_found);
+	RUN(a_primed_name_is_answered_once);
+	RUN(primed_names_are_bounded);
 	RUN(every_opcode_has_a_row);
 	return 0;
 }
