@@ -13,7 +13,8 @@ def show(result: Mapping[str, Any]) -> None:
     for workload in result["workloads"]:
         _show_workload(workload)
     if result["targets"]:
-        table("Targets", TARGET_HEAD, [target_row(target) for target in result["targets"]])
+        title = "Targets" + (" (of the full sizes: these are not)" if result["quick"] else "")
+        table(title, TARGET_HEAD, [target_row(target) for target in result["targets"]])
     errors = [
         (workload["name"], peer or "-", text)
         for workload in result["workloads"]
