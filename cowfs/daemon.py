@@ -252,6 +252,9 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
+        mounted = mountinfo.mounted_at(self._config.mountpoint)
+        if mounted is not None and mounted.device == self._device:
+            self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:
             self._copy.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -146,7 +147,9 @@ class MountCopy:
                 continue
             try:
                 if kernel.is_cowfs(mount):
-                    self._watch(Path(mount.mountpoint))
+                    # A killed daemon has no record any more, and nobody waits for its end.
+                    with contextlib.suppress(FileNotFoundError):
+                        self._watch(Path(mount.mountpoint))
                 unmount(Path(mount.mountpoint))
             except (AssertionError, OSError) as error:
                 complaints.append(str(error))

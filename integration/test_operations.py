@@ -352,7 +352,7 @@ def test_inode_number_stays_over_copy_up(oracle: Oracle) -> None:
 
 
 def test_listing_goes_on_while_names_come_and_go(oracle: Oracle) -> None:
-    directory = oracle.copy / "many"
+    directory = oracle.copy / "crowd"
     directory.mkdir()
     for n in range(3000):
         (directory / f"{n:05}").touch()
