@@ -11,6 +11,7 @@ Files with several names are left out, since one of them may change through anot
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Lookups in one directory before its other names are prepared.
-PATIENCE = 8
-# A directory whose file (of names) is larger would take long to read for perhaps few lookups.
-MAX_DIRECTORY_BYTES = 4 << 20
+# Lookups in one directory before its other names are prepared: by the size in bytes of the
+# directory, since a large one is much work for perhaps few lookups more.
+PATIENCE = {2: 16 << 10, 16: 4 << 20}
 # Names that are prepared before other requests get their turn: well under a millisecond.
 BATCH = 128
 
@@ -48,8 +48,9 @@ class Priming:
     def looked_up(self, directory: Directory) -> None:
         """A name of the directory was asked for, and the answer came from here."""
         directory.asked += 1
-        if directory.asked == PATIENCE and directory.lower is not None:
-            trio.lowlevel.spawn_system_task(self._prime, directory)
+        limit = PATIENCE.get(directory.asked)
+        if limit is not None and directory.lower is not None:
+            trio.lowlevel.spawn_system_task(self._prime, directory, limit)
 
     def take_back(self, node: Node) -> None:
         """Before a shared file changes: what was to be said about it is not true any more."""
@@ -58,11 +59,12 @@ class Priming:
             if self._channel.unprime(node.parent.nodeid, node.name):
                 node.lookups -= 1
 
-    async def _prime(self, directory: Directory) -> None:
+    async def _prime(self, directory: Directory, limit: int) -> None:
         try:
             overlay = self._overlay
-            if overlay.getattr(directory).st_size > MAX_DIRECTORY_BYTES:
+            if os.fstat(overlay.layers.lower(directory)).st_size > limit:
                 return
+            directory.asked = max(directory.asked, *PATIENCE)  # once is enough
             names = [name for _place, name in overlay.listings.of(directory).after(0)]
             for start in range(0, len(names), BATCH):
                 # The directory may have been changed or removed since the last batch.
