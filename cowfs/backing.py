@@ -134,6 +134,17 @@ class Backing:
         finally:
             os.close(fd)
 
+    async def before_link(self, node: Node) -> None:
+        """Make the file private before it gets another name; the caller holds the node's lock.
+
+        Readers of the template's file keep their node to themselves from now on.  Were it replaced
+        later, the kernel would not know under how many names.
+        """
+        await self.make_private(node)
+        state = self._channel.revoke(node.nodeid)
+        if state is not None and state[0] == SHARED and state[3]:
+            self._replace(node)
+
     def created(self, node: Node, fd: int, access: int) -> None:
         """Take over the descriptor of a file that was just made, and count its first open."""
         writing = access != os.O_RDONLY

@@ -186,7 +186,11 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, _ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._writable_directory(new_parent_inode)
-        node = await self._private(self._nodes.get(inode))
+        node = self._overlay.current(self._nodes.get(inode))
+        async with lock_of(node):
+            if not node.replaced:
+                await self._backing.before_link(node)
+        node = self._overlay.current(node)
         self._overlay.link(node, parent, new_name)
         return self._entry(node)
 

@@ -74,7 +74,8 @@ def main() -> int:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except QuickstartError as failure:
-        print(f"quickstart.sh: {failure}", file=sys.stderr)
+        if str(failure):
+            print(f"quickstart.sh: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("quickstart.sh: interrupted", file=sys.stderr)
@@ -100,6 +101,7 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
         print(f"Copy    {copy.mountpoint}, there after {copy.seconds:.2f} s")
     first, second = copies
 
+    print()
     tell("The same?", compare(source, first.mountpoint, sizes))
 
     rates = read_rates([source, first.mountpoint, second.mountpoint], sizes)
@@ -397,6 +399,8 @@ def run(*command: str | Path) -> str:
             process.wait(timeout=30)
             raise
     if process.returncode != 0:
+        if command[0] == COWFS:
+            raise QuickstartError  # it has said what is wrong, and what to do, in one line
         raise QuickstartError(f"`{' '.join(map(str, command))}` failed ({process.returncode})")
     return output
 

@@ -163,3 +163,19 @@ def test_template_refuses_to_be_written(mount_plain: MountCopy, source: Path) ->
     assert template.read_bytes() == OLD * 4
     with pytest.raises(PermissionError):
         template.open("r+b")
+
+
+def test_second_name_shows_what_was_written_through_the_first(
+    mount_copy: MountCopy, source: Path
+) -> None:
+    copy = mount_copy(source)
+    with (copy / "large").open("rb") as reader:
+        os.link(copy / "large", copy / "second")
+        assert (copy / "second").stat().st_size == 4 * MIB
+        with (copy / "large").open("ab") as writer:
+            writer.write(NEW)
+        assert (copy / "second").stat().st_size == 5 * MIB
+        assert (copy / "second").read_bytes() == OLD * 4 + NEW
+        assert (copy / "second").stat().st_nlink == 2
+        assert reader.read() in (OLD * 4, OLD * 4 + NEW)
+    assert os.path.samefile(copy / "large", copy / "second")
