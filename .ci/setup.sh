@@ -20,7 +20,7 @@ die() {
 need_machine() {
     [[ $(id -u) == 0 ]] || die "mounting filesystems needs root: run it with sudo, or as root"
     # Opening the node loads the module where it is not built in; so it is opened, not looked at.
-    (exec 3<>/dev/fuse) 2>/dev/null ||
+    { [[ -c /dev/fuse ]] && (exec 3<>/dev/fuse) 2>/dev/null; } ||
         die "cannot open /dev/fuse: load the module (modprobe fuse), or start the container with --device /dev/fuse"
     [[ ${1:-} != loop || -e /dev/loop-control ]] ||
         die "there is no /dev/loop-control: load the module (modprobe loop), or start the container with --privileged"

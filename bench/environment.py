@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .probe import Probe
 from .requests import RequestCounter
-from .system import memory_info, run
+from .system import CacheDrops, memory_info, run
 from .volume import Volume
 
 MIB = 1 << 20
@@ -76,6 +76,7 @@ class Environment:
     rounds: int
     quick: bool
     cowfs: Sequence[str]
+    caches: CacheDrops = field(default_factory=CacheDrops)
     kept: set[str] = field(default_factory=lambda: {".cowfs"})  # names on the volume that stay
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 

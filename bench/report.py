@@ -6,6 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BUSY = 0.3  # load of a core from which on a run says that it was disturbed
+BUSY_MEANS = (
+    "FUSE daemons profit from a busy machine, where a request wakes no sleeping core, and all "
+    "others suffer; do not compare these numbers with those of another run."
+)
+
 
 def show(result: Mapping[str, Any]) -> None:
     """Print everything that was measured, then the targets."""
@@ -26,6 +32,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 def _head(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
+    busy = machine["load_at_start"] > BUSY * machine["cores"]
     return "\n".join(
         [
             f"{machine['cpu']}, {machine['cores']} cores, {size(machine['memory_bytes'])} memory, "
@@ -34,6 +41,11 @@ def _head(result: Mapping[str, Any]) -> str:
             "and how many times as fast (or small) as the first line"
             + (" [quick run: the numbers mean nothing]" if result["quick"] else ""),
         ]
+        + (
+            [f"The machine was busy (load {machine['load_at_start']:.1f}): {BUSY_MEANS}"]
+            if busy
+            else []
+        )
     )
 
 
@@ -59,6 +71,9 @@ def _show_workload(workload: Mapping[str, Any]) -> None:
         for key, value in workload["parameters"].items()
     )
     table(f"{workload['name']}: {workload['title']}  [{sizes}]", header, rows)
+    drops = workload["foreign_cache_drops"]
+    if drops:
+        print(f"  disturbed: somebody dropped the machine's caches {drops} times meanwhile")
 
 
 TARGET_HEAD = ("what", "against", "target", "measured", "single rounds", "")

@@ -48,6 +48,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "missing": outcome.missing,
         "errors": outcome.errors,
         "seconds": outcome.seconds,
+        "foreign_cache_drops": outcome.foreign_cache_drops,
     }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .environment import Environment
 from .peers import PEERS, Peer
-from .system import BenchError, drop_caches, patient_teardown, run
+from .system import BenchError, patient_teardown, run
 from .workload import Sample, Workload
 
 
@@ -29,6 +29,7 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)  # not installed here
     errors: dict[str, str] = field(default_factory=dict)  # by peer, or "" for the workload
     seconds: float = 0.0
+    foreign_cache_drops: int = 0  # while it ran, by somebody else on the machine
 
 
 def measure(
@@ -40,7 +41,7 @@ def measure(
     """Run one workload. Errors of set-up, samples and clean-up are in the outcome."""
     outcome = Outcome(workload, workload.parameters(env))
     wanted = [PEERS[name] for name in workload.peers if name in peers]
-    start = time.monotonic()
+    start, drops = time.monotonic(), env.caches.foreign()
     try:
         progress(f"{workload.name}: data")
         workload.prepare(env)
@@ -50,6 +51,7 @@ def measure(
     finally:
         with patient_teardown():
             _clear(env)
+    outcome.foreign_cache_drops = env.caches.foreign() - drops
     outcome.seconds = time.monotonic() - start
     return outcome
 
@@ -100,7 +102,7 @@ def _clear(env: Environment) -> None:
     for path in env.volume.root.iterdir():
         if path.name not in env.kept:
             shutil.rmtree(path, ignore_errors=True)  # a store's immutable files go with the volume
-    drop_caches()
+    env.caches.drop()
     try:
         run(["fstrim", env.volume.root])  # gives the image's freed blocks back to the disk below
     except BenchError:

@@ -50,10 +50,31 @@ def memory_info() -> dict[str, int]:
     return values
 
 
-def drop_caches() -> None:
-    """Write back, then drop clean pages, names and inodes of the whole machine."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+class CacheDrops:
+    """Drops the caches of the machine, and notices when somebody else does.
+
+    What others drop while a workload runs makes its warm measurements cold ones.
+    """
+
+    def __init__(self) -> None:
+        self._own = 0
+
+    def drop(self) -> None:
+        """Write back, then drop clean pages, names and inodes."""
+        os.sync()
+        before = _drops()
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+        self._own += _drops() - before
+
+    def foreign(self) -> int:
+        """How often the machine's caches were dropped by others since it was started."""
+        return _drops() - self._own
+
+
+def _drops() -> int:
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    counted = ("drop_pagecache", "drop_slab")
+    return sum(int(line.split()[1]) for line in lines if line.startswith(counted))
 
 
 def process_memory(pid: int) -> tuple[int, int]:

@@ -73,17 +73,25 @@ class RegularCopyUp:
             self.fd = -1
 
 
-def copy_up_special(parent_fd: int, name: bytes, work_fd: int, temporary: bytes, ino: int) -> None:
-    """Make a symbolic link, fifo, socket or device again in work/ as *temporary*."""
-    st = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+def copy_up_special(
+    source_fd: int, name: bytes | None, work_fd: int, temporary: bytes, ino: int
+) -> None:
+    """Make a symbolic link, fifo, socket or device again in work/ as *temporary*.
+
+    It is *name* in the directory *source_fd*, or, without a name, what *source_fd* is open on.
+    """
+    if name is None:
+        st = os.fstat(source_fd)
+    else:
+        st = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
     if stat.S_ISLNK(st.st_mode):
-        target = os.readlink(name, dir_fd=parent_fd)
+        target = os.readlink(name or b"", dir_fd=source_fd)
         os.symlink(target, temporary, dir_fd=work_fd)
     else:
         os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work_fd)
     where = ondisk.proc_path(work_fd, temporary)
     ondisk.set_ino(where, ino)
-    set_attributes(where, st, ondisk.proc_path(parent_fd, name), follow=False)
+    set_attributes(where, st, ondisk.proc_path(source_fd, name), follow=False)
 
 
 def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:

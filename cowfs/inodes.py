@@ -39,6 +39,7 @@ class Node:
     """One inode of the copy that is no directory."""
 
     __slots__ = (
+        "heir",
         "held_fd",
         "lock",
         "lookups",
@@ -48,7 +49,6 @@ class Node:
         "origin",
         "parent",
         "primed",
-        "replaced",
         "upper",
     )
 
@@ -70,14 +70,20 @@ class Node:
         self.origin: os.stat_result | None = None
         # One of its lookups may still lie in the channel, as an answer to a LOOKUP to come.
         self.primed = False
-        # A later node has taken over its name: every open and every change of data gets ESTALE.
-        self.replaced = False
+        # The node that has taken over its name: every open and every change of data gets ESTALE.
+        # It stays in the table as long as this one.
+        self.heir: Node | None = None
         # Was opened for reading and writing: a mapping may change it with no descriptor left.
         self.mappable = False
 
     @property
     def ino(self) -> int:
         return self.nodeid & INO_MASK
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a later node has taken over its name."""
+        return self.heir is not None
 
     def place(self, parent: Directory, name: bytes) -> None:
         """Make (*parent*, *name*) the name by which the node is reached."""
@@ -164,7 +170,8 @@ class NodeTable:
         new = Node(old.ino)
         new.upper = True
         new.held_fd, old.held_fd = old.held_fd, -1
-        old.replaced = True
+        new.lookups = 1  # the old node's own
+        old.heir = new
         self.add(new)
         if old.parent is not None:
             new.place(old.parent, old.name)
@@ -194,4 +201,6 @@ class NodeTable:
             if self._latest.get(step.ino) is step:
                 del self._latest[step.ino]
             yield step
+            if step.heir is not None:
+                yield from self.forget(step.heir.nodeid, 1)
             step = parent

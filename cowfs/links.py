@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cowfs import ondisk
+from cowfs import ondisk, syscalls
 from cowfs.inodes import Directory, Node
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LinkGroups:
             path = node.parent.lower + b"/" + node.name if node.parent.lower else node.name
             group = self._group_of.get(path)
             if group is not None:
-                redirects = dict(self._redirects(self._overlay.layers.upper_root_fd, b""))
+                redirects = dict(self._redirects())
                 for other in group:
                     if other != path:
                         found = self._visible(other, node, redirects)
@@ -104,22 +104,24 @@ class LinkGroups:
         self._overlay.prune(node)
         return None
 
-    def _redirects(self, fd: int, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _redirects(self) -> Iterator[tuple[bytes, bytes]]:
         """(lower path, path in the copy) of every moved directory, read from the upper layer."""
-        real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            with os.scandir(real) as entries:
-                names = [os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
-            for name in names:
-                path = prefix + b"/" + name if prefix else name
-                redirect = ondisk.get_redirect(ondisk.proc_path(real, name))
-                if redirect is not None and redirect.startswith(b"/"):
-                    yield redirect.lstrip(b"/"), path
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                child = os.open(name, flags, dir_fd=real)
-                try:
-                    yield from self._redirects(child, path)
-                finally:
-                    os.close(child)
-        finally:
-            os.close(real)
+        upper = self._overlay.layers.upper_root_fd
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        pending = [b""]
+        while pending:
+            prefix = pending.pop()
+            fd = syscalls.open_below(upper, prefix, flags)
+            try:
+                with os.scandir(fd) as entries:
+                    names = [
+                        os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)
+                    ]
+                for name in names:
+                    path = prefix + b"/" + name if prefix else name
+                    redirect = ondisk.get_redirect(ondisk.proc_path(fd, name))
+                    if redirect is not None and redirect.startswith(b"/"):
+                        yield redirect.lstrip(b"/"), path
+                    pending.append(path)
+            finally:
+                os.close(fd)

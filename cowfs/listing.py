@@ -6,7 +6,9 @@ the end.  So a stream that goes on behind cookie *n* misses nothing that was the
 sees nothing twice.  The cookie of a name is its place plus three: `.` and `..` come first.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
-themselves, since nothing else changes a copy that is mounted.
+themselves, since nothing else changes a copy that is mounted.  The names of the template come
+first, in the template's own order and with a gap for each that is gone, so that they keep their
+places even when a listing that was given up is made again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from cowfs.inodes import Directory
     from cowfs.layers import Layers
 
-KEPT_LISTINGS = 64
+KEPT_LISTINGS = 1024
 
 
 class Listing:
@@ -30,12 +32,13 @@ class Listing:
 
     __slots__ = ("_names", "_places", "subdirectories")
 
-    def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
+    def __init__(self, entries: Iterator[tuple[bytes | None, bool]]) -> None:
         self._names: list[bytes | None] = []
         self._places: dict[bytes, int] | None = None  # made when the first name is removed
         self.subdirectories = 0
         for name, is_directory in entries:
-            self.add(name, is_directory=is_directory)
+            self._names.append(name)
+            self.subdirectories += is_directory
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
         if self._places is not None:
@@ -93,18 +96,16 @@ class Listings:
         if directory.listing is not None:
             directory.listing.remove(name, is_directory=is_directory)
 
-    def _merge(self, directory: Directory) -> Iterator[tuple[bytes, bool]]:
-        covered: set[bytes] = set()
-        if directory.upper:
-            for name, mode in _scan(self._layers.upper(directory)):
-                if directory.lower is not None:
-                    covered.add(name)
-                if mode != _WHITEOUT:
-                    yield name, stat.S_ISDIR(mode)
+    def _merge(self, directory: Directory) -> Iterator[tuple[bytes | None, bool]]:
+        """(name, is a directory) in order of place; None for a gap."""
+        upper = dict(_scan(self._layers.upper(directory))) if directory.upper else {}
         if directory.lower is not None:
-            for name, mode in _scan(self._layers.lower(directory)):
-                if name not in covered:
-                    yield name, stat.S_ISDIR(mode)
+            for name, lower_mode in _scan(self._layers.lower(directory)):
+                mode = upper.pop(name, lower_mode)
+                yield (None if mode == _WHITEOUT else name), stat.S_ISDIR(mode)
+        for name, mode in upper.items():
+            if mode != _WHITEOUT:
+                yield name, stat.S_ISDIR(mode)
 
 
 _WHITEOUT = 0

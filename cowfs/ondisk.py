@@ -24,7 +24,7 @@ OPAQUE = b"trusted.overlay.opaque"
 REDIRECT = b"trusted.overlay.redirect"
 INO = b"trusted.cowfs.ino"
 
-_INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
+INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 _INO_VALUE = struct.Struct("<Q")
 
@@ -86,7 +86,7 @@ def remove_xattr(where: int | bytes, name: bytes) -> None:
 
 def is_internal(name: bytes | str) -> bool:
     """Whether an attribute is a mark of cowfs or overlayfs: no user may see or write it."""
-    return os.fsencode(name).startswith(_INTERNAL)
+    return os.fsencode(name).startswith(INTERNAL)
 
 
 def copy_xattrs(src: int | bytes, dst: int | bytes, skip_internal: bool = True) -> None:

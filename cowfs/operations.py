@@ -311,10 +311,13 @@ class Operations(pyfuse3.Operations):
         return ondisk.get_xattr(self._overlay.layers.path(node), name)
 
     @handler
-    async def listxattr(self, inode: int, _ctx: RequestContext) -> Sequence[bytes]:
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         node = self._overlay.current(self._nodes.get(inode))
         names = ondisk.list_xattrs(self._overlay.layers.path(node))
-        return [name for name in names if not ondisk.is_internal(name)]
+        # xattr(7): only the privileged see trusted attributes; the volume's filesystem shows them
+        # to the daemon.
+        hidden = (b"trusted.",) if ctx.uid != 0 else ondisk.INTERNAL
+        return [name for name in names if not name.startswith(hidden)]
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: RequestContext) -> None:
@@ -359,7 +362,8 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, _datasync: bool) -> None:
         """fh is the directory's node id; one that never changed has nothing to write."""
         directory = self._nodes.directory(fh)
-        if not directory.upper:
+        is_removed = directory.parent is None and directory is not self._nodes.root
+        if not directory.upper or is_removed:
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(b".", flags, dir_fd=self._overlay.layers.upper(directory))

@@ -144,16 +144,8 @@ class Overlay:
         return self.layers.stat(node)
 
     def current(self, node: Node) -> Node:
-        """The node that has taken over the name of a replaced one; else the node itself.
-
-        OSError(ESTALE) when the kernel has forgotten it: a lookup will find the file again.
-        """
-        if not node.replaced:
-            return node
-        latest = self.nodes.by_ino(node.ino)
-        if latest is None:
-            raise failure(errno.ESTALE)
-        return latest
+        """The node that has taken over the name of a replaced one; else the node itself."""
+        return node.heir or node
 
     def nlink(self, node: Node, st: os.stat_result) -> int:
         """The link count to show for a node with lstat *st*."""
@@ -195,6 +187,9 @@ class Overlay:
 
     def ensure_upper(self, directory: Directory) -> None:
         """Give a directory, and before it its parents, a place in the upper layer."""
+        if directory.parent is None and not directory.upper:
+            self._copy_up_removed(directory)
+            return
         missing: list[Directory] = []
         step: Directory | None = directory
         while step is not None and not step.upper:
@@ -245,6 +240,23 @@ class Overlay:
         node.origin = copy_up.origin
         node.upper = True
 
+    def _copy_up_removed(self, node: Node) -> None:
+        """The same for what has no name any more, but is open: it may not change the template."""
+        layers = self.layers
+        temporary = layers.temp_name()
+        try:
+            if isinstance(node, Directory):
+                copy_up_directory(node.held_fd, layers.work_fd, temporary)
+            else:
+                copy_up_special(node.held_fd, None, layers.work_fd, temporary, node.ino)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(temporary, flags, dir_fd=layers.work_fd)
+        finally:
+            self._discard(layers.work_fd, temporary)
+        layers.close_node(node)
+        node.held_fd = fd
+        node.upper = True
+
     def _link_all(self, fd: int, names: list[tuple[Directory, bytes]]) -> None:
         """Link a file of work/ into the upper layer under each name, or under none."""
         done: list[tuple[Directory, bytes]] = []
@@ -270,7 +282,10 @@ class Overlay:
 
     def copy_up_special(self, node: Node) -> None:
         """Copy-up of a symbolic link, fifo, socket or device."""
-        if node.upper or node.parent is None:
+        if node.upper:
+            return
+        if node.parent is None:
+            self._copy_up_removed(node)
             return
         layers = self.layers
         temporary = layers.temp_name()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from bench.environment import Environment
 from bench.peers import Peer
-from bench.system import drop_caches, memory_info
+from bench.system import memory_info
 from bench.workload import Metric, Sample, Target, Value, Workload
 
 COPIES = 8
@@ -48,14 +48,14 @@ class Cold(Workload):
             views = [mounts.enter_context(peer.mounted(env, source)) for _ in range(COPIES)]
 
             def sample(_number: int) -> Sample:
-                drop_caches()
+                env.caches.drop()
                 before = memory_info()["Cached"]
                 start = time.monotonic()
                 for view in views:
                     env.probe.read(view.root / "model.bin")
                 seconds = time.monotonic() - start
                 grown = memory_info()["Cached"] - before
-                drop_caches()
+                env.caches.drop()
                 return {"read": seconds, "cache": float(grown)}
 
             yield sample

@@ -9,17 +9,22 @@ from bench.environment import Environment
 from bench.peers import Peer
 from bench.workload import Metric, Sample, Workload
 
-PASSES = 3  # a sample is the median of these
+PASSES = 3  # the later passes of a sample; their median counts
 
 
 class OpenClose(Workload):
-    """Every file of 4 KiB once in each pass; the first pass is not measured."""
+    """Every file of 4 KiB once in each pass, over a mount that is fresh in every round.
+
+    The first pass looks names up and opens each file for the first time, later ones show what an
+    open costs by itself. The volume's own caches are warm.
+    """
 
     name = "openclose"
-    title = "open + read + close of 4 KiB files, second and later passes"
+    title = "open + read + close of 4 KiB files"
     metrics = (
-        Metric("files", "files", "files/s", higher_is_better=True),
-        Metric("requests", "requests a file", "requests"),
+        Metric("later", "second and later passes", "files/s", higher_is_better=True),
+        Metric("first", "first pass", "files/s", higher_is_better=True),
+        Metric("requests", "requests a file, later", "requests"),
     )
     peers = (
         "native",
@@ -32,14 +37,14 @@ class OpenClose(Workload):
     )
 
     def __init__(self) -> None:
-        what = "open + read + close, 4 KiB files"
+        what = "open + read + close, 4 KiB files, second pass"
         self.targets = (
-            self.speed(what, "files", "cowfs", "fuse-overlayfs", 1.3),
-            self.speed(what, "files", "cowfs", "passthrough_hp", 2.0),
+            self.speed(what, "later", "cowfs", "fuse-overlayfs", 1.3),
+            self.speed(what, "later", "cowfs", "passthrough_hp", 2.0),
         )
 
     def parameters(self, env: Environment) -> dict[str, object]:
-        return {"files": env.sizes.files, "file_bytes": 4096, "passes": PASSES}
+        return {"files": env.sizes.files, "file_bytes": 4096, "later_passes": PASSES}
 
     def prepare(self, env: Environment) -> None:
         env.small_files()
@@ -48,11 +53,13 @@ class OpenClose(Workload):
     def stage(self, env: Environment, peer: Peer) -> Iterator[Callable[[int], Sample]]:
         source = env.small_files()
         with peer.mounted(env, source) as view:
-            env.probe.names("open", view.root, source, 1)
+            env.probe.names("open", view.root, source, 1)  # what lies below is warm from here on
 
-            def sample(_number: int) -> Sample:
-                seconds, names = env.probe.names("open", view.root, source, PASSES)
-                taken: Sample = {"files": names / seconds}
+        def sample(_number: int) -> Sample:
+            with peer.mounted(env, source) as view:
+                first, names = env.probe.names("open", view.root, source, 1)
+                later, _ = env.probe.names("open", view.root, source, PASSES)
+                taken: Sample = {"first": names / first, "later": names / later}
                 # counted in a pass of its own: a trace takes time
                 with env.requests.counting(view.connection) as count:
                     env.probe.names("open", view.root, source, 1)
@@ -61,4 +68,4 @@ class OpenClose(Workload):
                     taken["requests"] = counted / names
                 return taken
 
-            yield sample
+        yield sample
