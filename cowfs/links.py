@@ -25,29 +25,36 @@ class LinkGroups:
     def __init__(self, overlay: Overlay, groups: Sequence[Sequence[bytes]]) -> None:
         self._overlay = overlay
         self._group_of = {path: group for group in groups for path in group}
+        # Of files that were copied up under this mount, by st_ino: their names may change since.
+        self._copied: dict[int, Sequence[bytes]] = {}
 
     def names_of(self, node: Node) -> list[tuple[Directory, bytes]]:
-        """Every visible name of a shared node, the one that it is reached by first."""
+        """Every visible name that a node has had from the template, and the one that it is reached
+        by first."""
         assert node.parent is not None
         names = [(node.parent, node.name)]
-        if self._group_of and node.parent.lower is not None:
-            path = node.parent.lower + b"/" + node.name if node.parent.lower else node.name
-            group = self._group_of.get(path)
-            if group is not None:
-                redirects = dict(self._redirects())
-                for other in group:
-                    if other != path:
-                        found = self._visible(other, node, redirects)
-                        if found is not None:
-                            names.append(found)
+        path = self._path(node)
+        group = self._group_of.get(path) or self._copied.get(node.ino)
+        if group is not None:
+            self._copied[node.ino] = group
+            redirects = dict(self._redirects())
+            for other in group:
+                if other != path:
+                    found = self._visible(other, node, redirects)
+                    if found is not None:
+                        names.append(found)
         return names
+
+    @staticmethod
+    def _path(node: Node) -> bytes:
+        """Where the template has the node's name, if it has it; b"" if not."""
+        if node.parent is None or node.parent.lower is None:
+            return b""
+        return node.parent.lower + b"/" + node.name if node.parent.lower else node.name
 
     def is_grouped(self, node: Node) -> bool:
         """Whether a shared node has several names in the template."""
-        if not self._group_of or node.upper or node.parent is None or node.parent.lower is None:
-            return False
-        path = node.parent.lower + b"/" + node.name if node.parent.lower else node.name
-        return path in self._group_of
+        return not node.upper and self._path(node) in self._group_of
 
     def _visible(
         self, path: bytes, node: Node, redirects: dict[bytes, bytes]
