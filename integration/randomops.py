@@ -133,7 +133,7 @@ class Plan:
     """Draws operations on what is there below `root`, and on names that are not."""
 
     def __init__(self, seed: object, root: Path) -> None:
-        self._random = random.Random(str(seed))  # noqa: S311 - no secrets
+        self._random = random.Random(str(seed))
         self._root = root
         self._drawers: list[Callable[[], tuple[Any, ...]]] = []
         self._weights: list[int] = []
