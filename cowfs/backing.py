@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from cowfs import ondisk
+
 if TYPE_CHECKING:
     from cowfs.inodes import Node
     from cowfs.overlay import Overlay
@@ -130,7 +132,8 @@ class Backing:
         """Set the file's size in bytes; the caller holds the node's lock."""
         fd = await self._prepare_change(node, keep_data=size > 0)
         try:
-            os.ftruncate(fd, size)
+            # Not ftruncate(2): it sets the times even when the size stays, as truncate(2) does not.
+            os.truncate(ondisk.proc_path(fd), size)
         finally:
             os.close(fd)
 

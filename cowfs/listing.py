@@ -1,20 +1,20 @@
 """The merged listing of one directory, with cookies that stay valid while entries come and go.
 
-readdir(2) may be interrupted at any entry and go on later, while names are created and removed.  A
-listing gives every name a place that it keeps: removing a name leaves a gap, a new name goes to
-the end.  So a stream that goes on behind cookie *n* misses nothing that was there all the time, and
-sees nothing twice.  The cookie of a name is its place plus three: `.` and `..` come first.
+readdir(2) may be interrupted at any entry and go on later, while names are created and removed, and
+while this file gives the listing up and makes it again.  So the place of a name follows from the
+name alone: it is its hash.  A stream that goes on behind cookie *n* misses nothing that was there
+all the time, and sees nothing twice.  The cookie of a name is its place plus three: `.` and `..`
+come first.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
-themselves, since nothing else changes a copy that is mounted.  The names of the template come
-first, in the template's own order and with a gap for each that is gone, so that they keep their
-places even when a listing that was given up is made again.
+themselves, since nothing else changes a copy that is mounted.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -24,43 +24,53 @@ if TYPE_CHECKING:
     from cowfs.inodes import Directory
     from cowfs.layers import Layers
 
-KEPT_LISTINGS = 1024
+KEPT_LISTINGS = 64
+
+# Two names of one directory share a hash once in 2**62 / n**2 directories; the second one then has
+# the place after it.
+_PLACES = (1 << 62) - 1
 
 
 class Listing:
-    """Names of one directory in a stable order, and how many of them are directories."""
+    """Names of one directory in the order of their cookies, and how many are directories."""
 
-    __slots__ = ("_names", "_places", "subdirectories")
+    __slots__ = ("_names", "_order", "subdirectories")
 
-    def __init__(self, entries: Iterator[tuple[bytes | None, bool]]) -> None:
-        self._names: list[bytes | None] = []
-        self._places: dict[bytes, int] | None = None  # made when the first name is removed
+    def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
+        self._names: dict[int, bytes] = {}
         self.subdirectories = 0
         for name, is_directory in entries:
-            self._names.append(name)
+            self._names[self._place(name)] = name
             self.subdirectories += is_directory
+        self._order = sorted(self._names)
+
+    def _place(self, name: bytes) -> int:
+        """Where a name is or would be.  The hash is the same as long as the daemon runs."""
+        place = hash(name) & _PLACES
+        while self._names.get(place, name) != name:
+            place += 1
+        return place
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        if self._places is not None:
-            self._places[name] = len(self._names)
-        self._names.append(name)
+        place = self._place(name)
+        if place not in self._names:
+            insort(self._order, place)
+        self._names[place] = name
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        if self._places is None:
-            self._places = {n: i for i, n in enumerate(self._names) if n is not None}
-        self._names[self._places.pop(name)] = None
+        place = self._place(name)
+        del self._names[place]
+        del self._order[bisect_left(self._order, place)]
         self.subdirectories -= is_directory
 
     def after(self, place: int) -> Iterator[tuple[int, bytes]]:
         """(place, name) of every name from *place* on."""
-        for i in range(place, len(self._names)):
-            name = self._names[i]
-            if name is not None:
-                yield i, name
+        for i in range(bisect_left(self._order, place), len(self._order)):
+            yield self._order[i], self._names[self._order[i]]
 
     def is_empty(self) -> bool:
-        return next(self.after(0), None) is None
+        return not self._order
 
 
 class Listings:
@@ -96,16 +106,18 @@ class Listings:
         if directory.listing is not None:
             directory.listing.remove(name, is_directory=is_directory)
 
-    def _merge(self, directory: Directory) -> Iterator[tuple[bytes | None, bool]]:
-        """(name, is a directory) in order of place; None for a gap."""
-        upper = dict(_scan(self._layers.upper(directory))) if directory.upper else {}
+    def _merge(self, directory: Directory) -> Iterator[tuple[bytes, bool]]:
+        covered: set[bytes] = set()
+        if directory.upper:
+            for name, mode in _scan(self._layers.upper(directory)):
+                if directory.lower is not None:
+                    covered.add(name)
+                if mode != _WHITEOUT:
+                    yield name, stat.S_ISDIR(mode)
         if directory.lower is not None:
-            for name, lower_mode in _scan(self._layers.lower(directory)):
-                mode = upper.pop(name, lower_mode)
-                yield (None if mode == _WHITEOUT else name), stat.S_ISDIR(mode)
-        for name, mode in upper.items():
-            if mode != _WHITEOUT:
-                yield name, stat.S_ISDIR(mode)
+            for name, mode in _scan(self._layers.lower(directory)):
+                if name not in covered:
+                    yield name, stat.S_ISDIR(mode)
 
 
 _WHITEOUT = 0

@@ -282,9 +282,8 @@ class Operations(pyfuse3.Operations):
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
-        reply = self._attributes(node, overlay.getattr(node))
-        reply.st_ino = inode
-        return reply
+        shown = self._nodes.get(inode)  # a replaced one shows the size that its readers opened
+        return self._attributes(shown, overlay.getattr(shown))
 
     @handler
     async def statfs(self, _ctx: RequestContext) -> StatvfsData:
@@ -432,4 +431,11 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = st.st_atime_ns
         entry.st_mtime_ns = st.st_mtime_ns
         entry.st_ctime_ns = st.st_ctime_ns
+        if node.replaced:
+            # Its readers keep bytes and size; all else is that of the file, and changes unseen.
+            current = self._overlay.current(node)
+            now = self._overlay.getattr(current)
+            entry.attr_timeout = 0
+            entry.st_mode, entry.st_uid, entry.st_gid = now.st_mode, now.st_uid, now.st_gid
+            entry.st_nlink = self._overlay.nlink(current, now)
         return entry

@@ -719,6 +719,10 @@ class Overlay:
     # ---------------------------------------------------------------- attributes
 
     def set_mode(self, node: Node, mode: int) -> None:
+        """chmod(2).  The kernel refuses it for symbolic links before it asks; so do we, since
+        os.chmod would follow one out of the tree."""
+        if stat.S_ISLNK(self.layers.stat(node).st_mode):
+            raise failure(errno.EOPNOTSUPP)
         os.chmod(self.layers.path(node), stat.S_IMODE(mode))
 
     def set_owner(self, node: Node, uid: int, gid: int) -> None:

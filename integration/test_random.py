@@ -337,6 +337,40 @@ def test_listing_goes_on_while_it_is_forgotten_and_made_again(
     assert len(seen) == len(set(seen)) == 1000
 
 
+def test_walk_that_removes_files_meets_every_name(mount_copy: MountCopy, xfs: Path) -> None:
+    source = xfs / "source"
+    source.mkdir()
+    top = mount_copy(source) / "new"
+    for number in range(300):
+        for inner in range(25):
+            (top / f"directory{number:03}/{inner}").mkdir(parents=True)
+        (top / f"file{number:03}").touch()
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                for inner in range(25):
+                    os.listdir(top / entry.name / str(inner))
+            else:
+                (top / entry.name).unlink()
+    assert [name for name in os.listdir(top) if name.startswith("file")] == []
+
+
+def test_truncate_to_the_same_size_leaves_the_times(mount_copy: MountCopy, xfs: Path) -> None:
+    copy = mount_copy(make_source(xfs / "source"), None, SHARE_MIN)
+    before = (copy / "small").stat().st_mtime_ns
+    os.truncate(copy / "small", 10)
+    assert (copy / "small").stat().st_mtime_ns == before
+
+
+def test_reader_of_old_bytes_keeps_their_size_over_fchmod(mount_copy: MountCopy, xfs: Path) -> None:
+    copy = mount_copy(make_source(xfs / "source"), None, SHARE_MIN)
+    with (copy / "large").open("rb", buffering=0) as reader:
+        with (copy / "large").open("ab") as file:
+            file.write(b"tail")
+        os.fchmod(reader.fileno(), 0o640)
+        assert os.fstat(reader.fileno()).st_size == len(reader.read())
+
+
 def test_what_was_removed_can_be_changed_and_does_not_reach_the_template(
     mount_copy: MountCopy, xfs: Path
 ) -> None:
