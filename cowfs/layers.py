@@ -5,8 +5,9 @@ Every access to the disk goes through an O_PATH descriptor of a directory and on
 recently used closed first.  No path of a user is ever resolved: descriptors are opened one
 component at a time without following links, or below the template with RESOLVE_BENEATH.
 
-A descriptor that was handed out is valid until `CACHED_DIRECTORIES` other ones were asked for; what
-needs it longer, or in another thread, takes a duplicate.
+A call opens at most one descriptor that is kept, so one that was handed out is valid until
+`CACHED_DIRECTORIES` other ones were asked for; what needs it longer, or in another thread, takes a
+duplicate.
 """
 
 from __future__ import annotations
@@ -56,17 +57,8 @@ class Layers:
     def upper(self, directory: Directory) -> int:
         """The directory's descriptor in the upper layer; OSError(ENOENT) when it has none."""
         if directory.upper_fd < 0:
-            missing = []
-            step: Directory | None = directory
-            while step is not None and step.upper_fd < 0:
-                missing.append(step)
-                if step.parent is None or not step.upper:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                step = step.parent
-            for child in reversed(missing):
-                assert child.parent is not None
-                child.upper_fd = os.open(child.name, _OPEN_DIRECTORY, dir_fd=child.parent.upper_fd)
-                self._remember(child)
+            directory.upper_fd = self._open_upper(directory)
+            self._remember(directory)
         self._touch(directory)
         return directory.upper_fd
 
@@ -79,6 +71,29 @@ class Layers:
             self._remember(directory)
         self._touch(directory)
         return directory.lower_fd
+
+    def _open_upper(self, directory: Directory) -> int:
+        """Walk down from the nearest parent that is open.
+
+        What lies between is not kept: one call must never cost a descriptor that was handed out
+        just before, however deep users nest their directories.
+        """
+        missing = []
+        step: Directory = directory
+        while step.upper_fd < 0:
+            missing.append(step.name)
+            if step.parent is None or not step.upper:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            step = step.parent
+        start = fd = step.upper_fd
+        for name in reversed(missing):
+            try:
+                child = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+            finally:
+                if fd != start:
+                    os.close(fd)
+            fd = child
+        return fd
 
     def open_lower(self, path: bytes, flags: int) -> int:
         """Open *path* inside the template, however long it is."""
