@@ -1,0 +1,414 @@
+"""What hostile users, full and broken volumes and a killed daemon may not bring about."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowfs import syscalls
+from cowfs.listing import Listing
+from cowfs.overlay import Overlay
+from integration.command import cowfs, run
+from integration.mounts import MountCopy
+from integration.oracle import Oracle
+from integration.trees import make_model, tree_state
+from integration.volumes import Volume
+
+USER = 1000
+#: More than the daemon keeps directories open (`layers.CACHED_DIRECTORIES`), and more than the
+#: interpreter's stack is deep.
+DEEP = 1100
+#: As a path longer than PATH_MAX: names of one byte and a slash each.
+DEEPER = 2200
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def user(uid: int = USER) -> Iterator[None]:
+    """Be an ordinary user for the system calls in this block."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def error_of(action: Callable[..., object], *args: Any, **kwargs: Any) -> str:
+    """The name of the errno that a call fails with, "" when it does not."""
+    try:
+        action(*args, **kwargs)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def create(name: str, data: bytes = b"", *, dir_fd: int | None = None) -> None:
+    fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=dir_fd)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def read(name: str, *, dir_fd: int | None = None) -> bytes:
+    fd = os.open(name, os.O_RDONLY, dir_fd=dir_fd)
+    try:
+        return os.read(fd, 1 << 20)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def chain(top: Path, depth: int, *, decoys: bool = False) -> Iterator[int]:
+    """Make directories in each other and give a descriptor of the deepest.
+
+    With `decoys` each but the deepest has a file "victim" in it.
+    """
+    top.mkdir()
+    fd = os.open(top, os.O_PATH)
+    try:
+        for level in range(depth):
+            if decoys:
+                create("victim", b"decoy %d" % level, dir_fd=fd)
+            os.mkdir("d", dir_fd=fd)
+            child = os.open("d", os.O_PATH, dir_fd=fd)
+            os.close(fd)
+            fd = child
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# --- users inside of a copy -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["rename", "exchange", "link"])
+def test_change_between_deep_directories_touches_what_was_named(
+    mount_plain: MountCopy, model: Path, how: str
+) -> None:
+    """Nothing else, above all nothing that the user has no right to: the decoys are root's."""
+    root = mount_plain(model)
+    (root / "open").mkdir()
+    (root / "open").chmod(0o777)
+    with chain(root / "roots", DEEP, decoys=True) as theirs:
+        os.chmod(f"/proc/self/fd/{theirs}", 0o777)
+        with user(), chain(root / "open" / "users", DEEP, decoys=True) as mine:
+            create("victim", b"mine", dir_fd=mine)
+            if how == "rename":
+                os.rename("victim", "new", src_dir_fd=mine, dst_dir_fd=theirs)
+                assert os.listdir(f"/proc/self/fd/{mine}") == []
+            elif how == "link":
+                os.link("victim", "new", src_dir_fd=mine, dst_dir_fd=theirs)
+            else:
+                create("new", b"other", dir_fd=theirs)
+                syscalls.renameat2(mine, b"victim", theirs, b"new", syscalls.RENAME_EXCHANGE)
+                assert read("victim", dir_fd=mine) == b"other"
+            assert read("new", dir_fd=theirs) == b"mine"
+    decoys = run("find", root / "roots", "-name", "victim", "-uid", "0").stdout.splitlines()
+    assert len(decoys) == DEEP
+
+
+def test_deep_directories_keep_nobody_from_changing_linked_files(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model)
+    (root / "open").mkdir()
+    (root / "open").chmod(0o777)
+    with user(), chain(root / "open" / "users", DEEPER):
+        pass
+    (root / "hard1").write_bytes(b"changed")
+    assert (root / "tokenizer" / "hard2").read_bytes() == b"changed"
+
+
+def test_change_of_mode_follows_no_symlink(xfs: Path) -> None:
+    """Kernels before 6.6 send it for symlinks too (chmod of /proc/self/fd/N)."""
+    for name in ("tree", "upper", "work"):
+        (xfs / name).mkdir()
+    victim = xfs / "victim"
+    victim.touch(0o600)
+    umask = os.umask(0o022)  # the overlay leaves it at 0
+    try:
+        overlay = Overlay(str(xfs / "tree"), str(xfs / "upper"), str(xfs / "work"), [])
+        try:
+            link = overlay.create_symlink(
+                overlay.nodes.root, b"link", os.fsencode(victim), (USER, USER)
+            )
+            assert error_of(lambda: overlay.set_mode(link, 0o777)) == "ENOTSUP"
+        finally:
+            overlay.close()
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+def test_odd_names_and_attributes_come_out_as_on_xfs(oracle: Oracle) -> None:
+    names = [b"\xff\xfe", b"a\nb", b"\x01", b" ", b"...", b"#1", b"x" * 255, b"x" * 256, b".cowfs"]
+    attributes = [
+        b"user.\xff",
+        b"user.",
+        b"user.a\nb",
+        b"user." + b"n" * 250,
+        b"user." + b"n" * 251,
+        b"user.overlay.opaque",
+        b"trusted.x",
+        b"security.x",
+        b"system.x",
+        b"x",
+    ]
+
+    def act(root: Path) -> list[str]:
+        directory = os.fsencode(root / "odd")
+        os.mkdir(directory)
+        os.chown(directory, USER, USER)
+        seen = []
+        moved, link = directory + b"/moved", directory + b"/link"
+        with user():
+            for name in names:
+                path = directory + b"/" + name
+                seen += [error_of(create, os.fsdecode(path)), error_of(os.rename, path, moved)]
+            for name in attributes:
+                for size in (0, 65536, 65537):
+                    seen.append(error_of(os.setxattr, moved, name, b"v" * size))
+                seen.append(error_of(os.setxattr, moved, name, b"", os.XATTR_CREATE))
+                seen.append(error_of(os.getxattr, moved, name))
+            os.symlink("/etc/passwd", link)
+            for name in attributes:
+                seen.append(error_of(os.setxattr, link, name, b"1", follow_symlinks=False))
+        return seen
+
+    oracle.same(act)
+
+
+def test_user_sees_no_trusted_attribute(oracle: Oracle) -> None:
+    os.setxattr(oracle.native / "config.json", "trusted.secret", b"")
+    os.setxattr(oracle.copy / "config.json", "trusted.secret", b"")
+
+    def act(root: Path) -> list[str]:
+        with user():
+            return sorted(os.listxattr(root / "config.json"))
+
+    assert oracle.same(act) == ["user.origin"]
+
+
+# --- the daemon -----------------------------------------------------------------------------------
+
+
+def test_no_operation_leaves_a_descriptor_behind(mount_copy: MountCopy, model: Path) -> None:
+    root = mount_copy(model)
+    descriptors = Path(f"/proc/{mount_copy.daemon_pid(root)}/fd")
+
+    def everything() -> None:
+        os.chdir(root)
+        for n in range(60):
+            create("f", b"data")
+            os.rename("f", "g")
+            os.link("g", "h")
+            os.symlink("g", "s")
+            os.mkdir("d")
+            create("d/x")
+            os.rename("d", "e")
+            for action in (
+                lambda: os.mkdir("g"),
+                lambda: os.rename("g", "g/x"),
+                lambda: os.rename("g", "e"),
+                lambda: os.rmdir("e"),
+                lambda: os.unlink("absent"),
+                lambda: os.mkdir("n" * 256),
+                lambda: os.setxattr("g", "user.large", b"v" * 65537),
+                lambda: os.symlink("t" * 2000, "long"),
+            ):
+                assert error_of(action)
+            with open(f"many/f{n:03}", "r+b") as file, open(f"many/f{n:03}", "rb"):
+                os.unlink(f"many/f{n:03}")
+                file.write(b"x")
+            os.chmod(f"many/f{n + 60:03}", 0o640)
+            os.listdir("many")
+            for name in ("g", "h", "s", "e/x"):
+                os.unlink(name)
+            os.rmdir("e")
+
+    here = Path.cwd()
+    try:
+        with (root / "config.json").open("rb"):
+            before = len(os.listdir(descriptors))
+            everything()
+            after = len(os.listdir(descriptors))
+    finally:
+        os.chdir(here)
+    assert after <= before + 5  # of directories
+
+
+def test_listing_forgets_the_names_that_are_gone() -> None:
+    listing = Listing(iter([(b"first", False), (b"second", True)]))
+    tracemalloc.start()
+    try:
+        for _ in range(50_000):
+            listing.add(b"temporary", is_directory=False)
+            listing.remove(b"temporary", is_directory=False)
+        used, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 50_000
+    listing.add(b"last", is_directory=False)
+    listed = list(listing.after(0))
+    assert sorted(name for _place, name in listed) == [b"first", b"last", b"second"]
+    for index, (place, _name) in enumerate(listed):
+        assert list(listing.after(place)) == listed[index:]
+
+
+def test_killed_daemon_frees_its_callers_and_loses_nothing(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy(model)
+    pid = mount_copy.daemon_pid(root)
+    script = """
+        i=0
+        while printf %s $i > "$1/w$2-$i.tmp" && mv "$1/w$2-$i.tmp" "$1/w$2-$i"; do
+            echo "w$2-$i"
+            i=$((i + 1))
+        done
+    """
+    writers = [
+        subprocess.Popen(
+            ["sh", "-c", script, "sh", root, str(n)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for n in range(4)
+    ]
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    done = [name for w in writers for name in w.communicate(timeout=10)[0].split()]
+    assert done
+    cowfs("umount", root)
+    mount_copy(model, root)
+    assert {name: (root / name).read_text() for name in done} == {
+        name: name.partition("-")[2] for name in done
+    }
+
+
+# --- volumes that are full or broken --------------------------------------------------------------
+
+
+def _changes(root: Path) -> dict[str, Callable[[], object]]:
+    return {
+        "create": lambda: create(str(root / "new")),
+        "mkdir": lambda: (root / "new").mkdir(),
+        "symlink": lambda: (root / "new").symlink_to("t" * 900),
+        "fifo": lambda: os.mkfifo(root / "new"),
+        "first write": lambda: os.close(os.open(root / "config.json", os.O_RDWR)),
+        "first write, large": lambda: os.close(os.open(root / "weights.bin", os.O_RDWR)),
+        "first write, linked": lambda: os.close(os.open(root / "hard1", os.O_RDWR)),
+        "truncate": lambda: os.truncate(root / "tokenizer" / "vocab.txt", 1),
+        "chmod": lambda: (root / "empty").chmod(0o600),
+        "chmod of a directory": lambda: (root / "tokenizer").chmod(0o700),
+        "setxattr": lambda: os.setxattr(root / "small.bin", "user.x", b"v" * 60000),
+        "link": lambda: os.link(root / "script.sh", root / "new"),
+        "rename": lambda: (root / "many" / "f001").rename(root / "many" / "g001"),
+        "unlink": lambda: (root / "many" / "f002").unlink(),
+        "rmdir": lambda: (root / "tokenizer" / "deep" / "er").rmdir(),
+        "rename of a directory": lambda: (root / "many").rename(root / "more"),
+    }
+
+
+def _fill_to_the_brim(volume: Volume) -> None:
+    """No block and no inode is left; the last ones go to empty files."""
+    volume.fill()
+    with contextlib.suppress(OSError):
+        for n in range(100_000):
+            create(str(volume.mountpoint / "crowd" / str(n)))
+    ballast = volume.mountpoint / "ballast"
+    with ballast.open("ab") as file, contextlib.suppress(OSError):
+        os.posix_fallocate(file.fileno(), ballast.stat().st_size, 4096)
+
+
+def test_full_volume_fails_changes_whole_and_recovers(
+    mount_copy: MountCopy, small_xfs: Callable[..., Volume]
+) -> None:
+    volume = small_xfs(64)
+    model = make_model(volume.mountpoint / "model")
+    (model / "tokenizer" / "deep" / "er" / "leaf").unlink()
+    (volume.mountpoint / "crowd").mkdir()
+    root = mount_copy(model)
+    upper = Path(mount_copy.record(root)["store"], "copies", mount_copy.record(root)["copy"])
+    before = tree_state(root)
+    _fill_to_the_brim(volume)
+    errors = {what: error_of(change) for what, change in _changes(root).items()}
+    assert errors == dict.fromkeys(errors, "ENOSPC")
+    assert tree_state(root) == before
+    assert list((upper / "work").iterdir()) == []
+    (volume.mountpoint / "ballast").unlink()
+    for what, change in _changes(root).items():
+        assert not error_of(change), what
+        if os.path.isdir(root / "new"):  # pathlib minds where the symlink leads to
+            (root / "new").rmdir()
+        elif os.path.lexists(root / "new"):
+            (root / "new").unlink()
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+# --- the data plane -------------------------------------------------------------------------------
+
+
+def test_appends_of_several_processes_do_not_mix(mount_copy: MountCopy, model: Path) -> None:
+    root = mount_copy(model)
+    script = 'for i in $(seq 200); do printf %100s "" | tr " " "$2" >> "$1"; done'
+    writers = [
+        subprocess.Popen(["sh", "-c", script, "sh", root / "log", letter]) for letter in "abc"
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    data = (root / "log").read_bytes()
+    assert len(data) == 3 * 200 * 100
+    assert all(len(set(data[at : at + 100])) == 1 for at in range(0, len(data), 100))
+
+
+def test_template_keeps_its_bytes_whatever_users_do(mount_copy: MountCopy, model: Path) -> None:
+    root = mount_copy(model)
+    record = mount_copy.record(root)
+    tree = Path(record["store"], "templates", record["template"], "tree")
+    before = {p: hashlib.sha256(p.read_bytes()).digest() for p in tree.rglob("*") if p.is_file()}
+    readers = [p.open("rb") for p in root.rglob("*") if p.is_file()]
+    for reader in readers:
+        reader.read(10)
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("r+b") as file:
+                file.write(b"overwritten")
+            os.truncate(path, 3)
+            with contextlib.suppress(OSError):
+                fd = os.open(f"/proc/self/fd/{readers[0].fileno()}", os.O_RDWR)
+                os.write(fd, b"through an old reader")
+                os.close(fd)
+    for reader in readers:
+        reader.close()
+    assert before == {
+        p: hashlib.sha256(p.read_bytes()).digest() for p in tree.rglob("*") if p.is_file()
+    }
+
+
+# --- the store ------------------------------------------------------------------------------------
