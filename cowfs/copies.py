@@ -103,6 +103,27 @@ class Copy:
         record = read(store, name)
         return cls(store, record, template_of(store, record), lock_fd)
 
+    def directories(self) -> tuple[int, int, int]:
+        """Descriptors (O_PATH) of the template's tree, of upper/ and of work/, for the caller.
+
+        They come from those of the store, whatever its path leads to by now.  OSError.
+        """
+        fds: list[int] = []
+        try:
+            for part_fd, name, inner in (
+                (self._store.templates_fd, self.template.id, templates.TREE),
+                (self._store.copies_fd, self.name, UPPER),
+                (self._store.copies_fd, self.name, WORK),
+            ):
+                with _opened(part_fd, name) as outer:
+                    fds.append(os.open(inner, _DIRECTORY | os.O_PATH, dir_fd=outer))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        tree, upper, work = fds
+        return tree, upper, work
+
     def has_changes(self) -> bool:
         """Whether it differs from its template: anything in upper/, or the root's attributes.
 
@@ -289,10 +310,36 @@ def empty_work(store: StoreDirectory, name: str) -> None:
             removal.empty(work, store.trash_fd)
 
 
+def changes(store: StoreDirectory, name: str) -> tuple[int, int]:
+    """How many changed or new files, and how many deleted names, the upper layer of a copy holds.
+
+    FileNotFoundError: there is no such copy.
+    """
+    files = deleted = 0
+    for _fd, entry in _upper_entries(store, name):
+        if ondisk.is_whiteout(entry.stat(follow_symlinks=False)):
+            deleted += 1
+        else:
+            files += 1
+    return files, deleted
+
+
 def private_bytes(store: StoreDirectory, name: str) -> int:
     """Bytes on the disk that a copy has for itself alone (FIEMAP). It may be in use meanwhile."""
     total = 0
     seen: set[int] = set()
+    for fd, entry in _upper_entries(store, name):
+        if entry.is_file(follow_symlinks=False) and entry.inode() not in seen:
+            seen.add(entry.inode())
+            total += _private_bytes_of(fd, entry.name)
+    return total
+
+
+def _upper_entries(store: StoreDirectory, name: str) -> Iterator[tuple[int, os.DirEntry[str]]]:
+    """All that is no directory in the upper layer of a copy, and the directory that it is in.
+
+    No path is as long as the directories are deep, and no more than one of them is open.
+    """
     with _opened(store.copies_fd, name) as copy:
         pending = [os.fsencode(UPPER)]
         while pending:
@@ -308,12 +355,10 @@ def private_bytes(store: StoreDirectory, name: str) -> int:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(path + b"/" + os.fsencode(entry.name))
-                        elif entry.is_file(follow_symlinks=False) and entry.inode() not in seen:
-                            seen.add(entry.inode())
-                            total += _private_bytes_of(fd, entry.name)
+                        else:
+                            yield fd, entry
             finally:
                 os.close(fd)
-    return total
 
 
 def _private_bytes_of(dir_fd: int, name: str) -> int:

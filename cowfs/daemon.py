@@ -4,9 +4,9 @@
 process that `cowfs mount` starts: it imports what takes long, and is then told over the socket FD
 what to serve (`cowfs.config`).
 
-The mount ends when the kernel says that the connection is gone, whoever unmounted it.  SIGTERM and
-SIGINT ask for that: an idle mount is unmounted, a busy one stays, with a line in the log that says
-who holds it; a second SIGINT detaches it from the tree, and it ends with its last user.
+The mount ends when the kernel says that the connection is gone, whoever unmounted it.  SIGTERM,
+SIGHUP and SIGINT ask for that: an idle mount is unmounted, a busy one stays, with a line in the log
+that says who holds it; a second SIGINT detaches it from the tree, and it ends with its last user.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from cowfs import mountinfo, runtime, syscalls
 from cowfs.backing import Backing
 from cowfs.channel import Channel
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
+from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
 from cowfs.priming import Priming
@@ -74,11 +75,11 @@ def serve(config: Config, ready: Callable[[dict[str, Any]], None]) -> int:
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
     try:
+        tree, upper, work = copy.directories()
+        if options.read_only:
+            os.close(work)
         overlay = Overlay(
-            copy.template.tree,
-            copy.upper,
-            None if options.read_only else copy.work,
-            [[os.fsencode(p) for p in group] for group in copy.template.hard_links],
+            tree, upper, None if options.read_only else work, copy.template.hard_links
         )
     except OSError as error:
         raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
@@ -106,6 +107,7 @@ class _Mount:
         self._copy = copy
         self._overlay = overlay
         self._channel = channel
+        self._place = Mountpoint(config.mountpoint)
         self._device = ""
         self.was_ready = False
         self.failure: CowfsError | None = None
@@ -117,13 +119,14 @@ class _Mount:
         try:
             channel.mount(
                 os.fsencode(config.source),
-                os.fsencode(config.mountpoint),
+                self._place.path,
                 options.mount_flags,
                 b"default_permissions,allow_other",
             )
         except OSError as error:
             raise _mount_failure(config.mountpoint, error) from None
         try:
+            self._place.mounted()
             channel.start()
             if options.passthrough == "on":
                 self._require_passthrough()
@@ -225,15 +228,14 @@ class _Mount:
 
     async def _watch_signals(self) -> None:
         asked = 0
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
             async for number in signals:
                 asked += number == signal.SIGINT
                 await trio.to_thread.run_sync(self._unmount, asked > 1)
 
     def _unmount(self, detach: bool) -> None:
-        target = os.fsencode(self._config.mountpoint)
         try:
-            syscalls.umount2(target, syscalls.MNT_DETACH if detach else 0)
+            self._place.unmount(syscalls.MNT_DETACH if detach else 0)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 log.warning(
@@ -246,14 +248,13 @@ class _Mount:
 
     def _detach(self) -> None:
         try:
-            syscalls.umount2(os.fsencode(self._config.mountpoint), syscalls.MNT_DETACH)
+            self._place.unmount(syscalls.MNT_DETACH)
         except OSError as error:
             log.warning("cannot unmount %s: %s", self._config.mountpoint, error.strerror)
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        mounted = mountinfo.mounted_at(self._config.mountpoint)
-        if mounted is not None and mounted.device == self._device:
+        if self._place.is_ours():
             self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:

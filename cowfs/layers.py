@@ -32,13 +32,14 @@ _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Layers:
     """Descriptors of one copy's template (`tree`), `upper` and `work` directories.
 
-    *work* is None on a read-only mount: nothing is ever written then.
+    Takes over the descriptors of the three (O_PATH will do).  *work_fd* is None on a read-only
+    mount: nothing is ever written then.
     """
 
-    def __init__(self, tree: str, upper: str, work: str | None) -> None:
-        self.tree_fd = os.open(tree, _OPEN_DIRECTORY)
-        self.upper_root_fd = os.open(upper, _OPEN_DIRECTORY)
-        self._work_fd = -1 if work is None else os.open(work, _OPEN_DIRECTORY)
+    def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None) -> None:
+        self.tree_fd = tree_fd
+        self.upper_root_fd = upper_fd
+        self._work_fd = -1 if work_fd is None else work_fd
         self._cached: OrderedDict[Directory, None] = OrderedDict()
         self._serial = 0
 

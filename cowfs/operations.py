@@ -45,7 +45,11 @@ R = TypeVar("R")
 # Ten years in seconds: until a change through the mount itself.
 FOREVER = 10 * 365 * 86400
 
-_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+# What pyfuse3 has no word for comes with a slash in a name, where the kernel never puts one: an
+# O_TMPFILE as a CREATE, and an ACL that takes setgid away as a SETXATTR.  The channel lets no
+# attribute of such a name through that a user asks for.
+UNNAMED = b"/"
+TAKES_SETGID = b"/"
 
 
 def handler(
@@ -177,7 +181,10 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._writable_directory(parent_inode)
         owner = (ctx.uid, ctx.gid)
-        node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
+        if name == UNNAMED:
+            node, fd = self._overlay.create_unnamed(parent, mode, ctx.umask, owner)
+        else:
+            node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
         self._backing.created(node, fd, flags & os.O_ACCMODE)
         return FileInfo(fh=node.nodeid), self._entry(node)
 
@@ -267,12 +274,12 @@ class Operations(pyfuse3.Operations):
                 if node.replaced:
                     raise failure(errno.ESTALE)
                 await self._backing.truncate(node, attr.st_size)
-            if ctx.uid != 0:
-                self._drop_privileges(node)
+            self._drop_privileges(node, ctx)
         node = await self._private(node)
         if fields.update_uid or fields.update_gid:
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
+            self._drop_privileges(node, ctx)
             overlay.set_owner(node, uid, gid)
         if fields.update_mode:
             overlay.set_mode(node, attr.st_mode)
@@ -320,9 +327,14 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: RequestContext) -> None:
+        takes_setgid = name.startswith(TAKES_SETGID)
+        name = name.removeprefix(TAKES_SETGID)
         self._refuse_internal(name)
         node = await self._private(self._nodes.get(inode))
         ondisk.set_xattr(self._overlay.layers.path(node), name, value)
+        if takes_setgid:
+            mode = self._overlay.getattr(node).st_mode
+            self._overlay.set_mode(node, mode & ~stat.S_ISGID)
 
     @handler
     async def removexattr(self, inode: int, name: bytes, _ctx: RequestContext) -> None:
@@ -345,8 +357,8 @@ class Operations(pyfuse3.Operations):
         else:
             self._refuse_read_only()
             await self._backing.open_changing(node, access, truncate=truncate)
-            if truncate and ctx.uid != 0:
-                self._drop_privileges(node)
+            if truncate:
+                self._drop_privileges(node, ctx)
         return FileInfo(fh=inode)
 
     @handler
@@ -356,6 +368,21 @@ class Operations(pyfuse3.Operations):
     @handler
     async def releasedir(self, _fh: int) -> None:
         return
+
+    @handler
+    async def fsync(self, fh: int, _datasync: bool) -> None:
+        """Of a file that is open as the template's: its attributes may be the copy's own by now.
+
+        fh is the node id; the channel answers for every other file.
+        """
+        node = self._overlay.current(self._nodes.get(fh))
+        if not node.upper:
+            return
+        fd = self._overlay.layers.open(node, os.O_RDONLY)
+        try:
+            await trio.to_thread.run_sync(os.fsync, fd)
+        finally:
+            os.close(fd)
 
     @handler
     async def fsyncdir(self, fh: int, _datasync: bool) -> None:
@@ -399,15 +426,21 @@ class Operations(pyfuse3.Operations):
             node = self._overlay.current(node)  # it may have been replaced while we waited
         return node
 
-    def _drop_privileges(self, node: Node) -> None:
-        """What truncate(2) does to setuid and setgid when the caller has no CAP_FSETID.
+    def _drop_privileges(self, node: Node, ctx: RequestContext) -> None:
+        """What a change of data or owner does to setuid and setgid without CAP_FSETID: inode(7).
 
         The daemon has it, so the volume's filesystem does not do it by itself.
         """
-        mode = self._overlay.getattr(node).st_mode
-        drop = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-        if mode & drop & _PRIVILEGE_BITS:
-            self._overlay.set_mode(node, mode & ~drop)
+        st = self._overlay.getattr(node)
+        if ctx.uid == 0 or not stat.S_ISREG(st.st_mode):
+            return
+        drop = st.st_mode & stat.S_ISUID
+        if st.st_mode & stat.S_ISGID and (
+            st.st_mode & stat.S_IXGRP or not _is_in_group(ctx, st.st_gid)
+        ):
+            drop |= stat.S_ISGID
+        if drop:
+            self._overlay.set_mode(node, st.st_mode & ~drop)
 
     def _entry(self, node: Node, st: os.stat_result | None = None) -> EntryAttributes:
         """The answer that hands a node to the kernel: one more lookup."""
@@ -439,3 +472,11 @@ class Operations(pyfuse3.Operations):
             entry.st_mode, entry.st_uid, entry.st_gid = now.st_mode, now.st_uid, now.st_gid
             entry.st_nlink = self._overlay.nlink(current, now)
         return entry
+
+
+def _is_in_group(ctx: RequestContext, gid: int) -> bool:
+    """Whether the caller, who waits for us, is in the group; one that cannot be seen is not."""
+    try:
+        return gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        return False

@@ -40,14 +40,19 @@ def failure(number: int) -> OSError:
 class Overlay:
     """One copy.
 
-    *tree* is the template's tree, *upper* and *work* the copy's directories (work None: read-only),
-    *hard_links* the template's groups of paths that name one inode.
+    *tree_fd* is the template's tree, *upper_fd* and *work_fd* the copy's directories (work None:
+    read-only), all three taken over; *hard_links* the template's groups of paths that name one
+    inode.
     """
 
     def __init__(
-        self, tree: str, upper: str, work: str | None, hard_links: Sequence[Sequence[bytes]]
+        self,
+        tree_fd: int,
+        upper_fd: int,
+        work_fd: int | None,
+        hard_links: Sequence[Sequence[bytes]],
     ) -> None:
-        self.layers = Layers(tree, upper, work)
+        self.layers = Layers(tree_fd, upper_fd, work_fd)
         root = Directory(ROOT_ID, b"")
         root.upper = True
         root.upper_fd = self.layers.upper_root_fd
@@ -55,7 +60,7 @@ class Overlay:
         self.nodes = NodeTable(root, os.fstat(self.layers.tree_fd).st_ino)
         self.listings = Listings(self.layers)
         self.links = LinkGroups(self, hard_links)
-        if work is not None:
+        if work_fd is not None:
             self._empty(self.layers.work_fd)
 
     def close(self) -> None:
@@ -317,11 +322,8 @@ class Overlay:
         covered = self._free_name(parent, name)
         layers = self.layers
         parent_fd = layers.upper(parent)
-        owner = _owner_in(os.fstat(parent_fd), owner)
-        with _umask(umask):
-            fd = syscalls.open_tmpfile(parent_fd, stat.S_IMODE(mode))
+        fd = self._open_new(parent_fd, mode, umask, owner)
         try:
-            _give(ondisk.proc_path(fd), os.fstat(fd), owner, follow=True)
             if covered:
                 temporary = layers.temp_name()
                 syscalls.link_fd(fd, layers.work_fd, temporary)
@@ -332,6 +334,37 @@ class Overlay:
             os.close(fd)
             raise
         return self._created(parent, name, Node(os.fstat(fd).st_ino)), fd
+
+    def create_unnamed(
+        self, parent: Directory, mode: int, umask: int, owner: tuple[int, int]
+    ) -> tuple[Node, int]:
+        """The same for a file without a name (O_TMPFILE); `link` may give it one."""
+        if _is_removed(parent):
+            raise failure(errno.ENOENT)
+        self.ensure_upper(parent)
+        fd = self._open_new(self.layers.upper(parent), mode, umask, owner)
+        try:
+            node = Node(os.fstat(fd).st_ino)
+            node.held_fd = os.dup(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        node.upper = True
+        self.nodes.add(node)
+        return node, fd
+
+    @staticmethod
+    def _open_new(parent_fd: int, mode: int, umask: int, owner: tuple[int, int]) -> int:
+        """A new file without a name, made in a directory as that hands things down."""
+        owner = _owner_in(os.fstat(parent_fd), owner)
+        with _umask(umask):
+            fd = syscalls.open_tmpfile(parent_fd, stat.S_IMODE(mode))
+        try:
+            _give(ondisk.proc_path(fd), os.fstat(fd), owner, follow=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def create_directory(
         self, parent: Directory, name: bytes, mode: int, umask: int, owner: tuple[int, int]
@@ -395,6 +428,7 @@ class Overlay:
                 syscalls.link_fd(fd, parent_fd, name)
         finally:
             os.close(fd)
+        layers.close_node(node)  # its new name leads to it
         node.place(parent, name)
         self.listings.added(parent, name, is_directory=False)
 
@@ -405,7 +439,7 @@ class Overlay:
         """
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
-        if parent.parent is None and parent.nodeid != ROOT_ID:
+        if _is_removed(parent):
             raise failure(errno.ENOENT)
         self.ensure_upper(parent)
         st = self.layers.upper_entry(parent, name)
@@ -580,7 +614,7 @@ class Overlay:
         """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE.
 
         Files that take part must be in the upper layer already.  Gives the node that was replaced.
-        Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL for other flags.
+        Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, EINVAL for other flags.
         """
         if len(new_name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
@@ -617,7 +651,7 @@ class Overlay:
             if not isinstance(target, Directory):
                 raise failure(errno.ENOTDIR)
             if not self.listings.of(target).is_empty():
-                raise failure(errno.ENOTEMPTY)
+                raise failure(errno.EEXIST)  # POSIX allows ENOTEMPTY too; XFS says this
         elif isinstance(target, Directory):
             raise failure(errno.EISDIR)
 
@@ -772,6 +806,10 @@ class Overlay:
                 self._discard(real, os.fsencode(name))
         finally:
             os.close(real)
+
+
+def _is_removed(directory: Directory) -> bool:
+    return directory.parent is None and directory.nodeid != ROOT_ID
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs import mountinfo, report
-from cowfs.errors import MountFailure, SystemFailure, UsageError
+from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 from cowfs.mountinfo import Mount
 
 if TYPE_CHECKING:
@@ -90,38 +90,24 @@ def outcome(record: Record) -> str:
     from cowfs.store import Store
 
     name = record.copy
-    upper = os.path.join(record.store, "copies", name, "upper")
-    if not os.path.isdir(upper):
+    try:
+        with contextlib.closing(Store.open(record.store)) as store:
+            files, deleted = copies.changes(store, name)
+            size = copies.private_bytes(store, name)
+    except FileNotFoundError:
         return f"discarded ephemeral copy {name}"
+    except (OSError, CowfsError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        return f"unmounted; what became of the copy {name} cannot be seen: {problem}"
     if not record.persistent:
         return f"ephemeral copy {name} is not discarded yet: the next mount or cowfs gc does that"
-    files, deleted = changes(upper)
     if not files and not deleted:
         return f"kept copy {name} (no changed files); discard it with: cowfs rm {name}"
     counts = report.count(files, "file")
     if deleted:
         counts += f", {report.count(deleted, 'deletion')}"
-    with contextlib.closing(Store.open(record.store)) as store:
-        counts += f", {report.human_size(copies.private_bytes(store, name))} private"
+    counts += f", {report.human_size(size)} private"
     return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
-
-
-def changes(upper: str) -> tuple[int, int]:
-    """How many changed or new files, and how many deleted names, an upper directory holds."""
-    from cowfs.ondisk import is_whiteout
-
-    files = deleted = 0
-    pending = [upper]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif is_whiteout(entry.stat(follow_symlinks=False)):
-                    deleted += 1
-                else:
-                    files += 1
-    return files, deleted
 
 
 def holders(mount: Mount, proc: str = "/proc") -> Iterator[Holder]:

@@ -134,6 +134,74 @@ def test_rename(oracle: Oracle, old: str, new: str, flags: int) -> None:
         )
 
 
+# --- files without a name -------------------------------------------------------------------------
+
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
+
+
+def link_open_file(fd: int, path: Path) -> None:
+    """Give an O_TMPFILE file a name: open(2). Python's os.link does not follow the first path."""
+    old = f"/proc/self/fd/{fd}".encode()
+    if _libc.linkat(AT_FDCWD, old, AT_FDCWD, os.fsencode(path), AT_SYMLINK_FOLLOW):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+
+
+@pytest.mark.parametrize("place", [".", "tokenizer", "setgid"])
+def test_file_without_a_name_is_written_and_gets_names(oracle: Oracle, place: str) -> None:
+    def act(root: Path) -> list[object]:
+        (root / "setgid").mkdir()
+        os.chown(root / "setgid", 0, 1234)
+        (root / "setgid").chmod(0o2777)
+        (root / "removed").write_text("removed")
+        (root / "removed").unlink()
+        seen: list[object] = []
+        umask = os.umask(0o027)
+        fd = os.open(root / place, os.O_TMPFILE | os.O_RDWR, 0o666)
+        try:
+            os.write(fd, b"unnamed")
+            seen += [os.fstat(fd).st_nlink, os.fstat(fd).st_size, sorted(os.listdir(root / place))]
+            os.fchmod(fd, 0o604)
+            os.setxattr(fd, "user.a", b"b")
+            os.ftruncate(fd, 4)
+            ino = os.fstat(fd).st_ino
+            link_open_file(fd, root / place / "named")
+            link_open_file(fd, root / "tokenizer" / "again")
+            os.link(root / place / "named", root / "removed")
+            os.pwrite(fd, b"tail", 4)
+            seen += [os.fstat(fd).st_nlink, (root / "removed").read_bytes()]
+            seen.append((root / place / "named").stat().st_ino == ino)
+            try:
+                link_open_file(fd, root / "config.json")
+            except FileExistsError as error:
+                seen.append(error.errno)
+        finally:
+            os.close(fd)
+            os.umask(umask)
+        (root / "removed").unlink()
+        seen.append((root / place / "named").stat().st_nlink)
+        return seen
+
+    oracle.same(act)
+
+
+def test_file_without_a_name_goes_with_its_last_descriptor(oracle: Oracle) -> None:
+    def act(root: Path) -> list[object]:
+        fd = os.open(root, os.O_TMPFILE | os.O_WRONLY, 0o600)
+        os.write(fd, bytes(1 << 20))
+        st = os.fstat(fd)
+        os.close(fd)
+        exclusive = os.open(root, os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o600)
+        try:
+            link_open_file(exclusive, root / "never")
+        except FileNotFoundError as error:
+            return [st.st_nlink, st.st_size, stat.S_IMODE(st.st_mode), error.errno]
+        finally:
+            os.close(exclusive)
+        return []
+
+    assert oracle.same(act)[0] == 0
+
+
 def test_directory_is_renamed_changed_and_renamed_back(oracle: Oracle) -> None:
     def act(root: Path) -> None:
         (root / "tokenizer").rename(root / "a")

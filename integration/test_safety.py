@@ -12,20 +12,22 @@ import stat
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cowfs import syscalls
+from cowfs import seal, syscalls
 from cowfs.listing import Listing
 from cowfs.overlay import Overlay
+from cowfs.store import Copy, Store
+from integration import kernel
 from integration.command import cowfs, run
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
 from integration.trees import make_model, tree_state
-from integration.volumes import Volume
+from integration.volumes import MIB, Volume
 
 USER = 1000
 #: More than the daemon keeps directories open (`layers.CACHED_DIRECTORIES`), and more than the
@@ -39,10 +41,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
-def user(uid: int = USER) -> Iterator[None]:
+def user(uid: int = USER, groups: Sequence[int] = ()) -> Iterator[None]:
     """Be an ordinary user for the system calls in this block."""
-    groups = os.getgroups()
-    os.setgroups([])
+    own_groups = os.getgroups()
+    os.setgroups(groups)
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -50,7 +52,7 @@ def user(uid: int = USER) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
-        os.setgroups(groups)
+        os.setgroups(own_groups)
 
 
 def error_of(action: Callable[..., object], *args: Any, **kwargs: Any) -> str:
@@ -140,6 +142,75 @@ def test_deep_directories_keep_nobody_from_changing_linked_files(
     assert (root / "tokenizer" / "hard2").read_bytes() == b"changed"
 
 
+@pytest.mark.parametrize("how", ["write", "truncate", "allocate", "punch", "copy_file_range"])
+@pytest.mark.parametrize("name", ["config.json", "weights.bin"])
+def test_setuid_goes_with_every_change_by_a_user(oracle: Oracle, how: str, name: str) -> None:
+    def act(root: Path) -> int:
+        path = root / name
+        path.chmod(0o6777)
+        with user():
+            fd = os.open(path, os.O_RDWR)
+            source = os.open(root / "script.sh", os.O_RDONLY)
+            try:
+                if how == "write":
+                    os.write(fd, b"x")
+                elif how == "truncate":
+                    os.ftruncate(fd, 3)
+                elif how == "allocate":
+                    os.posix_fallocate(fd, 0, 8 * MIB)
+                elif how == "punch":
+                    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+                    assert _libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(4096)) == 0
+                else:
+                    os.copy_file_range(source, fd, 5)
+            finally:
+                os.close(source)
+                os.close(fd)
+        return path.stat().st_mode
+
+    assert stat.S_IMODE(oracle.same(act)) == 0o777
+
+
+@pytest.mark.parametrize("gid", [USER, 2000, 3000])
+@pytest.mark.parametrize("how", ["write", "ftruncate", "truncate", "O_TRUNC", "allocate", "chgrp"])
+def test_setgid_without_group_execution_stays_for_the_group_only(
+    oracle: Oracle, how: str, gid: int
+) -> None:
+    def act(root: Path) -> int:
+        path = root / "small.bin"
+        os.chown(path, USER, gid)
+        path.chmod(0o2666)
+        with user(groups=[2000]):
+            if how == "truncate":
+                os.truncate(path, 3)
+            elif how == "chgrp":
+                os.chown(path, -1, USER)
+            else:
+                fd = os.open(path, os.O_RDWR | (os.O_TRUNC if how == "O_TRUNC" else 0))
+                if how == "write":
+                    os.write(fd, b"x")
+                elif how == "ftruncate":
+                    os.ftruncate(fd, 3)
+                elif how == "allocate":
+                    os.posix_fallocate(fd, 0, 8 * MIB)
+                os.close(fd)
+        return path.stat().st_mode
+
+    oracle.same(act)
+
+
+def test_setgid_goes_when_somebody_outside_of_the_group_sets_an_acl(oracle: Oracle) -> None:
+    def act(root: Path) -> int:
+        path = root / "small.bin"
+        os.chown(path, USER, 2000)
+        path.chmod(0o2755)
+        run("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups",
+            "setfacl", "-m", "u:1001:rx", path)  # fmt: skip
+        return path.stat().st_mode
+
+    assert not oracle.same(act) & stat.S_ISGID
+
+
 def test_change_of_mode_follows_no_symlink(xfs: Path) -> None:
     """Kernels before 6.6 send it for symlinks too (chmod of /proc/self/fd/N)."""
     for name in ("tree", "upper", "work"):
@@ -148,7 +219,9 @@ def test_change_of_mode_follows_no_symlink(xfs: Path) -> None:
     victim.touch(0o600)
     umask = os.umask(0o022)  # the overlay leaves it at 0
     try:
-        overlay = Overlay(str(xfs / "tree"), str(xfs / "upper"), str(xfs / "work"), [])
+        overlay = Overlay(
+            *(os.open(xfs / name, os.O_PATH) for name in ("tree", "upper", "work")), []
+        )
         try:
             link = overlay.create_symlink(
                 overlay.nodes.root, b"link", os.fsencode(victim), (USER, USER)
@@ -308,6 +381,48 @@ def test_killed_daemon_frees_its_callers_and_loses_nothing(
     }
 
 
+def test_hangup_unmounts(mount_plain: MountCopy, model: Path) -> None:
+    """The terminal of `cowfs mount --foreground` is closed: what is left is no dead mount."""
+    root = mount_plain(model)
+    pid = mount_plain.daemon_pid(root)
+    os.kill(pid, signal.SIGHUP)
+    assert kernel.wait_for_end(pid, 10)
+    assert not os.path.ismount(root)
+    assert os.listdir(root) == []
+
+
+def test_daemon_unmounts_nothing_but_its_own_mount(
+    mount_plain: MountCopy, model: Path, tmp_path: Path
+) -> None:
+    """The owner of a directory above the mountpoint puts another in its place."""
+    (tmp_path / "users" / "here").mkdir(parents=True)
+    (tmp_path / "roots" / "here").mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "none", tmp_path / "roots" / "here")
+    try:
+        root = mount_plain(model, tmp_path / "users" / "here")
+        pid = mount_plain.daemon_pid(root)
+        (tmp_path / "users").rename(tmp_path / "moved")
+        (tmp_path / "users").symlink_to("roots")
+        mount_plain.adopt(tmp_path / "moved" / "here")
+        os.kill(pid, signal.SIGTERM)
+        assert kernel.wait_for_end(pid, 10)
+        assert os.path.ismount(tmp_path / "roots" / "here")
+        assert not os.path.ismount(tmp_path / "moved" / "here")
+    finally:
+        subprocess.run(["umount", tmp_path / "roots" / "here"], check=False)
+
+
+def test_copy_with_very_deep_directories_is_unmounted_counted_and_removed(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model, None, "copy=deep")
+    with chain(root / "top", DEEPER) as fd:
+        create("leaf", dir_fd=fd)
+    assert "1 file" in mount_plain.unmount(root).stdout
+    cowfs("list")
+    cowfs("rm", "deep")
+
+
 # --- volumes that are full or broken --------------------------------------------------------------
 
 
@@ -367,6 +482,24 @@ def test_full_volume_fails_changes_whole_and_recovers(
             (root / "new").unlink()
 
 
+def test_volume_that_was_shut_down_gives_errors_and_hangs_nobody(
+    mount_copy: MountCopy, small_xfs: Callable[..., Volume]
+) -> None:
+    volume = small_xfs(64)
+    root = mount_copy(make_model(volume.mountpoint / "model"))
+    pid = mount_copy.daemon_pid(root)
+    (root / "config.json").write_text("changed")
+    run("xfs_io", "-x", "-c", "shutdown", volume.mountpoint)
+    errors = {what: error_of(change) for what, change in _changes(root).items()}
+    assert errors == dict.fromkeys(errors, "EIO")
+    assert error_of(lambda: os.stat(root / "never-asked-for")) == "EIO"
+    ticks = _cpu_ticks(pid)
+    time.sleep(0.5)
+    assert _cpu_ticks(pid) - ticks <= 2
+    said = mount_copy.unmount(root).stdout
+    assert "discarded" not in said
+
+
 def _cpu_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
@@ -412,3 +545,55 @@ def test_template_keeps_its_bytes_whatever_users_do(mount_copy: MountCopy, model
 
 
 # --- the store ------------------------------------------------------------------------------------
+
+
+def test_fsync_makes_durable_what_came_after_the_open(
+    mount_copy: MountCopy, small_xfs: Callable[..., Volume]
+) -> None:
+    """The descriptor is one of the template's file; what changes is the copy's own."""
+    volume = small_xfs(64)
+    source = make_model(volume.mountpoint / "model")
+    root = mount_copy(source, None, "copy=durable")
+    run("sync", "-f", volume.mountpoint)
+    with (root / "weights.bin").open("rb") as file:
+        (root / "weights.bin").chmod(0o640)
+        os.setxattr(root / "weights.bin", "user.kept", b"yes")
+        os.fsync(file.fileno())
+    run("xfs_io", "-x", "-c", "shutdown", volume.mountpoint)
+    mount_copy.unmount(root)
+    volume.unmount()
+    volume.mount()
+    mount_copy(source, root, "copy=durable")
+    assert stat.S_IMODE((root / "weights.bin").stat().st_mode) == 0o640
+    assert os.getxattr(root / "weights.bin", "user.kept") == b"yes"
+
+
+def test_store_that_is_exchanged_after_its_check_is_not_followed(xfs: Path, model: Path) -> None:
+    """The owner of the volume's root may rename the store at any moment."""
+    store = Store.for_source(str(model), str(xfs / "store"))
+    copy = store.acquire(
+        "copy",
+        str(model),
+        persistent=True,
+        prepare=lambda: seal.seal(store, str(model), progress=None, warn=print),
+    )
+    served = Copy.adopt(store, "copy", copy.lock_fd)
+    (xfs / "store").rename(xfs / "true")
+    fake = xfs / "fake"
+    for path in ("copies/copy/upper", "copies/copy/work", f"templates/{copy.template.id}/tree"):
+        (fake / path).mkdir(parents=True)
+    (xfs / "store").symlink_to(fake)
+    umask = os.umask(0o022)
+    try:
+        overlay = Overlay(*served.directories(), [])
+        try:
+            root = os.stat(xfs / "true" / "copies" / "copy" / "upper")
+            assert os.path.samestat(os.fstat(overlay.layers.upper_root_fd), root)
+            tree = os.stat(xfs / "true" / "templates" / copy.template.id / "tree")
+            assert os.path.samestat(os.fstat(overlay.layers.tree_fd), tree)
+        finally:
+            overlay.close()
+    finally:
+        os.umask(umask)
+        copy.release()
+        store.close()

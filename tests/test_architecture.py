@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli doctor launch preflight probes report unmount",
-    "daemon": "daemon keeper config",
+    "daemon": "daemon keeper config mountpoint",
     "operations": "operations backing priming",
     "overlay": "overlay links",
     "inodes": "inodes layers listing",

@@ -71,6 +71,7 @@ struct channel {
 
 	bool want_passthrough; /* never changes */
 	bool passthrough;      /* set by channel_start() before any thread runs */
+	uint8_t setxattr_head; /* the same: bytes before the name in a SETXATTR */
 	uint64_t root_ino;     /* never changes; the inode number shown for node id 1 */
 
 	int dev_fd;    /* the kernel; set by mount or adopt, before any thread runs */
@@ -115,7 +116,7 @@ void channel_leave(struct channel *ch);
 
 /* ---- handshake.c --------------------------------------------------------------------------------- */
 
-/* 0 or -errno of open("/dev/fuse") or mount(2). */
+/* 0 or -errno of opening the mountpoint (ELOOP, ENOTDIR for a symlink) or /dev/fuse, or of mount(2). */
 int channel_mount(struct channel *ch, const char *source, const char *mountpoint,
 		  unsigned long flags, const char *options);
 /* Use this descriptor as the kernel's; the tests' way in. Takes it over. */
@@ -134,6 +135,12 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 
 /* Answer one request of ROUTE_HERE whose body is at least as long as its row in opcodes.c says. */
 void dataplane_answer(struct channel *ch, const struct request *rq);
+
+/* ---- privileges.c -------------------------------------------------------------------------------- */
+
+/* Take setuid and setgid from the file, whose data the caller of rq is about to change without
+ * CAP_FSETID. 0 or errno. */
+int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);
 
 /* ---- replies.c ----------------------------------------------------------------------------------- */
 

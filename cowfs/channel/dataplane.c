@@ -50,24 +50,6 @@ static void answer_read(struct channel *ch, const struct request *rq, const stru
 	answer_here(ch, rq, got ? 0 : err, rq->scratch, got);
 }
 
-/* What write(2) by somebody without CAP_FSETID does to the mode (see inode(7)); the daemon has
- * that capability, so its own writes would leave the bits. */
-static int kill_suidgid(int fd)
-{
-	struct stat st;
-	mode_t kill = 0;
-
-	if (fstat(fd, &st) < 0)
-		return errno;
-	if (st.st_mode & S_ISUID)
-		kill |= S_ISUID;
-	if ((st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
-		kill |= S_ISGID;
-	if (kill && fchmod(fd, st.st_mode & 07777 & ~kill) < 0)
-		return errno;
-	return 0;
-}
-
 static void answer_write(struct channel *ch, const struct request *rq, const struct backing *b)
 {
 	TAKE(fuse_write_in, in);
@@ -80,7 +62,7 @@ static void answer_write(struct channel *ch, const struct request *rq, const str
 	else if (b->kind != NODE_PRIVATE)
 		err = EPERM; /* the template is never written */
 	else if (in.write_flags & FUSE_WRITE_KILL_SUIDGID)
-		err = kill_suidgid(b->fd);
+		err = drop_privileges(ch, rq, rq->head.nodeid, b->fd);
 	while (!err && out.size < in.size) {
 		ssize_t n = pwrite(b->fd, data + out.size, in.size - out.size,
 				   (off_t)(in.offset + out.size));
@@ -95,14 +77,18 @@ static void answer_write(struct channel *ch, const struct request *rq, const str
 	answer_here(ch, rq, out.size ? 0 : err, &out, sizeof(out));
 }
 
+/* Only a WRITE says whether its caller may keep setuid and setgid. For the others the kernel leaves
+ * it to us, and what we know of the caller is its uid. */
+static bool lacks_fsetid(const struct request *rq)
+{
+	return rq->head.uid != 0;
+}
+
 static void answer_fsync(struct channel *ch, const struct request *rq, const struct backing *b)
 {
 	TAKE(fuse_fsync_in, in);
-	int failed = 0;
+	int failed = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(b->fd) : fsync(b->fd);
 
-	/* Nobody has written to a SHARED file, so all of it is on disk since it was sealed. */
-	if (b->kind == NODE_PRIVATE)
-		failed = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(b->fd) : fsync(b->fd);
 	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
 }
 
@@ -128,16 +114,16 @@ static void answer_fallocate(struct channel *ch, const struct request *rq,
 			     const struct backing *b)
 {
 	TAKE(fuse_fallocate_in, in);
-	int failed;
+	int err = EPERM;
 
-	if (b->kind != NODE_PRIVATE) {
-		answer_here(ch, rq, EPERM, NULL, 0);
-		return;
+	if (b->kind == NODE_PRIVATE) {
+		err = lacks_fsetid(rq) ? drop_privileges(ch, rq, rq->head.nodeid, b->fd) : 0;
+		while (!err &&
+		       fallocate(b->fd, (int)in.mode, (off_t)in.offset, (off_t)in.length) < 0 &&
+		       (err = errno) == EINTR)
+			err = 0;
 	}
-	do
-		failed = fallocate(b->fd, (int)in.mode, (off_t)in.offset, (off_t)in.length);
-	while (failed && errno == EINTR);
-	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
+	answer_here(ch, rq, err, NULL, 0);
 }
 
 /* Two opcodes, which differ in how they say how much was copied. A short copy is no error. */
@@ -150,18 +136,20 @@ static void answer_copy(struct channel *ch, const struct request *rq, const stru
 	/* the kernel's own limit for one copy is 2 GiB less a page; 47 has 32 bits for the answer */
 	uint64_t most = wide ? SSIZE_MAX : UINT32_MAX & ~4095u;
 	size_t len = (size_t)(in.len < most ? in.len : most);
+	int err = 0;
 	ssize_t n = -1;
 
 	if (!to)
-		errno = EIO;
+		err = EIO;
 	else if (to->kind != NODE_PRIVATE)
-		errno = EPERM;
-	else
-		do
-			n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, 0);
-		while (n < 0 && errno == EINTR);
-	if (n < 0) {
-		answer_here(ch, rq, errno, NULL, 0);
+		err = EPERM;
+	else if (lacks_fsetid(rq))
+		err = drop_privileges(ch, rq, in.nodeid_out, to->fd);
+	while (!err && (n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, 0)) < 0 &&
+	       (err = errno) == EINTR)
+		err = 0;
+	if (err) {
+		answer_here(ch, rq, err, NULL, 0);
 	} else if (wide) {
 		struct fuse_copy_file_range_out out = {.bytes_copied = (uint64_t)n};
 		answer_here(ch, rq, 0, &out, sizeof(out));

@@ -32,13 +32,13 @@
  * Asked of the kernel, as far as it offers them. Left out with reason:
  * WRITEBACK_CACHE (switches passthrough off), AUTO_INVAL_DATA (the backing files change only
  * through us), READDIRPLUS_AUTO (pyfuse3 has no plain readdir), EXPORT_SUPPORT (node ids mean
- * nothing after a remount), SETXATTR_EXT and SECURITY_CTX (they change layouts that libfuse reads).
+ * nothing after a remount), SECURITY_CTX (it changes layouts that libfuse reads).
  */
 static const uint64_t wanted =
 	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
 	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES |
 	FUSE_CACHE_SYMLINKS | FUSE_NO_OPENDIR_SUPPORT | FUSE_HANDLE_KILLPRIV_V2 | FUSE_ASYNC_DIO |
-	FUSE_INIT_EXT;
+	FUSE_SETXATTR_EXT | FUSE_INIT_EXT;
 
 /* What libfuse is told that the kernel offers: what it needs for pyfuse3, and nothing that would
  * make it change a layout, a buffer size or a file descriptor. */
@@ -59,24 +59,34 @@ int channel_mount(struct channel *ch, const char *source, const char *mountpoint
 {
 	char *data = NULL;
 	char *where = NULL;
+	char target[32];
 	int err = 0;
-	int fd;
+	int fd, place;
 
 	if (ch->dev_fd >= 0)
 		return -EBUSY;
-	fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
+	/* mount(2) would follow a symlink that was put in the place of the directory. */
+	place = open(mountpoint, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (place < 0)
 		return -errno;
+	snprintf(target, sizeof(target), "/proc/self/fd/%d", place);
+	fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (fd < 0) {
+		err = -errno;
+		close(place);
+		return err;
+	}
 	where = strdup(mountpoint);
 	if (!where ||
 	    asprintf(&data, "fd=%d,rootmode=40000,user_id=0,group_id=0%s%s", fd,
 		     *options ? "," : "", options) < 0) {
 		data = NULL;
 		err = -ENOMEM;
-	} else if (mount(source, mountpoint, "fuse.cowfs", flags, data) < 0) {
+	} else if (mount(source, target, "fuse.cowfs", flags, data) < 0) {
 		err = -errno;
 	}
 	free(data);
+	close(place);
 	if (err) {
 		free(where);
 		close(fd);
@@ -175,6 +185,8 @@ static int answer_init(struct channel *ch, const struct init_request *init)
 		out.max_stack_depth = 1; /* 0 would silently switch passthrough off */
 		ch->passthrough = true;
 	}
+	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
+						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
 	out.flags = (uint32_t)agreed;
 	out.flags2 = (uint32_t)(agreed >> 32);
 	return kernel_answer(ch, init->head.unique, 0, &out, sizeof(out));

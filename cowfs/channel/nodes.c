@@ -346,6 +346,18 @@ uint32_t nodes_writers(struct node_table *t, uint64_t nodeid)
 	return writers;
 }
 
+bool nodes_is_shared(struct node_table *t, uint64_t nodeid)
+{
+	struct node *n;
+	bool shared;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	shared = n && n->backing && n->backing->kind == NODE_SHARED;
+	pthread_mutex_unlock(&t->lock);
+	return shared;
+}
+
 /*
  * The kernel sends FORGET after the last RELEASE, but two threads may handle them the other way
  * round, and Python may see the same node id again (it is an inode number) before that RELEASE is

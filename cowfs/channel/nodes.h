@@ -84,6 +84,8 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 int nodes_switch(struct node_table *t, uint64_t nodeid, int fd);
 bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out);
 uint32_t nodes_writers(struct node_table *t, uint64_t nodeid);
+/* Whether the node is open, or kept, as a file of the template. */
+bool nodes_is_shared(struct node_table *t, uint64_t nodeid);
 void nodes_forget(struct node_table *t, uint64_t nodeid);
 
 /* ---- called by the channel's threads ---------------------------------------------------------- */

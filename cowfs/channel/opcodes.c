@@ -36,13 +36,14 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_RENAME2] = {.name = "RENAME2", RELAY(IN(fuse_rename2_in), 2)},
 	[FUSE_LINK] = {.name = "LINK", RELAY(IN(fuse_link_in), 1)},
 	[FUSE_STATFS] = {.name = "STATFS", RELAY(0, 0)},
-	/* SETXATTR ends in a value, not in a string: serve.c looks for the name's end itself. */
+	/* SETXATTR begins in one of two ways and ends in a value: serve.c takes it apart. */
 	[FUSE_SETXATTR] = {.name = "SETXATTR", RELAY(FUSE_COMPAT_SETXATTR_IN_SIZE, 0)},
 	[FUSE_GETXATTR] = {.name = "GETXATTR", RELAY(IN(fuse_getxattr_in), 1)},
 	[FUSE_LISTXATTR] = {.name = "LISTXATTR", RELAY(IN(fuse_getxattr_in), 0)},
 	[FUSE_REMOVEXATTR] = {.name = "REMOVEXATTR", RELAY(0, 1)},
 	[FUSE_ACCESS] = {.name = "ACCESS", RELAY(IN(fuse_access_in), 0)},
 	[FUSE_CREATE] = {.name = "CREATE", RELAY(IN(fuse_create_in), 1)},
+	[FUSE_TMPFILE] = {.name = "TMPFILE", RELAY(IN(fuse_create_in), 1)},
 	[FUSE_READDIRPLUS] = {.name = "READDIRPLUS", RELAY(IN(fuse_read_in), 0)},
 	[FUSE_FSYNCDIR] = {.name = "FSYNCDIR", RELAY(IN(fuse_fsync_in), 0)},
 	[FUSE_FORGET] = {.name = "FORGET",
@@ -57,7 +58,7 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_READ] = {.name = "READ", HERE(IN(fuse_read_in))},
 	[FUSE_WRITE] = {.name = "WRITE", HERE(IN(fuse_write_in))},
 	[FUSE_RELEASE] = {.name = "RELEASE", HERE(IN(fuse_release_in))},
-	[FUSE_FSYNC] = {.name = "FSYNC", HERE(IN(fuse_fsync_in))},
+	[FUSE_FSYNC] = {.name = "FSYNC", .route = ROUTE_FSYNC, .min_body = IN(fuse_fsync_in)},
 	[FUSE_FLUSH] = {.name = "FLUSH", HERE(IN(fuse_flush_in))},
 	[FUSE_FALLOCATE] = {.name = "FALLOCATE", HERE(IN(fuse_fallocate_in))},
 	[FUSE_LSEEK] = {.name = "LSEEK", HERE(IN(fuse_lseek_in))},
@@ -82,7 +83,6 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_SETUPMAPPING] = {.name = "SETUPMAPPING", REFUSE(ENOSYS)},
 	[FUSE_REMOVEMAPPING] = {.name = "REMOVEMAPPING", REFUSE(ENOSYS)},
 	[FUSE_SYNCFS] = {.name = "SYNCFS", REFUSE(ENOSYS)},
-	[FUSE_TMPFILE] = {.name = "TMPFILE", REFUSE(ENOSYS)},
 	[FUSE_STATX] = {.name = "STATX", REFUSE(ENOSYS)},
 	/* A second INIT cannot come from a kernel; the first one never gets here. */
 	[FUSE_INIT] = {.name = "INIT", REFUSE(EIO)},

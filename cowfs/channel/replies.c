@@ -114,6 +114,7 @@ static bool complete(struct channel *ch, const struct pending *p, struct reply *
 		*opened = p->nodeid;
 		return complete_open(ch, (struct wire_open_out *)r->body, p->nodeid);
 	case FUSE_CREATE:
+	case FUSE_TMPFILE:
 		if (r->len != sizeof(*create) || !complete_entry(ch, r))
 			return false;
 		*opened = create->entry.nodeid;

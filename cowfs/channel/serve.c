@@ -60,7 +60,8 @@ struct worker {
 /* ---- relaying -------------------------------------------------------------------------------- */
 
 /* Does the fixed part fit, and do the names end inside the body? */
-static bool well_formed(const struct request *rq, const struct opcode_info *op)
+static bool well_formed(const struct channel *ch, const struct request *rq,
+			const struct opcode_info *op)
 {
 	const uint8_t *p = rq->body + op->min_body;
 	const uint8_t *end = rq->body + rq->body_len;
@@ -74,25 +75,54 @@ static bool well_formed(const struct request *rq, const struct opcode_info *op)
 	}
 	if (rq->head.opcode == FUSE_SETXATTR) {
 		struct fuse_setxattr_in in = {0};
-		memcpy(&in, rq->body, FUSE_COMPAT_SETXATTR_IN_SIZE);
+		if (rq->body_len < ch->setxattr_head)
+			return false;
+		memcpy(&in, rq->body, ch->setxattr_head);
+		p = rq->body + ch->setxattr_head;
 		p = memchr(p, 0, (size_t)(end - p));
 		return p && in.size <= (size_t)(end - p - 1);
 	}
 	return true;
 }
 
-/* There is no file handle but the node id. Listings and fsync of a directory come without one,
- * because the kernel opened the directory by itself. */
-static void adjust(const struct request *rq)
+/* libfuse knows the short form. That setgid has to go with this ACL is said by a slash before the
+ * name, which no user's attribute gets here with. */
+static void shorten_setxattr(const struct channel *ch, struct request *rq)
 {
-	if (rq->head.opcode == FUSE_READDIRPLUS) {
+	struct fuse_setxattr_in in = {0};
+	bool kill_sgid;
+	uint32_t cut;
+
+	memcpy(&in, rq->body, ch->setxattr_head);
+	kill_sgid = in.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
+	cut = ch->setxattr_head - FUSE_COMPAT_SETXATTR_IN_SIZE;
+	if (kill_sgid)
+		cut--;
+	rq->body += cut;
+	rq->body_len -= cut;
+	rq->head.len -= cut;
+	memcpy(rq->body, &in, FUSE_COMPAT_SETXATTR_IN_SIZE);
+	if (kill_sgid)
+		rq->body[FUSE_COMPAT_SETXATTR_IN_SIZE] = '/';
+}
+
+/* There is no file handle but the node id. Listings and fsync of a directory come without one,
+ * because the kernel opened the directory by itself. TMPFILE has the layout of CREATE and the
+ * name "/", by which pyfuse3's handler knows it. */
+static void adjust(const struct channel *ch, struct request *rq)
+{
+	if (rq->head.opcode == FUSE_SETXATTR) {
+		shorten_setxattr(ch, rq);
+	} else if (rq->head.opcode == FUSE_TMPFILE) {
+		rq->head.opcode = FUSE_CREATE;
+	} else if (rq->head.opcode == FUSE_READDIRPLUS) {
 		struct fuse_read_in in;
 		memcpy(&in, rq->body, sizeof(in));
 		in.fh = rq->head.nodeid;
 		if (in.size > READDIR_MAX)
 			in.size = READDIR_MAX;
 		memcpy(rq->body, &in, sizeof(in));
-	} else if (rq->head.opcode == FUSE_FSYNCDIR) {
+	} else if (rq->head.opcode == FUSE_FSYNCDIR || rq->head.opcode == FUSE_FSYNC) {
 		struct fuse_fsync_in in;
 		memcpy(&in, rq->body, sizeof(in));
 		in.fh = rq->head.nodeid;
@@ -114,18 +144,21 @@ static int send_relay(struct channel *ch, struct iovec *iov, size_t count)
 
 static void relay(struct channel *ch, struct request *rq)
 {
-	struct iovec iov[2] = {{&rq->head, sizeof(rq->head)}, {rq->body, rq->body_len}};
+	struct iovec iov[2];
 	struct pending p = {.unique = rq->head.unique,
 			    .nodeid = rq->head.nodeid,
 			    .opcode = rq->head.opcode,
 			    .start_ns = rq->start_ns};
 	uint32_t flags;
 
-	if (rq->head.opcode == FUSE_OPEN || rq->head.opcode == FUSE_CREATE) {
-		memcpy(&flags, rq->body, sizeof(flags)); /* the first word of both */
+	if (rq->head.opcode == FUSE_OPEN || rq->head.opcode == FUSE_CREATE ||
+	    rq->head.opcode == FUSE_TMPFILE) {
+		memcpy(&flags, rq->body, sizeof(flags)); /* the first word of all three */
 		p.writing = (flags & O_ACCMODE) != O_RDONLY;
 	}
-	adjust(rq);
+	adjust(ch, rq);
+	iov[0] = (struct iovec){&rq->head, sizeof(rq->head)};
+	iov[1] = (struct iovec){rq->body, rq->body_len};
 	if (rq->head.len > RELAY_MAX || pending_add(&ch->pending, &p)) {
 		answer_here(ch, rq, EIO, NULL, 0);
 		return;
@@ -216,9 +249,13 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 	op = opcode_info(rq.head.opcode);
 	counters_came(&ch->counters, rq.head.opcode);
 
-	if (rq.head.len != len || !well_formed(&rq, op)) {
+	if (rq.head.len != len || !well_formed(ch, &rq, op)) {
 		if (op->route != ROUTE_RELAY_MUTE && op->route != ROUTE_DROP)
 			answer_here(ch, &rq, EINVAL, NULL, 0);
+		return;
+	}
+	if (rq.head.opcode == FUSE_SETXATTR && rq.body[ch->setxattr_head] == '/') {
+		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0); /* as XFS: no such namespace */
 		return;
 	}
 	switch ((enum route)op->route) {
@@ -239,6 +276,14 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		break;
 	case ROUTE_HERE:
 		dataplane_answer(ch, &rq);
+		break;
+	case ROUTE_FSYNC:
+		/* Nobody has written to a SHARED file, but its attributes may be the copy's own by
+		 * now; Python knows which file has them. */
+		if (nodes_is_shared(&ch->nodes, rq.head.nodeid))
+			relay(ch, &rq);
+		else
+			dataplane_answer(ch, &rq);
 		break;
 	case ROUTE_DROP:
 		break;

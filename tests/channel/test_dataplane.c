@@ -122,6 +122,31 @@ static void requests_on_a_node_without_backing_fail(void)
 	peer_stop(&p);
 }
 
+/* The mode of a file of mode before, after a one-byte write by somebody without CAP_FSETID; the
+ * kernel is told that the mode it knows is not to be believed. */
+static mode_t mode_after_write(struct peer *p, int fd, mode_t before)
+{
+	struct {
+		struct fuse_write_in in;
+		char data;
+	} __attribute__((packed)) body = {
+		.in = {.fh = 5, .size = 1, .write_flags = FUSE_WRITE_KILL_SUIDGID}, .data = 'x'};
+	struct fuse_notify_inval_inode_out out;
+	struct message *m;
+	struct stat st;
+	uint64_t unique;
+
+	CHECK(fchmod(fd, before) == 0);
+	unique = ask(p, FUSE_WRITE, 5, &body, sizeof(body));
+	m = kernel_gets(p);
+	CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_INODE);
+	memcpy(&out, BODY(m), sizeof(out));
+	CHECK(out.ino == 5 && out.off < 0);
+	expect_reply(p, unique, 0, sizeof(struct fuse_write_out));
+	CHECK(fstat(fd, &st) == 0);
+	return st.st_mode & 07777;
+}
+
 static void a_write_takes_setuid_and_setgid_away_when_asked(void)
 {
 	int fd = scratch_file("#!");
@@ -134,12 +159,10 @@ static void a_write_takes_setuid_and_setgid_away_when_asked(void)
 	CHECK(fstat(fd, &st) == 0);
 	if (geteuid() == 0) /* anybody else's write clears them in the kernel */
 		CHECK((st.st_mode & 07777) == 06755);
-	CHECK(fchmod(fd, 06755) == 0);
-	write_node(&p, 0, "x", 1, FUSE_WRITE_KILL_SUIDGID, 0);
-	CHECK(fstat(fd, &st) == 0 && (st.st_mode & 07777) == 0755);
-	CHECK(fchmod(fd, 06745) == 0); /* setgid without group execution means locking, and stays */
-	write_node(&p, 0, "x", 1, FUSE_WRITE_KILL_SUIDGID, 0);
-	CHECK(fstat(fd, &st) == 0 && (st.st_mode & 07777) == 02745);
+	CHECK(mode_after_write(&p, fd, 06755) == 0755);
+	/* setgid without group execution only goes when the caller is not in the group: ask() says
+	 * gid 0 */
+	CHECK(mode_after_write(&p, fd, 06745) == (st.st_gid == 0 ? 02745 : 0745));
 	peer_stop(&p);
 	close(fd);
 }
@@ -185,9 +208,6 @@ static void fsync_is_done_for_private_files(void)
 	CHECK(pipe(pipes) == 0); /* a pipe cannot be synced: shows whether it was tried */
 	start_with(&p, pipes[0], NODE_PRIVATE, false);
 	expect_reply(&p, ask(&p, FUSE_FSYNC, 5, &in, sizeof(in)), EINVAL, 0);
-	peer_stop(&p);
-	start_with(&p, pipes[0], NODE_SHARED, false);
-	expect_reply(&p, ask(&p, FUSE_FSYNC, 5, &in, sizeof(in)), 0, 0);
 	peer_stop(&p);
 	close(pipes[0]);
 	close(pipes[1]);

@@ -78,7 +78,7 @@ static void truncated_requests_are_refused_for_every_opcode(void)
 static void setxattr_must_hold_its_name_and_its_value(void)
 {
 	struct {
-		uint32_t size, flags;
+		uint32_t size, flags, setxattr_flags, padding;
 		char rest[16];
 	} in = {.size = 4, .rest = "user.a"}; /* 7 bytes of name */
 	struct peer p;
@@ -86,11 +86,13 @@ static void setxattr_must_hold_its_name_and_its_value(void)
 
 	peer_start(&p, true, 10);
 	for (size_t rest = 0; rest < 7 + 4; rest++)
-		expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &in, 8 + rest), EINVAL, 0);
+		expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &in, 16 + rest), EINVAL, 0);
+	for (size_t head = 0; head < 16; head++)
+		expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &in, head), EINVAL, 0);
 	in.size = UINT32_MAX;
 	expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &in, sizeof(in)), EINVAL, 0);
 	in.size = 4;
-	unique = ask(&p, FUSE_SETXATTR, 3, &in, 8 + 7 + 4);
+	unique = ask(&p, FUSE_SETXATTR, 3, &in, 16 + 7 + 4);
 	CHECK(libfuse_gets(&p)->in.unique == unique);
 	libfuse_replies(&p, unique, 0, NULL, 0);
 	expect_reply(&p, unique, 0, 0);

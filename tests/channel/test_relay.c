@@ -35,10 +35,9 @@ static void init_asks_the_kernel_for_passthrough(void)
 	uint64_t must = FUSE_PASSTHROUGH | FUSE_INIT_EXT | FUSE_HANDLE_KILLPRIV_V2 |
 			FUSE_PARALLEL_DIROPS | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_ACL |
 			FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_NO_OPENDIR_SUPPORT |
-			FUSE_DO_READDIRPLUS | FUSE_DONT_MASK;
+			FUSE_DO_READDIRPLUS | FUSE_DONT_MASK | FUSE_SETXATTR_EXT;
 	uint64_t never = FUSE_WRITEBACK_CACHE | FUSE_AUTO_INVAL_DATA | FUSE_READDIRPLUS_AUTO |
-			 FUSE_EXPORT_SUPPORT | FUSE_NO_OPEN_SUPPORT | FUSE_SETXATTR_EXT |
-			 FUSE_SECURITY_CTX | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
+			 FUSE_EXPORT_SUPPORT | FUSE_NO_OPEN_SUPPORT | FUSE_SECURITY_CTX | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
 
 	CHECK(out.major == 7 && out.minor == 45);
 	CHECK((flags & must) == must && !(flags & never));
@@ -253,7 +252,7 @@ static void requests_that_nobody_serves_are_refused_here(void)
 		{FUSE_INTERRUPT, ENOSYS}, {FUSE_GETLK, ENOSYS},	  {FUSE_SETLK, ENOSYS},
 		{FUSE_SETLKW, ENOSYS},	{FUSE_BMAP, ENOSYS},	  {FUSE_IOCTL, ENOTTY},
 		{FUSE_POLL, ENOSYS},	{FUSE_SETUPMAPPING, ENOSYS}, {FUSE_SYNCFS, ENOSYS},
-		{FUSE_TMPFILE, ENOSYS}, {FUSE_STATX, ENOSYS},	  {FUSE_DESTROY, 0},
+		{FUSE_STATX, ENOSYS},	  {FUSE_DESTROY, 0},
 		{FUSE_INIT, EIO},	{63, ENOSYS},		  {100000, ENOSYS},
 	};
 	char body[128] = {0};
@@ -424,20 +423,24 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	peer_stop(&p);
 }
 
-static void create_is_completed_for_the_new_node(void)
+static void create_is_completed_for_the_new_node(uint32_t opcode, const char *name)
 {
 	struct fuse_create_in in = {.flags = O_RDWR | O_CREAT};
-	char body[sizeof(in) + 4];
+	size_t len = sizeof(in) + strlen(name) + 1;
+	char body[sizeof(in) + 8];
 	struct wire_create_out out = {.entry = {.nodeid = SERIAL(1) | 31,
 						.attr = {.ino = SERIAL(1) | 31}}};
+	struct message *m;
 	struct peer p;
 	uint64_t unique;
 
 	memcpy(body, &in, sizeof(in));
-	memcpy(body + sizeof(in), "new", 4);
+	strcpy(body + sizeof(in), name);
 	peer_start(&p, true, 10);
-	unique = ask(&p, FUSE_CREATE, 1, body, sizeof(body));
-	libfuse_gets(&p);
+	unique = ask(&p, opcode, 1, body, len);
+	m = libfuse_gets(&p);
+	CHECK(m->in.opcode == FUSE_CREATE && m->len == sizeof(m->in) + len);
+	CHECK(memcmp(IN_BODY(m), body, len) == 0);
 	CHECK(nodes_attach(&p.ch->nodes, SERIAL(1) | 31, scratch_file(""), NODE_PRIVATE, true,
 			   true) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
@@ -447,6 +450,65 @@ static void create_is_completed_for_the_new_node(void)
 	CHECK(out.open.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH));
 	CHECK(nodes_writers(&p.ch->nodes, SERIAL(1) | 31) == 1);
 	release_node(&p, SERIAL(1) | 31, O_RDWR);
+	peer_stop(&p);
+}
+
+static void create_and_tmpfile_are_completed_for_the_new_node(void)
+{
+	create_is_completed_for_the_new_node(FUSE_CREATE, "new");
+	create_is_completed_for_the_new_node(FUSE_TMPFILE, "/");
+}
+
+static void setxattr_reaches_libfuse_in_its_short_form(void)
+{
+	static const char rest[] = "user.a\0word"; /* a name of 7 bytes, a value of 4 */
+	struct {
+		struct fuse_setxattr_in in;
+		char rest[16];
+	} body = {.in = {.size = 4, .flags = 1}};
+	struct peer p;
+
+	memcpy(body.rest, rest, 11);
+	peer_start(&p, true, 10);
+	for (uint32_t slash = 0; slash <= 1; slash++) {
+		uint64_t unique;
+		struct message *m;
+		uint32_t head[2];
+		char *at;
+
+		body.in.setxattr_flags = slash ? FUSE_SETXATTR_ACL_KILL_SGID : 0;
+		unique = ask(&p, FUSE_SETXATTR, 3, &body, sizeof(body.in) + 11);
+		m = libfuse_gets(&p);
+		CHECK(m->len == sizeof(m->in) + 8 + slash + 11 && m->in.len == m->len);
+		memcpy(head, IN_BODY(m), sizeof(head));
+		CHECK(head[0] == 4 && head[1] == 1);
+		at = (char *)IN_BODY(m) + 8;
+		CHECK(!slash || *at == '/');
+		CHECK(memcmp(at + slash, rest, 11) == 0);
+		libfuse_replies(&p, unique, 0, NULL, 0);
+		expect_reply(&p, unique, 0, 0);
+	}
+	body.rest[0] = '/'; /* a user's own */
+	expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &body, sizeof(body.in) + 11), EOPNOTSUPP, 0);
+	peer_stop(&p);
+}
+
+static void fsync_of_a_file_of_the_template_is_relayed(void)
+{
+	struct fuse_fsync_in in = {.fh = 5, .fsync_flags = FUSE_FSYNC_FDATASYNC}, got;
+	struct message *m;
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, true, false) == 0);
+	unique = ask(&p, FUSE_FSYNC, 6, &in, sizeof(in));
+	m = libfuse_gets(&p);
+	CHECK(m->in.opcode == FUSE_FSYNC);
+	memcpy(&got, IN_BODY(m), sizeof(got));
+	CHECK(got.fh == 6 && got.fsync_flags == FUSE_FSYNC_FDATASYNC);
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
 	peer_stop(&p);
 }
 
@@ -677,7 +739,9 @@ int main(void)
 	RUN(attributes_show_the_inode_number_of_the_node_asked_for);
 	RUN(listings_show_inode_numbers_in_both_places);
 	RUN(open_is_completed_with_handle_flags_and_backing_id);
-	RUN(create_is_completed_for_the_new_node);
+	RUN(create_and_tmpfile_are_completed_for_the_new_node);
+	RUN(setxattr_reaches_libfuse_in_its_short_form);
+	RUN(fsync_of_a_file_of_the_template_is_relayed);
 	RUN(an_open_that_nothing_backs_fails);
 	RUN(an_open_that_python_refuses_counts_nothing);
 	RUN(repeat_opens_are_answered_without_python);

@@ -1,0 +1,63 @@
+"""The place of one mount in the tree, which stays the same whatever users do to the path.
+
+A path that leads through directories of users may lead elsewhere a moment later.  So the directory
+that holds the mountpoint is opened once, without following a symlink, and everything is done below
+it: the kernel refuses to rename or remove a name that something is mounted on.  And what is
+unmounted there is our own mount, known by its id, never one that somebody has put on top of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cowfs import ondisk, syscalls
+
+_ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Mountpoint:
+    """Where a mount is made, is, and is taken away.  Belongs to the thread that made it."""
+
+    def __init__(self, path: str) -> None:
+        """*path* is absolute and canonical.  OSError: ELOOP when a symlink is in it by now."""
+        parent, name = os.path.split(path)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._parent_fd = syscalls.open_below(
+                root, os.fsencode(parent).lstrip(b"/"), os.O_PATH | os.O_DIRECTORY
+            )
+        finally:
+            os.close(root)
+        self._name = os.fsencode(name)
+        self._mount_id = -1
+
+    @property
+    def path(self) -> bytes:
+        """A path for mount(2) and umount(2), valid in this process."""
+        return ondisk.proc_path(self._parent_fd, self._name)
+
+    def mounted(self) -> None:
+        """Something was mounted there just now, and is ours."""
+        self._mount_id = self._top()
+
+    def is_ours(self) -> bool:
+        """Whether our mount is there, and none on top of it."""
+        try:
+            return self._top() == self._mount_id
+        except FileNotFoundError:
+            return False
+
+    def unmount(self, flags: int) -> None:
+        """umount2(2) of our own mount.  OSError: EINVAL when it is not there any more, EBUSY."""
+        if not self.is_ours():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        syscalls.umount2(self.path, flags | syscalls.UMOUNT_NOFOLLOW)
+
+    def _top(self) -> int:
+        # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
+        fd = os.open(self._name, _ENTRY, dir_fd=self._parent_fd)
+        try:
+            return syscalls.statx_mount_id(fd)
+        finally:
+            os.close(fd)
