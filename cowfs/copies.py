@@ -384,6 +384,8 @@ def _make_upper(dir_fd: int, template_fd: int) -> None:
         os.fchown(upper, st.st_uid, st.st_gid)
         ondisk.copy_xattrs(tree, upper)
         ondisk.set_ino(upper, st.st_ino)
+        born = syscalls.birth_time(ondisk.proc_path(tree), follow=True)
+        ondisk.set_birth_time(upper, born)
         os.fchmod(upper, stat.S_IMODE(st.st_mode))
         os.utime(upper, ns=(st.st_atime_ns, st.st_mtime_ns))
 

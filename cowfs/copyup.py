@@ -19,15 +19,18 @@ from cowfs import ondisk, syscalls
 QUICK_BYTES = 16 << 20
 
 
-def set_attributes(where: bytes, st: os.stat_result, source: bytes, *, follow: bool) -> None:
+def set_attributes(
+    where: bytes, st: os.stat_result, source: bytes, *, follow: bool, source_follows: bool
+) -> None:
     """Give the file at *where* the owner, mode, xattrs and times of *source* (*st* its lstat).
 
-    *follow* tells whether *where* is a link of /proc that leads to the file.  The order matters:
-    chown clears setuid, setgid and capabilities, an ACL sets bits of the mode, and everything
-    changes the times.
+    *follow* tells whether *where* is a link of /proc that leads to the file, *source_follows* the
+    same of *source*.  The order matters: chown clears setuid, setgid and capabilities, an ACL sets
+    bits of the mode, and everything changes the times.
     """
     os.chown(where, st.st_uid, st.st_gid, follow_symlinks=follow)
     ondisk.copy_xattrs(source, where)
+    ondisk.set_birth_time(where, syscalls.birth_time(source, follow=source_follows))
     if not stat.S_ISLNK(st.st_mode):
         os.chmod(where, stat.S_IMODE(st.st_mode))
     os.utime(where, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
@@ -61,8 +64,13 @@ class RegularCopyUp:
             if self._keep_data:
                 syscalls.ficlone(self.fd, self._source_fd)
             ondisk.set_ino(self.fd, self._ino)
-            source = ondisk.proc_path(self._source_fd)
-            set_attributes(ondisk.proc_path(self.fd), self.origin, source, follow=True)
+            set_attributes(
+                ondisk.proc_path(self.fd),
+                self.origin,
+                ondisk.proc_path(self._source_fd),
+                follow=True,
+                source_follows=True,
+            )
         except BaseException:
             self.close()
             raise
@@ -91,7 +99,8 @@ def copy_up_special(
         os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work_fd)
     where = ondisk.proc_path(work_fd, temporary)
     ondisk.set_ino(where, ino)
-    set_attributes(where, st, ondisk.proc_path(source_fd, name), follow=False)
+    source = ondisk.proc_path(source_fd, name)
+    set_attributes(where, st, source, follow=False, source_follows=name is None)
 
 
 def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:
@@ -99,4 +108,5 @@ def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:
     os.mkdir(temporary, 0o700, dir_fd=work_fd)
     st = os.fstat(source_fd)
     where = ondisk.proc_path(work_fd, temporary)
-    set_attributes(where, st, ondisk.proc_path(source_fd), follow=False)
+    source = ondisk.proc_path(source_fd)
+    set_attributes(where, st, source, follow=False, source_follows=True)

@@ -20,13 +20,17 @@ import struct
 
 import xattr
 
+from cowfs import syscalls
+
 OPAQUE = b"trusted.overlay.opaque"
 REDIRECT = b"trusted.overlay.redirect"
 INO = b"trusted.cowfs.ino"
+BTIME = b"trusted.cowfs.btime"
 
 INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 _INO_VALUE = struct.Struct("<Q")
+_BTIME_VALUE = struct.Struct("<q")
 
 
 def proc_path(dir_fd: int, name: bytes | None = None) -> bytes:
@@ -156,3 +160,23 @@ def get_ino(where: int | bytes) -> int | None:
 def set_ino(where: int | bytes, ino: int) -> None:
     """Keep `ino` as the presented st_ino: that of the template's file that it came from."""
     set_xattr(where, INO, _INO_VALUE.pack(ino))
+
+
+def birth_time(where: bytes, *, follow: bool) -> int | None:
+    """When the file was made that this one stands for, in nanoseconds since the epoch.
+
+    *where* is a path as `proc_path` gives it; *follow* tells whether it ends in a link of /proc.
+    None where the filesystem does not say. OSError: EIO when the mark is damaged.
+    """
+    value = _get_mark(where, BTIME)
+    if value is None:
+        return syscalls.birth_time(where, follow=follow)
+    if len(value) != _BTIME_VALUE.size:
+        raise OSError(errno.EIO, "damaged attribute " + os.fsdecode(BTIME))
+    return int(_BTIME_VALUE.unpack(value)[0])
+
+
+def set_birth_time(where: int | bytes, nanoseconds: int | None) -> None:
+    """Keep when the template's file was made, if that is known."""
+    if nanoseconds is not None:
+        set_xattr(where, BTIME, _BTIME_VALUE.pack(nanoseconds))

@@ -22,6 +22,7 @@ import functools
 import logging
 import os
 import stat
+import struct
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -46,10 +47,18 @@ R = TypeVar("R")
 FOREVER = 10 * 365 * 86400
 
 # What pyfuse3 has no word for comes with a slash in a name, where the kernel never puts one: an
-# O_TMPFILE as a CREATE, and an ACL that takes setgid away as a SETXATTR.  The channel lets no
-# attribute of such a name through that a user asks for.
+# O_TMPFILE as a CREATE, an ACL that takes setgid away as a SETXATTR, a STATX as a GETXATTR.  The
+# channel lets no attribute of such a name through that a user asks for.
 UNNAMED = b"/"
 TAKES_SETGID = b"/"
+STATX = b"/statx"
+
+# struct fuse_statx_out: how long the attributes are valid (seconds, nanoseconds), flags, two words
+# of reserve; struct fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino (the channel
+# writes it), size, blocks, attributes_mask; atime, btime, ctime, mtime (seconds, nanoseconds, four
+# bytes of reserve); rdev and dev (major, minor each), fourteen words of reserve.
+_STATX_OUT = struct.Struct("=QII16xIIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII112x")
+_STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 
 
 def handler(
@@ -311,6 +320,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getxattr(self, inode: int, name: bytes, _ctx: RequestContext) -> bytes:
+        if name == STATX:
+            return self._statx(self._nodes.get(inode))
         if ondisk.is_internal(name):
             raise failure(errno.ENODATA)
         node = self._overlay.current(self._nodes.get(inode))
@@ -447,6 +458,21 @@ class Operations(pyfuse3.Operations):
         attributes = self._attributes(node, st or self._overlay.getattr(node))
         node.lookups += 1
         return attributes
+
+    def _statx(self, node: Node) -> bytes:
+        """What `_attributes` says, and when the file was made."""
+        entry = self._attributes(node, self._overlay.getattr(node))
+        born = self._overlay.birth_time(node)
+        mask = _STATX_BASIC_STATS | (0 if born is None else _STATX_BTIME)
+        times = (entry.st_atime_ns, born or 0, entry.st_ctime_ns, entry.st_mtime_ns)
+        return _STATX_OUT.pack(
+            *(int(entry.attr_timeout), 0, 0),
+            *(mask, entry.st_blksize, 0),
+            *(entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_mode),
+            *(0, entry.st_size, entry.st_blocks, 0),
+            *(part for time in times for part in divmod(time, 1_000_000_000)),
+            *(os.major(entry.st_rdev), os.minor(entry.st_rdev), 0, 0),
+        )
 
     def _attributes(self, node: Node, st: os.stat_result) -> EntryAttributes:
         entry = EntryAttributes()

@@ -148,6 +148,11 @@ class Overlay:
             return node.origin
         return self.layers.stat(node)
 
+    def birth_time(self, node: Node) -> int | None:
+        """When the file was made, in nanoseconds since the epoch; None: not known."""
+        node, layers = self.current(node), self.layers
+        return ondisk.birth_time(layers.path(node), follow=layers.follows(node))
+
     def current(self, node: Node) -> Node:
         """The node that has taken over the name of a replaced one; else the node itself."""
         return node.heir or node

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 # fcntl.h, linux/fcntl.h
+_AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 
@@ -63,6 +64,8 @@ _FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
 _FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
 
 _SYS_OPENAT2 = 437  # one number on every architecture but alpha
+_STATX_BTIME = 0x800
+_STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
 _STATX_SIZE = 256
 _STATX_MNT_ID_OFFSET = 0x90
@@ -292,6 +295,20 @@ def statx_mount_id(fd: int) -> int:
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
+
+
+def birth_time(path: bytes, *, follow: bool) -> int | None:
+    """When a file was made, in nanoseconds since the epoch (stx_btime of statx(2)).
+
+    None where the filesystem does not say. *follow* tells whether a symlink is followed.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
+    _call(_libc.statx, _AT_FDCWD, path, flags, _STATX_BTIME, buffer, filename=path)
+    if not struct.unpack_from("=I", buffer)[0] & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 def umount2(target: bytes, flags: int) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cowfs import syscalls
+from integration.mounts import MountCopy
 from integration.oracle import Oracle
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -132,6 +134,37 @@ def test_rename(oracle: Oracle, old: str, new: str, flags: int) -> None:
             errno.ENOTDIR,
             errno.ENOTEMPTY,
         )
+
+
+# --- when a file was made -------------------------------------------------------------------------
+
+
+def birth_time(path: Path) -> int:
+    """stx_btime of statx(2) in nanoseconds; 0 when it is not told."""
+    ns = syscalls.birth_time(os.fsencode(path), follow=False)
+    return 0 if ns is None else ns
+
+
+def test_birth_time_is_told_and_stays_over_changes_and_a_remount(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy(model, None, "copy=born")
+    names = ["config.json", "weights.bin", "hard1", "tokenizer", "latest", "."]
+    before = [birth_time(root / name) for name in names]
+    assert all(ns > 0 for ns in before)
+    for name in ("config.json", "weights.bin", "hard1"):
+        with (root / name).open("ab") as file:
+            file.write(b"tail")
+    os.utime(root / "latest", ns=(1, 1), follow_symlinks=False)
+    (root / "latest").rename(root / "tokenizer" / "latest")
+    (root / "tokenizer").rename(root / "renamed")
+    (root / "new").touch()
+    names[3:5] = ["renamed", "renamed/latest"]
+    assert [birth_time(root / name) for name in names] == before
+    assert birth_time(root / "new") > max(before)
+    mount_copy.unmount(root)
+    mount_copy(model, root, "copy=born")
+    assert [birth_time(root / name) for name in names] == before
 
 
 # --- files without a name -------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def _comparable(tree: dict[str, Entry]) -> dict[str, Entry]:
     return {
         path: entry._replace(
             nlink=0 if entry.mode & 0o170000 == 0o040000 else entry.nlink,
-            xattrs=tuple(x for x in entry.xattrs if x[0] != "trusted.cowfs.ino"),
+            xattrs=tuple(x for x in entry.xattrs if not x[0].startswith("trusted.cowfs.")),
         )
         for path, entry in tree.items()
     }

@@ -25,6 +25,7 @@ static const struct opcode_info table[OPCODES] = {
 	/* names, attributes: pyfuse3 */
 	[FUSE_LOOKUP] = {.name = "LOOKUP", .route = ROUTE_LOOKUP, .strings = 1},
 	[FUSE_GETATTR] = {.name = "GETATTR", RELAY(IN(fuse_getattr_in), 0)},
+	[FUSE_STATX] = {.name = "STATX", RELAY(IN(fuse_statx_in), 0)},
 	[FUSE_SETATTR] = {.name = "SETATTR", RELAY(IN(fuse_setattr_in), 0)},
 	[FUSE_READLINK] = {.name = "READLINK", RELAY(0, 0)},
 	[FUSE_SYMLINK] = {.name = "SYMLINK", RELAY(0, 2)},
@@ -83,7 +84,6 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_SETUPMAPPING] = {.name = "SETUPMAPPING", REFUSE(ENOSYS)},
 	[FUSE_REMOVEMAPPING] = {.name = "REMOVEMAPPING", REFUSE(ENOSYS)},
 	[FUSE_SYNCFS] = {.name = "SYNCFS", REFUSE(ENOSYS)},
-	[FUSE_STATX] = {.name = "STATX", REFUSE(ENOSYS)},
 	/* A second INIT cannot come from a kernel; the first one never gets here. */
 	[FUSE_INIT] = {.name = "INIT", REFUSE(EIO)},
 	[FUSE_NOTIFY_REPLY] = {.name = "NOTIFY_REPLY", .route = ROUTE_DROP},

@@ -57,6 +57,16 @@ static bool complete_attr(struct channel *ch, struct reply *r, uint64_t nodeid)
 	return true;
 }
 
+static bool complete_statx(struct channel *ch, struct reply *r, uint64_t nodeid)
+{
+	struct wire_statx_out *out = (struct wire_statx_out *)r->body;
+
+	if (r->len != sizeof(*out))
+		return false;
+	out->ino = shown_ino(ch, nodeid);
+	return true;
+}
+
 static bool complete_open(struct channel *ch, struct wire_open_out *out, uint64_t nodeid)
 {
 	struct open_answer answer;
@@ -106,6 +116,8 @@ static bool complete(struct channel *ch, const struct pending *p, struct reply *
 	case FUSE_GETATTR:
 	case FUSE_SETATTR:
 		return complete_attr(ch, r, p->nodeid);
+	case FUSE_STATX:
+		return complete_statx(ch, r, p->nodeid);
 	case FUSE_READDIRPLUS:
 		return complete_readdirplus(ch, r);
 	case FUSE_OPEN:

@@ -85,8 +85,21 @@ static bool well_formed(const struct channel *ch, const struct request *rq,
 	return true;
 }
 
-/* libfuse knows the short form. That setgid has to go with this ACL is said by a slash before the
- * name, which no user's attribute gets here with. */
+/* The name of an attribute that a user asks for. Where the kernel puts no slash, one marks what we
+ * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. */
+static bool is_reserved_name(const struct channel *ch, const struct request *rq)
+{
+	switch (rq->head.opcode) {
+	case FUSE_SETXATTR:
+		return rq->body[ch->setxattr_head] == '/';
+	case FUSE_GETXATTR:
+		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
+	default:
+		return false;
+	}
+}
+
+/* libfuse knows the short form. That setgid has to go with this ACL is said by a slash. */
 static void shorten_setxattr(const struct channel *ch, struct request *rq)
 {
 	struct fuse_setxattr_in in = {0};
@@ -106,6 +119,19 @@ static void shorten_setxattr(const struct channel *ch, struct request *rq)
 		rq->body[FUSE_COMPAT_SETXATTR_IN_SIZE] = '/';
 }
 
+/* libfuse does not know STATX: its answer is asked for as an attribute. */
+static void ask_for_statx(struct request *rq)
+{
+	static const char name[] = "/statx";
+	struct fuse_getxattr_in in = {.size = sizeof(struct wire_statx_out)};
+
+	memcpy(rq->body, &in, sizeof(in));
+	memcpy(rq->body + sizeof(in), name, sizeof(name));
+	rq->body_len = sizeof(in) + sizeof(name);
+	rq->head.len = sizeof(rq->head) + rq->body_len;
+	rq->head.opcode = FUSE_GETXATTR;
+}
+
 /* There is no file handle but the node id. Listings and fsync of a directory come without one,
  * because the kernel opened the directory by itself. TMPFILE has the layout of CREATE and the
  * name "/", by which pyfuse3's handler knows it. */
@@ -113,6 +139,8 @@ static void adjust(const struct channel *ch, struct request *rq)
 {
 	if (rq->head.opcode == FUSE_SETXATTR) {
 		shorten_setxattr(ch, rq);
+	} else if (rq->head.opcode == FUSE_STATX) {
+		ask_for_statx(rq);
 	} else if (rq->head.opcode == FUSE_TMPFILE) {
 		rq->head.opcode = FUSE_CREATE;
 	} else if (rq->head.opcode == FUSE_READDIRPLUS) {
@@ -254,8 +282,8 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 			answer_here(ch, &rq, EINVAL, NULL, 0);
 		return;
 	}
-	if (rq.head.opcode == FUSE_SETXATTR && rq.body[ch->setxattr_head] == '/') {
-		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0); /* as XFS: no such namespace */
+	if (is_reserved_name(ch, &rq)) {
+		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0);
 		return;
 	}
 	switch ((enum route)op->route) {

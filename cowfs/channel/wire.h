@@ -30,6 +30,13 @@
 
 #if FUSE_KERNEL_MINOR_VERSION < 39
 #define FUSE_STATX 52
+struct fuse_statx_in {
+	uint32_t getattr_flags;
+	uint32_t reserved;
+	uint64_t fh;
+	uint32_t sx_flags;
+	uint32_t sx_mask;
+};
 #endif
 
 #if FUSE_KERNEL_MINOR_VERSION < 40
@@ -93,6 +100,13 @@ struct wire_open_out {
 	int32_t backing_id;
 };
 
+/* The reply to STATX: what is not named here only passes through. */
+struct wire_statx_out {
+	uint8_t before_ino[64]; /* struct fuse_statx_out, and struct fuse_statx as far as stx_mode */
+	uint64_t ino;
+	uint8_t after_ino[216];
+};
+
 /* The reply to CREATE. */
 struct wire_create_out {
 	struct fuse_entry_out entry;
@@ -107,6 +121,8 @@ _Static_assert(sizeof(struct wire_init_in) == 16, "fuse_init_in, short");
 _Static_assert(sizeof(struct wire_init_in_ext) == 64, "fuse_init_in");
 _Static_assert(sizeof(struct wire_init_out) == 64, "fuse_init_out");
 _Static_assert(sizeof(struct wire_open_out) == 16, "fuse_open_out");
+_Static_assert(sizeof(struct fuse_statx_in) == 24, "fuse_statx_in");
+_Static_assert(sizeof(struct wire_statx_out) == 288, "fuse_statx_out");
 _Static_assert(sizeof(struct fuse_backing_map) == 16, "fuse_backing_map");
 _Static_assert(sizeof(struct fuse_copy_file_range_in) == 56, "fuse_copy_file_range_in");
 _Static_assert(WIRE_WRITE_PREFIX == 80, "WRITE prefix");

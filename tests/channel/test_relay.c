@@ -252,7 +252,7 @@ static void requests_that_nobody_serves_are_refused_here(void)
 		{FUSE_INTERRUPT, ENOSYS}, {FUSE_GETLK, ENOSYS},	  {FUSE_SETLK, ENOSYS},
 		{FUSE_SETLKW, ENOSYS},	{FUSE_BMAP, ENOSYS},	  {FUSE_IOCTL, ENOTTY},
 		{FUSE_POLL, ENOSYS},	{FUSE_SETUPMAPPING, ENOSYS}, {FUSE_SYNCFS, ENOSYS},
-		{FUSE_STATX, ENOSYS},	  {FUSE_DESTROY, 0},
+			  {FUSE_DESTROY, 0},
 		{FUSE_INIT, EIO},	{63, ENOSYS},		  {100000, ENOSYS},
 	};
 	char body[128] = {0};
@@ -490,6 +490,38 @@ static void setxattr_reaches_libfuse_in_its_short_form(void)
 	}
 	body.rest[0] = '/'; /* a user's own */
 	expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &body, sizeof(body.in) + 11), EOPNOTSUPP, 0);
+	peer_stop(&p);
+}
+
+static void statx_is_asked_for_as_an_attribute(void)
+{
+	struct fuse_statx_in in = {.sx_mask = 0xfff};
+	struct {
+		struct fuse_getxattr_in in;
+		char name[7];
+	} __attribute__((packed)) user = {.in = {.size = 1000}, .name = "/statx"}, *asked;
+	struct wire_statx_out out = {.ino = 99, .before_ino = "before", .after_ino = "after"}, got;
+	struct message *m;
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	unique = ask(&p, FUSE_STATX, SERIAL(2) | 31, &in, sizeof(in));
+	m = libfuse_gets(&p);
+	asked = IN_BODY(m);
+	CHECK(m->in.opcode == FUSE_GETXATTR && m->len == sizeof(m->in) + sizeof(user));
+	CHECK(asked->in.size == sizeof(out) && memcmp(asked->name, "/statx", 7) == 0);
+	libfuse_replies(&p, unique, 0, &out, sizeof(out));
+	memcpy(&got, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(got));
+	CHECK(got.ino == 31);
+	CHECK(memcmp(got.before_ino, out.before_ino, sizeof(out.before_ino)) == 0);
+	CHECK(memcmp(got.after_ino, out.after_ino, sizeof(out.after_ino)) == 0);
+
+	unique = ask(&p, FUSE_STATX, 31, &in, sizeof(in));
+	libfuse_gets(&p);
+	libfuse_replies(&p, unique, 0, &out, sizeof(out) - 1);
+	expect_reply(&p, unique, EIO, 0);
+	expect_reply(&p, ask(&p, FUSE_GETXATTR, 31, &user, sizeof(user)), EOPNOTSUPP, 0);
 	peer_stop(&p);
 }
 
@@ -741,6 +773,7 @@ int main(void)
 	RUN(open_is_completed_with_handle_flags_and_backing_id);
 	RUN(create_and_tmpfile_are_completed_for_the_new_node);
 	RUN(setxattr_reaches_libfuse_in_its_short_form);
+	RUN(statx_is_asked_for_as_an_attribute);
 	RUN(fsync_of_a_file_of_the_template_is_relayed);
 	RUN(an_open_that_nothing_backs_fails);
 	RUN(an_open_that_python_refuses_counts_nothing);
