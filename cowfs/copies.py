@@ -11,7 +11,6 @@ Whether a copy may be taken, followed or dropped is decided in store.py.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -24,6 +23,7 @@ from cowfs import jsonfile, ondisk, removal, syscalls, templates
 from cowfs.errors import MountFailure
 from cowfs.storedir import StoreDirectory, lock_directory
 from cowfs.templates import Template
+from cowfs.walk import Found, walk
 
 FORMAT = 1
 RECORD = "copy.json"
@@ -301,13 +301,32 @@ def make(
         os.close(in_use)
 
 
-def empty_work(store: StoreDirectory, name: str) -> None:
-    """Remove what a crash has left in the work directory of a copy whose lock we have. OSError."""
+def recover(store: StoreDirectory, name: str) -> None:
+    """Undo what a crash has left half done in a copy whose lock we have. OSError."""
     with _opened(store.copies_fd, name) as copy:
         with contextlib.suppress(FileExistsError):
             os.mkdir(WORK, 0o700, dir_fd=copy)
-        with _opened(copy, WORK) as work:
+        with _opened(copy, WORK) as work, _opened(copy, UPPER) as upper:
+            _undo_unfinished_groups(work, upper)
             removal.empty(work, store.trash_fd)
+
+
+def _undo_unfinished_groups(work: int, upper: int) -> None:
+    """Take back the names of a group of hard links whose copy-up was cut short.
+
+    Nobody has written to such a file: only when all of its names were there was it opened.
+    """
+    names = [
+        name for name in os.listdir(work) if os.fsencode(name).startswith(ondisk.UNFINISHED_GROUP)
+    ]
+    unfinished = {os.stat(name, dir_fd=work, follow_symlinks=False).st_ino for name in names}
+    if not unfinished:
+        return
+    for found in walk(upper):
+        if found.entry.inode() in unfinished:
+            st = os.fstat(found.directory_fd)
+            os.unlink(found.name, dir_fd=found.directory_fd)
+            os.utime(found.directory_fd, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 def changes(store: StoreDirectory, name: str) -> tuple[int, int]:
@@ -316,8 +335,8 @@ def changes(store: StoreDirectory, name: str) -> tuple[int, int]:
     FileNotFoundError: there is no such copy.
     """
     files = deleted = 0
-    for _fd, entry in _upper_entries(store, name):
-        if ondisk.is_whiteout(entry.stat(follow_symlinks=False)):
+    for found in _upper_entries(store, name):
+        if ondisk.is_whiteout(found.entry.stat(follow_symlinks=False)):
             deleted += 1
         else:
             files += 1
@@ -328,37 +347,20 @@ def private_bytes(store: StoreDirectory, name: str) -> int:
     """Bytes on the disk that a copy has for itself alone (FIEMAP). It may be in use meanwhile."""
     total = 0
     seen: set[int] = set()
-    for fd, entry in _upper_entries(store, name):
+    for found in _upper_entries(store, name):
+        entry = found.entry
         if entry.is_file(follow_symlinks=False) and entry.inode() not in seen:
             seen.add(entry.inode())
-            total += _private_bytes_of(fd, entry.name)
+            total += _private_bytes_of(found.directory_fd, entry.name)
     return total
 
 
-def _upper_entries(store: StoreDirectory, name: str) -> Iterator[tuple[int, os.DirEntry[str]]]:
-    """All that is no directory in the upper layer of a copy, and the directory that it is in.
-
-    No path is as long as the directories are deep, and no more than one of them is open.
-    """
-    with _opened(store.copies_fd, name) as copy:
-        pending = [os.fsencode(UPPER)]
-        while pending:
-            path = pending.pop()
-            try:
-                fd = syscalls.open_below(copy, path, os.O_RDONLY | os.O_DIRECTORY)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                    continue
-                raise
-            try:
-                with os.scandir(fd) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(path + b"/" + os.fsencode(entry.name))
-                        else:
-                            yield fd, entry
-            finally:
-                os.close(fd)
+def _upper_entries(store: StoreDirectory, name: str) -> Iterator[Found]:
+    """All that is no directory in the upper layer of a copy."""
+    with _opened(store.copies_fd, name) as copy, _opened(copy, UPPER) as upper:
+        for found in walk(upper):
+            if not found.entry.is_dir(follow_symlinks=False):
+                yield found
 
 
 def _private_bytes_of(dir_fd: int, name: str) -> int:

@@ -50,10 +50,10 @@ class Layers:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self._work_fd
 
-    def temp_name(self) -> bytes:
+    def temp_name(self, prefix: bytes = b"#") -> bytes:
         """A name in `work_fd` that is not in use: the copy is locked, and work/ starts empty."""
         self._serial += 1
-        return b"#%x" % self._serial
+        return b"%b%x" % (prefix, self._serial)
 
     def upper(self, directory: Directory) -> int:
         """The directory's descriptor in the upper layer; OSError(ENOENT) when it has none."""

@@ -7,11 +7,11 @@ of them are still visible, and where: directories may have been moved, names rem
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from cowfs import ondisk, syscalls
+from cowfs import ondisk
 from cowfs.inodes import Directory, Node
+from cowfs.walk import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,10 +37,10 @@ class LinkGroups:
         group = self._group_of.get(path) or self._copied.get(node.ino)
         if group is not None:
             self._copied[node.ino] = group
-            redirects = dict(self._redirects())
+            moved = MovedDirectories(self._overlay.layers.upper_root_fd)
             for other in group:
                 if other != path:
-                    found = self._visible(other, node, redirects)
+                    found = self._visible(other, node, moved)
                     if found is not None:
                         names.append(found)
         return names
@@ -57,11 +57,11 @@ class LinkGroups:
         return not node.upper and self._path(node) in self._group_of
 
     def _visible(
-        self, path: bytes, node: Node, redirects: dict[bytes, bytes]
+        self, path: bytes, node: Node, moved: MovedDirectories
     ) -> tuple[Directory, bytes] | None:
         """Where the template's *path* shows in the copy, if it still names *node* there."""
         directory_path, _, name = path.rpartition(b"/")
-        directory = self._directory(directory_path, redirects)
+        directory = self._directory(directory_path, moved)
         if directory is None:
             return None
         overlay = self._overlay
@@ -75,7 +75,7 @@ class LinkGroups:
             return None
         return directory, name
 
-    def _directory(self, path: bytes, redirects: dict[bytes, bytes]) -> Directory | None:
+    def _directory(self, path: bytes, moved: MovedDirectories) -> Directory | None:
         """The visible directory that the template's directory *path* is merged into."""
         current = self._overlay.nodes.root
         if not path:
@@ -85,8 +85,8 @@ class LinkGroups:
             done = done + b"/" + component if done else component
             child = self._child(current, component)
             if child is None or child.lower != done:
-                moved = redirects.get(done)
-                child = None if moved is None else self._walk(moved)
+                place = moved.place_of(done)
+                child = None if place is None else self._walk(place)
                 if child is None or child.lower != done:
                     return None
             current = child
@@ -111,24 +111,25 @@ class LinkGroups:
         self._overlay.prune(node)
         return None
 
-    def _redirects(self) -> Iterator[tuple[bytes, bytes]]:
-        """(lower path, path in the copy) of every moved directory, read from the upper layer."""
-        upper = self._overlay.layers.upper_root_fd
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        pending = [b""]
-        while pending:
-            prefix = pending.pop()
-            fd = syscalls.open_below(upper, prefix, flags)
-            try:
-                with os.scandir(fd) as entries:
-                    names = [
-                        os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)
-                    ]
-                for name in names:
-                    path = prefix + b"/" + name if prefix else name
-                    redirect = ondisk.get_redirect(ondisk.proc_path(fd, name))
-                    if redirect is not None and redirect.startswith(b"/"):
-                        yield redirect.lstrip(b"/"), path
-                    pending.append(path)
-            finally:
-                os.close(fd)
+
+class MovedDirectories:
+    """Where the directories of the template have gone, read from the upper layer when asked."""
+
+    def __init__(self, upper_fd: int) -> None:
+        self._upper_fd = upper_fd
+        self._places: dict[bytes, bytes] | None = None
+
+    def place_of(self, lower: bytes) -> bytes | None:
+        """The path in the copy of the directory that has the path *lower* in the template."""
+        if self._places is None:
+            self._places = dict(self._read())
+        return self._places.get(lower)
+
+    def _read(self) -> Iterator[tuple[bytes, bytes]]:
+        """(lower path, path in the copy) of every moved directory."""
+        for found in walk(self._upper_fd):
+            if found.entry.is_dir(follow_symlinks=False):
+                where = ondisk.proc_path(found.directory_fd, found.name)
+                redirect = ondisk.get_redirect(where)
+                if redirect is not None and redirect.startswith(b"/"):
+                    yield redirect.lstrip(b"/"), found.path

@@ -27,6 +27,9 @@ REDIRECT = b"trusted.overlay.redirect"
 INO = b"trusted.cowfs.ino"
 BTIME = b"trusted.cowfs.btime"
 
+# How the name in work/ begins of a file that is being given all names of a group of hard links.
+UNFINISHED_GROUP = b"#group"
+
 INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 _INO_VALUE = struct.Struct("<Q")

@@ -268,18 +268,30 @@ class Overlay:
         node.upper = True
 
     def _link_all(self, fd: int, names: list[tuple[Directory, bytes]]) -> None:
-        """Link a file of work/ into the upper layer under each name, or under none."""
+        """Link a file into the upper layer under each name, or under none.
+
+        A crash in between would leave two files where there was one; the link in work/ says that
+        the names are to be taken back (`copies.recover`).
+        """
         done: list[tuple[Directory, bytes]] = []
+        layers = self.layers
+        group = layers.temp_name(ondisk.UNFINISHED_GROUP) if len(names) > 1 else None
         try:
-            for parent, name in names:
+            for parent, _name in names:
                 self.ensure_upper(parent)
+            if group is not None:
+                syscalls.link_fd(fd, layers.work_fd, group)
+            for parent, name in names:
                 with self._keeping_times(parent) as parent_fd:
                     syscalls.link_fd(fd, parent_fd, name)
                 done.append((parent, name))
         except OSError:
             for parent, name in done:
-                os.unlink(name, dir_fd=self.layers.upper(parent))
+                os.unlink(name, dir_fd=layers.upper(parent))
             raise
+        finally:
+            if group is not None:
+                self._discard(layers.work_fd, group)
 
     def hand_over(self, node: Node) -> list[tuple[Directory, bytes]]:
         """Let a new node stand for the file of *node*, which was copied up under its readers.

@@ -279,7 +279,7 @@ class Store(StoreDirectory):
                 return self._make(record, template, replace=True)
         else:
             self._compare(copy, warn)
-        copies.empty_work(self, name)
+        copies.recover(self, name)
         return copy
 
     def _make(self, record: CopyRecord, template: Template, *, replace: bool) -> Copy | None:

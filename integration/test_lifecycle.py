@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,27 @@ def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: 
     mount_plain(model, mountpoint)
     assert (mountpoint / "mine").read_text() == "mine"
     assert (mountpoint / "weights.bin").read_bytes() == b"changed"
+
+
+def test_group_of_hard_links_whose_copy_up_a_crash_cut_short_is_whole_again(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model, None, "copy=cut")
+    (root / "tokenizer").rename(root / "moved")
+    (root / "hard1").chmod(0o600)
+    (root / "other").write_text("other")
+    before = os.lstat(root).st_mtime_ns
+    copy = Path(mount_plain.record(root)["store"], "copies", "cut")
+    mount_plain.unmount(root)
+    # What the disk holds when the power fails between the first name and the second.
+    os.link(copy / "upper" / "hard1", copy / "work" / "#group1")
+    os.unlink(copy / "upper" / "moved" / "hard2")
+    mount_plain(model, root, "copy=cut")
+    assert (root / "hard1").stat().st_mode & 0o777 == 0o644, "the change was not finished"
+    assert (root / "hard1").stat().st_nlink == 2
+    with (root / "hard1").open("ab") as file:
+        file.write(b"tail")
+    assert (root / "moved" / "hard2").read_bytes() == b"one inode, two names\ntail"
+    assert (root / "other").read_text() == "other"
+    assert os.lstat(root).st_mtime_ns == before
+    assert os.listdir(copy / "work") == []

@@ -28,7 +28,7 @@ ROOMS = {
     "records": "runtime jsonfile mountinfo",
     "options": "options",
     "channel": "channel",
-    "ondisk": "ondisk",
+    "ondisk": "ondisk walk",
     "syscalls": "syscalls",
     "errors": "errors",
 }
