@@ -27,6 +27,8 @@ REDIRECT = b"trusted.overlay.redirect"
 INO = b"trusted.cowfs.ino"
 BTIME = b"trusted.cowfs.btime"
 
+ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+
 # How the name in work/ begins of a file that is being given all names of a group of hard links.
 UNFINISHED_GROUP = b"#group"
 

@@ -53,6 +53,8 @@ UNNAMED = b"/"
 TAKES_SETGID = b"/"
 STATX = b"/statx"
 
+_FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
+
 # struct fuse_statx_out: how long the attributes are valid (seconds, nanoseconds), flags, two words
 # of reserve; struct fuse_statx: mask, blksize, attributes, nlink, uid, gid, mode, ino (the channel
 # writes it), size, blocks, attributes_mask; atime, btime, ctime, mtime (seconds, nanoseconds, four
@@ -285,6 +287,8 @@ class Operations(pyfuse3.Operations):
                 await self._backing.truncate(node, attr.st_size)
             self._drop_privileges(node, ctx)
         node = await self._private(node)
+        if not any(getattr(fields, name) for name in _FIELDS):
+            self._chown_nothing(node, ctx)
         if fields.update_uid or fields.update_gid:
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
@@ -351,8 +355,12 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, _ctx: RequestContext) -> None:
         self._refuse_internal(name)
         node = self._overlay.current(self._nodes.get(inode))
-        if name not in ondisk.list_xattrs(self._overlay.layers.path(node)):
-            raise failure(errno.ENODATA)
+        try:
+            ondisk.get_xattr(self._overlay.layers.path(node), name)
+        except OSError as error:
+            if error.errno == errno.ENODATA and name in ondisk.ACLS:
+                return  # no ACL but the mode is what there is then, too
+            raise  # and nothing is copied up
         node = await self._private(node)
         ondisk.remove_xattr(self._overlay.layers.path(node), name)
 
@@ -437,13 +445,25 @@ class Operations(pyfuse3.Operations):
             node = self._overlay.current(node)  # it may have been replaced while we waited
         return node
 
+    def _chown_nothing(self, node: Node, ctx: RequestContext) -> None:
+        """chown(2) with -1 for both ids: the only change that comes without a field.
+
+        It still takes setuid and setgid away, for which one has to be the owner.
+        """
+        st = self._overlay.getattr(node)
+        if st.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISDIR(st.st_mode):
+            if ctx.uid not in (0, st.st_uid):
+                raise failure(errno.EPERM)
+            self._drop_privileges(node, ctx)
+        self._overlay.set_owner(node, -1, -1)
+
     def _drop_privileges(self, node: Node, ctx: RequestContext) -> None:
         """What a change of data or owner does to setuid and setgid without CAP_FSETID: inode(7).
 
         The daemon has it, so the volume's filesystem does not do it by itself.
         """
         st = self._overlay.getattr(node)
-        if ctx.uid == 0 or not stat.S_ISREG(st.st_mode):
+        if ctx.uid == 0 or stat.S_ISDIR(st.st_mode):
             return
         drop = st.st_mode & stat.S_ISUID
         if st.st_mode & stat.S_ISGID and (
