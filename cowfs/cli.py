@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cowfs import __version__, report
 from cowfs.errors import (
+    CHECK_EXIT_CODES,
     EXIT_CODES,
     CowfsError,
     InternalError,
@@ -27,6 +28,7 @@ from cowfs.errors import (
 )
 
 if TYPE_CHECKING:
+    from cowfs.findings import Report
     from cowfs.runtime import Record
     from cowfs.store import CopyInfo, Store
 
@@ -166,6 +168,47 @@ def gc(store: str | None) -> None:
         )
 
 
+@cowfs.command(
+    short_help="Look for damage in copies and templates.",
+    epilog="\b\nExit codes:\n"
+    + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in CHECK_EXIT_CODES.items()),
+)
+@click.option("--all", "everything", is_flag=True, help="Every copy and template, not NAME.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired without a loss.")
+@_json_option
+@_store_option
+@click.argument("names", metavar="[NAME...]", nargs=-1)
+def check(
+    everything: bool, repair: bool, as_json: bool, store: str | None, names: tuple[str, ...]
+) -> int:
+    """Look for damage in copies that are not mounted, and in their templates.
+
+    One line for each finding says what is wrong, and what to do about it. What is called harmless
+    was left by a crash and cannot be noticed. A repair never removes what a user wrote.
+    """
+    if bool(names) == everything:
+        raise UsageError("name the copies to look at, or say --all: see cowfs check --help")
+    from cowfs import check as checks
+    from cowfs.findings import Report
+
+    stores = _stores(store)
+    wanted: dict[Store, list[str] | None] = dict.fromkeys(stores) if everything else {}
+    for name in dict.fromkeys(names):
+        holding = wanted.setdefault(_holding(stores, name), [])
+        assert holding is not None
+        holding.append(name)
+    found = Report()
+    with report.checking_progress() as progress:
+        for one, chosen in wanted.items():
+            checks.check(one, chosen, repair=repair, progress=progress, report=found)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        for line in _check_lines(found):
+            click.echo(report.printable(line))
+    return found.exit_code
+
+
 @cowfs.command(short_help="Tell whether copies work here, and what to do if not.")
 @_json_option
 @click.argument("path", required=False)
@@ -243,6 +286,27 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
         "keeper_pid": None if record is None else record.keeper_pid,
         "store": store.path,
     }
+
+
+def _check_lines(found: Report) -> Iterator[str]:
+    """What `cowfs check` has found, for people."""
+    for finding in found.findings:
+        remedy = f": {finding.remedy}" if finding.remedy else ""
+        yield f"{finding.status}: {finding.path}: {finding.detail}{remedy}"
+    for name in found.in_use:
+        yield f"not examined: the copy {name} is in use: unmount it and check again"
+    counts = [
+        report.count(found.copies, "copy", "copies"),
+        report.count(found.templates, "template"),
+        report.count(found.entries, "entry", "entries"),
+    ]
+    problems = [
+        report.count(found.count("error"), "error"),
+        f"{found.count('repaired')} repaired",
+        f"{found.count('harmless')} harmless",
+    ]
+    verdict = ", ".join(problems) if found.findings else "clean"
+    yield f"{', '.join(counts)}: {verdict}"
 
 
 def _stores(path: str | None) -> list[Store]:

@@ -311,19 +311,26 @@ def recover(store: StoreDirectory, name: str) -> None:
             removal.empty(work, store.trash_fd)
 
 
+def unfinished(work_fd: int) -> set[int]:
+    """The inode numbers of files whose names `recover` will take back, by what is in work/."""
+    names = [
+        name
+        for name in os.listdir(work_fd)
+        if os.fsencode(name).startswith(ondisk.UNFINISHED_GROUP)
+    ]
+    return {os.stat(name, dir_fd=work_fd, follow_symlinks=False).st_ino for name in names}
+
+
 def _undo_unfinished_groups(work: int, upper: int) -> None:
     """Take back the names of a group of hard links whose copy-up was cut short.
 
     Nobody has written to such a file: only when all of its names were there was it opened.
     """
-    names = [
-        name for name in os.listdir(work) if os.fsencode(name).startswith(ondisk.UNFINISHED_GROUP)
-    ]
-    unfinished = {os.stat(name, dir_fd=work, follow_symlinks=False).st_ino for name in names}
-    if not unfinished:
+    inodes = unfinished(work)
+    if not inodes:
         return
     for found in walk(upper):
-        if found.entry.inode() in unfinished:
+        if found.entry.inode() in inodes:
             st = os.fstat(found.directory_fd)
             os.unlink(found.name, dir_fd=found.directory_fd)
             os.utime(found.directory_fd, ns=(st.st_atime_ns, st.st_mtime_ns))

@@ -57,3 +57,15 @@ EXIT_CODES: dict[int, str] = {
     MountFailure.exit_code: "mount failure",
 }
 """Every exit code of the command line and what it means, as in mount(8), EXIT STATUS."""
+
+CHECK_LEFT = 16
+CHECK_REPAIRED = 64
+# fsck(8) says 4 and 1 here, which every other command of cowfs uses as mount(8) does.
+
+CHECK_EXIT_CODES: dict[int, str] = {
+    0: "nothing is wrong, but for what is called harmless",
+    CHECK_REPAIRED: "errors were found, and all of them were repaired",
+    CHECK_LEFT: "errors were found, and some are left",
+    MountFailure.exit_code: "it could not be examined: in use, or the store cannot be read",
+}
+"""The exit codes of `cowfs check`, beside those for a wrong call and the like."""

@@ -67,8 +67,9 @@ class SealingBar:
 
     QUIET_SECONDS = 0.7
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, doing: str = "sealing") -> None:
         self._out = out
+        self._doing = doing
         self._started = time.monotonic()
         self._files = self._done = 0
         self._title = ""
@@ -79,7 +80,7 @@ class SealingBar:
         """So many files are to be done from here on; size is in bytes."""
         self.close()
         self._files, self._done = files, 0
-        self._title = f"sealing {count(files, 'file')}, {human_size(size)}"
+        self._title = f"{self._doing} {count(files, 'file')}, {human_size(size)}"
 
     def advance(self, files: int) -> None:
         """So many more are done."""
@@ -90,7 +91,9 @@ class SealingBar:
             self._bar = self._draw()
             self._task = self._bar.add_task(self._title, total=self._files)
         assert self._task is not None
-        self._bar.update(self._task, completed=self._done)
+        # More may turn up than was known at the beginning.
+        total = max(self._files, self._done)
+        self._bar.update(self._task, completed=self._done, total=total)
 
     def close(self) -> None:
         """Take the bar off the terminal."""
@@ -113,13 +116,22 @@ class SealingBar:
         return bar
 
 
-@contextlib.contextmanager
-def sealing_progress() -> Iterator[SealingBar | None]:
+def sealing_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
     """What shows on stderr how far sealing is; None where nobody watches."""
+    return _progress("sealing")
+
+
+def checking_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
+    """The same for `cowfs check`."""
+    return _progress("checking")
+
+
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[SealingBar | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    bar = SealingBar(sys.stderr)
+    bar = SealingBar(sys.stderr, doing)
     try:
         yield bar
     finally:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli doctor launch preflight probes report unmount",
+    "check": "check checkcopy checkrules checktemplate findings treewalk",
     "daemon": "daemon keeper config mountpoint",
     "operations": "operations backing priming",
     "overlay": "overlay links",
@@ -35,7 +36,8 @@ ROOMS = {
 
 #: The rooms directly below each one. A room may use these and all that are below them.
 BELOW = {
-    "commands": "daemon store options",
+    "commands": "daemon check store options",
+    "check": "store",
     "daemon": "channel operations store options",
     "operations": "overlay",
     "overlay": "inodes copyup",
