@@ -29,8 +29,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from cowfs import ondisk
-
 if TYPE_CHECKING:
     from cowfs.inodes import Node
     from cowfs.overlay import Overlay
@@ -130,10 +128,13 @@ class Backing:
 
     async def truncate(self, node: Node, size: int) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
+        before = self._overlay.getattr(node).st_size
         fd = await self._prepare_change(node, keep_data=size > 0)
         try:
-            # Not ftruncate(2): it sets the times even when the size stays, as truncate(2) does not.
-            os.truncate(ondisk.proc_path(fd), size)
+            # truncate(2) leaves the times when the size stays.  When it does not they are set, also
+            # those of a clone that was made empty.
+            if size != before:
+                os.ftruncate(fd, size)
         finally:
             os.close(fd)
 
