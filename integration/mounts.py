@@ -105,6 +105,14 @@ class MountCopy:
         assert complaint is None, complaint
         return result
 
+    def kill(self, mountpoint: Path) -> None:
+        """End the daemon by SIGKILL, and take the dead mount away."""
+        daemon = self._watch(mountpoint)
+        os.kill(daemon.pid, signal.SIGKILL)
+        complaint = daemon.wait_for_end()
+        kernel.detach(os.path.realpath(mountpoint))
+        assert complaint is None, complaint
+
     def log(self, mountpoint: Path) -> str:
         """What the last daemon of this mountpoint has logged, also when it has ended."""
         return next(d for d in reversed(self._daemons) if d.mountpoint == mountpoint).log()

@@ -1,42 +1,28 @@
-"""Random file operations, said once and done anywhere. Knows nothing about cowfs.
+"""Random file operations, said once: what may be done, as plain data. Knows nothing about cowfs.
 
-A `Plan` draws operations: calls as plain data, with names relative to a root and descriptors by
-slot. A `Hand` does them below one root and says what came of it as plain data too, so that two
-hands can be compared. Everything follows from the seed.
+A `Plan` draws operations: calls with names relative to a root and descriptors by slot. A `Hand`
+(hand.py) does them.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
-import hashlib
-import mmap
 import os
 import random
-import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from integration.trees import Entry, tree_state
+T = TypeVar("T")
 
 KIB = 1 << 10
 LARGE = 64 * KIB  # the share_min that the tests mount with
 SLOTS = 8
 USER = 1000
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16
-UTIME_OMIT = (1 << 30) - 2
-AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x400, 0x1000
-FICLONE = 0x40049409
+NOW = -1  # instead of nanoseconds: utimensat(2)
 
 # Every time that is set is before this one, every time that a change leaves is after it.
 LONG_AGO_NS = 1_500_000_000_000_000_000
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Data(NamedTuple):
@@ -49,30 +35,13 @@ class Data(NamedTuple):
         return self.word.to_bytes(8, "little") * self.size
 
 
-class _Whatever:
-    """Equal to everything: a time that nobody promises."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __repr__(self) -> str:
-        return "whatever"
-
-
-WHATEVER = _Whatever()
-
-
 class Operation(NamedTuple):
     name: str
     args: tuple[Any, ...]
     as_user: bool
 
-    def __str__(self) -> str:
-        args = ", ".join(a if isinstance(a, str) else repr(a) for a in self.args)
-        return f"{self.name}({args}){' as user' if self.as_user else ''}"
+    def __repr__(self) -> str:
+        return f"{self.name}{self.args!r}{' as user' if self.as_user else ''}"
 
 
 def make_source(path: Path) -> Path:
@@ -117,6 +86,7 @@ def make_source(path: Path) -> Path:
 # --- what to do -----------------------------------------------------------------------------------
 
 _NAMES = ("a", "b", "c", "d", "e", "small", "large", "group", "biggroup", "link", "n1", "n2", "n3")
+_TARGETS = ("small", "a/large", "nowhere", "d", "n1")
 _SIZES = (0, 1, 10, 4095, 4096, 5000, LARGE - 1, LARGE, 2 * LARGE + 3, 6 * LARGE)
 _OPEN_FLAGS = (
     os.O_RDONLY, os.O_RDONLY, os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR,
@@ -127,79 +97,99 @@ _OPEN_FLAGS = (
     os.O_RDONLY | os.O_DIRECTORY, os.O_RDONLY | os.O_NOFOLLOW, os.O_PATH | os.O_NOFOLLOW,
 )  # fmt: skip
 _MODES = (0o600, 0o644, 0o640, 0o755, 0o777, 0o000, 0o444, 0o1777)
+_PRIVILEGED = (*_MODES, 0o4755, 0o2755, 0o6711, 0o2775)
+
+# How often an operation comes, and how its arguments are drawn.
+_DRAWN: dict[str, tuple[int, Callable[[Plan], tuple[Any, ...]]]] = {
+    "open": (14, lambda p: (p.any_slot(), p.either(), p.pick(_OPEN_FLAGS), p.pick(_MODES))),
+    "close": (4, lambda p: (p.slot(),)),
+    "pread": (6, lambda p: (p.slot(), p.size(), p.size())),
+    "pwrite": (8, lambda p: (p.slot(), p.data(), p.size())),
+    "read": (2, lambda p: (p.slot(), p.size())),
+    "write": (4, lambda p: (p.slot(), p.data())),
+    "direct_read": (2, lambda p: (p.slot(), p.blocks(), p.blocks())),
+    "direct_write": (2, lambda p: (p.slot(), p.word(), p.blocks(), p.blocks())),
+    "lseek": (3, lambda p: (p.slot(), p.size(), p.pick((0, 1, 2, os.SEEK_DATA, os.SEEK_HOLE)))),
+    "ftruncate": (3, lambda p: (p.slot(), p.size())),
+    "fsync": (2, lambda p: (p.slot(), p.pick((True, False)))),
+    "fallocate": (3, lambda p: (p.slot(), p.pick((0, 1, 3, 16, 17)), p.size(), p.size())),
+    "fstat": (4, lambda p: (p.slot(),)),
+    "fchmod": (2, lambda p: (p.slot(), p.pick(_PRIVILEGED))),
+    "fchown": (2, lambda p: (p.slot(), *p.owner())),
+    "futimens": (2, lambda p: (p.slot(), *p.times())),
+    "fxattr": (2, lambda p: (p.slot(), p.key(), p.value())),
+    "link_fd": (2, lambda p: (p.slot(), p.new())),
+    "copy_range": (4, lambda p: (p.slot(), p.slot(), p.size(), p.size(), p.size())),
+    "flock": (2, lambda p: (p.slot(), p.pick((1, 2, 8)))),
+    "range_lock": (2, lambda p: (p.slot(), p.pick((0, 1, 2)), p.size(), p.size())),
+    "map": (4, lambda p: (p.slot(), p.pick((True, False)))),
+    "map_read": (3, lambda p: (p.slot(), p.size(), 100)),
+    "map_store": (4, lambda p: (p.slot(), p.size(), p.data(), p.pick((True, False)))),
+    "unmap": (1, lambda p: (p.slot(),)),
+    "list_fd": (2, lambda p: (p.slot(),)),
+    "list_begin": (3, lambda p: (p.any_slot(), p.path(directory=True), p.count())),
+    "list_back": (2, lambda p: (p.any_slot(), p.count())),
+    "list_rest": (3, lambda p: (p.any_slot(),)),
+    "truncate": (4, lambda p: (p.path(), p.size())),
+    "overwrite": (6, lambda p: (p.either(), p.data())),
+    "append": (4, lambda p: (p.path(), p.data())),
+    "read_all": (4, lambda p: (p.path(),)),
+    "rename": (14, lambda p: (p.path(), p.either(), p.pick((0, 0, 0, 1, 2, 2)))),
+    "link": (4, lambda p: (p.path(), p.new())),
+    "symlink": (2, lambda p: (p.pick(_TARGETS), p.new())),
+    "unlink": (6, lambda p: (p.path(),)),
+    "rmdir": (4, lambda p: (p.path(directory=True),)),
+    "rmtree": (1, lambda p: (p.path(directory=True),)),
+    "mkdir": (6, lambda p: (p.new(), p.pick((*_MODES[:-1], 0o2775)))),
+    "mkfifo": (1, lambda p: (p.new(), p.pick(_MODES))),
+    "mknod": (1, lambda p: (p.new(), p.pick(_MODES), p.pick((stat.S_IFREG, stat.S_IFCHR)))),
+    "chmod": (4, lambda p: (p.path(), p.pick(_PRIVILEGED))),
+    "chown": (3, lambda p: (p.path(), *p.owner())),
+    "utimens": (4, lambda p: (p.path(), *p.times())),
+    "set_xattr": (4, lambda p: (p.path(), p.key(), p.value(), p.pick((0, 0, 1, 2)))),
+    "remove_xattr": (2, lambda p: (p.path(), p.key())),
+    "list_xattrs": (2, lambda p: (p.path(),)),
+    "set_acl": (3, lambda p: (p.path(), p.pick((True, False)), p.acl())),
+    "remove_acl": (1, lambda p: (p.path(), p.pick((True, False)))),
+    "list": (3, lambda p: (p.path(directory=True),)),
+    "stat": (6, lambda p: (p.either(),)),
+    "readlink": (1, lambda p: (p.path(),)),
+}
+WEIGHTS = {name: weight for name, (weight, _draw) in _DRAWN.items()}
+
+# rmtree stops at the first error, and which one that is the order of names decides. The others
+# write by a descriptor that is passed through: docs/semantics.md about setuid and setgid.
+_NEVER_AS_USER = {"rmtree", "write", "pwrite", "direct_write", "append"}
 
 
 class Plan:
-    """Draws operations on what is there below `root`, and on names that are not."""
+    """Draws operations on what is there below `root`, and on names that are not.
 
-    def __init__(self, seed: object, root: Path) -> None:
-        self._random = random.Random(str(seed))
+    *slots*: those that have a descriptor; as a rule an operation gets one of them.
+    """
+
+    def __init__(
+        self, source: random.Random, root: Path, slots: Callable[[], Sequence[int]]
+    ) -> None:
+        self._random = source
         self._root = root
-        self._drawers: list[Callable[[], tuple[Any, ...]]] = []
-        self._weights: list[int] = []
-        self._names: list[str] = []
-        path, new, slot, pick = self._path, self._new, self._slot, self._random.choice
-        size, data = self._size, self._data
-        for weight, name, draw in (
-            (14, "open", lambda: (slot(), self._either(), pick(_OPEN_FLAGS), pick(_MODES))),
-            (4, "close", lambda: (slot(),)),
-            (6, "pread", lambda: (slot(), size(), size())),
-            (8, "pwrite", lambda: (slot(), data(), size())),
-            (2, "read", lambda: (slot(), size())),
-            (4, "write", lambda: (slot(), data())),
-            (3, "lseek", lambda: (slot(), size(), pick((0, 1, 2, os.SEEK_DATA, os.SEEK_HOLE)))),
-            (3, "ftruncate", lambda: (slot(), size())),
-            (2, "fsync", lambda: (slot(), pick((True, False)))),
-            (3, "fallocate", lambda: (slot(), pick((0, 1, 3, 16, 17)), size(), size())),
-            (4, "fstat", lambda: (slot(),)),
-            (2, "fchmod", lambda: (slot(), pick(_MODES))),
-            (2, "fchown", lambda: (slot(), *self._owner())),
-            (2, "futimens", lambda: (slot(), *self._times())),
-            (2, "fxattr", lambda: (slot(), self._key(), self._value())),
-            (2, "link_fd", lambda: (slot(), new())),
-            (3, "copy_range", lambda: (slot(), slot(), size(), size(), size())),
-            (4, "map", lambda: (slot(), pick((True, False)))),
-            (3, "map_read", lambda: (slot(), size(), 100)),
-            (4, "map_store", lambda: (slot(), size(), data(), pick((True, False)))),
-            (1, "unmap", lambda: (slot(),)),
-            (2, "list_fd", lambda: (slot(),)),
-            (4, "truncate", lambda: (path(), size())),
-            (6, "overwrite", lambda: (self._either(), data())),
-            (4, "append", lambda: (path(), data())),
-            (4, "read_all", lambda: (path(),)),
-            (14, "rename", lambda: (path(), self._either(), pick((0, 0, 0, 1, 2, 2)))),
-            (4, "link", lambda: (path(), new())),
-            (2, "symlink", lambda: (pick(("small", "a/large", "nowhere", "d", "n1")), new())),
-            (6, "unlink", lambda: (path(),)),
-            (4, "rmdir", lambda: (path(directory=True),)),
-            (1, "rmtree", lambda: (path(directory=True),)),
-            (6, "mkdir", lambda: (new(), pick((*_MODES[:-1], 0o2775)))),
-            (1, "mkfifo", lambda: (new(), pick(_MODES))),
-            (1, "mknod", lambda: (new(), pick(_MODES), pick((stat.S_IFREG, stat.S_IFCHR)))),
-            (4, "chmod", lambda: (path(), pick(_MODES))),
-            (3, "chown", lambda: (path(), *self._owner())),
-            (4, "utimens", lambda: (path(), *self._times())),
-            (4, "set_xattr", lambda: (path(), self._key(), self._value(), pick((0, 0, 1, 2)))),
-            (2, "remove_xattr", lambda: (path(), self._key())),
-            (2, "list_xattrs", lambda: (path(),)),
-            (3, "list", lambda: (path(directory=True),)),
-            (6, "stat", lambda: (self._either(),)),
-            (1, "readlink", lambda: (path(),)),
-        ):  # fmt: skip
-            self._names.append(name)
-            self._weights.append(weight)
-            self._drawers.append(draw)
+        self._slots = slots
 
-    def draw(self) -> Operation:
-        [place] = self._random.choices(range(len(self._names)), self._weights)
-        name, arguments = self._names[place], self._drawers[place]()
-        # rmtree stops at the first error, and which one that is the order of names decides.
-        return Operation(name, arguments, self._random.random() < 0.06 and name != "rmtree")
+    def draw(self, name: str | None = None) -> Operation:
+        """An operation, or one of this name."""
+        if name is None:
+            [name] = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        arguments = _DRAWN[name][1](self)
+        as_user = self.chance(0.06) and name not in _NEVER_AS_USER
+        return Operation(name, arguments, as_user)
+
+    def pick(self, choices: Sequence[T]) -> T:
+        return self._random.choice(choices)
 
     def chance(self, probability: float) -> bool:
-        return self._random.random() < probability
+        return self._random.random() > 1 - probability
 
-    def _path(self, *, directory: bool = False) -> str:
+    def path(self, *, directory: bool = False) -> str:
         """A name that is there, as a rule: a walk down from the root with a random end."""
         at = "."
         for _depth in range(6):
@@ -216,420 +206,62 @@ class Plan:
                 entries = [e for e in entries if e[1]]
             if not entries:
                 break
-            name, is_directory = self._random.choice(entries)
+            name, is_directory = self.pick(entries)
             at = os.path.normpath(os.path.join(at, name))
-            if not is_directory or self._random.random() < 0.4:
+            if not is_directory or self.chance(0.4):
                 break
         return at
 
-    def _new(self) -> str:
-        return os.path.normpath(
-            os.path.join(self._path(directory=True), self._random.choice(_NAMES))
-        )
+    def new(self) -> str:
+        return os.path.normpath(os.path.join(self.path(directory=True), self.pick(_NAMES)))
 
-    def _either(self) -> str:
-        return self._path() if self._random.random() < 0.6 else self._new()
+    def either(self) -> str:
+        return self.new() if self.chance(0.4) else self.path()
 
-    def _slot(self) -> int:
+    def any_slot(self) -> int:
         return self._random.randrange(SLOTS)
 
-    def _size(self) -> int:
-        if self._random.random() < 0.6:
-            return self._random.choice(_SIZES)
+    def slot(self) -> int:
+        taken = self._slots()
+        return self.any_slot() if not taken or self.chance(0.1) else self.pick(sorted(taken))
+
+    def size(self) -> int:
+        if self.chance(0.6):
+            return self.pick(_SIZES)
         return self._random.randrange(4 * LARGE)
 
-    def _data(self) -> Data:
-        return Data(self._random.getrandbits(64), min(self._size(), 2 * LARGE) // 8 + 1)
+    def count(self) -> int:
+        return self._random.randrange(6)
 
-    def _owner(self) -> tuple[int, int]:
-        return self._random.choice((-1, 0, USER, 77)), self._random.choice((-1, 0, USER, 88))
+    def blocks(self) -> int:
+        """A number of pages."""
+        return self._random.randrange(20)
 
-    def _times(self) -> tuple[int | None, int | None]:
+    def word(self) -> int:
+        return self._random.getrandbits(64)
+
+    def data(self) -> Data:
+        return Data(self.word(), min(self.size(), 2 * LARGE) // 8 + 1)
+
+    def owner(self) -> tuple[int, int]:
+        return self.pick((-1, 0, USER, 77)), self.pick((-1, 0, USER, 88))
+
+    def times(self) -> tuple[int | None, int | None]:
+        """Nanoseconds, None for a time that stays as it is, or `NOW`."""
+
         def one() -> int | None:
-            return None if self._random.random() < 0.3 else self._random.randrange(LONG_AGO_NS)
+            if self.chance(0.3):
+                return self.pick((None, NOW))
+            return self._random.randrange(LONG_AGO_NS)
 
         return one(), one()
 
-    def _key(self) -> str:
-        return self._random.choice(("user.origin", "user.a", "trusted.b"))
-
-    def _value(self) -> bytes:
-        return self._random.randbytes(1) * self._random.choice((0, 1, 10, 30))
-
-
-# --- doing it -------------------------------------------------------------------------------------
-
-
-class Hand:
-    """Does operations below `root`, with descriptors and mappings of its own.
-
-    *keeps_snapshots*: beside each read-only descriptor of a large file keep a clone of what it
-    shows at first; see `snapshot_result`.
-    """
-
-    def __init__(self, root: Path, *, keeps_snapshots: bool = False) -> None:
-        self.root = root
-        self._keeps_snapshots = keeps_snapshots
-        self.fds: dict[int, int] = {}
-        self.maps: dict[int, mmap.mmap] = {}
-        self.snapshots: dict[int, int] = {}
-        # Inode numbers of files that a mapping may have changed, at a time that nobody promises.
-        self.stored: set[int] = set()
-
-    def do(self, operation: Operation) -> object:
-        """What it gives; an OSError as its name."""
-        try:
-            with _user() if operation.as_user else _nobody_else():
-                result = getattr(self, "_" + operation.name)(*operation.args)
-        except OSError as error:
-            return errno.errorcode.get(error.errno or 0, str(error.errno))
-        if operation.name == "open" and self._keeps_snapshots:
-            slot, _path, flags, _mode = operation.args
-            self._keep_snapshot(slot, flags)
-        return result
-
-    def _keep_snapshot(self, slot: int, flags: int) -> None:
-        st = os.fstat(self.fds[slot])
-        if (
-            flags & (os.O_ACCMODE | os.O_TRUNC)
-            or st.st_size < LARGE
-            or not stat.S_ISREG(st.st_mode)
-        ):
-            return
-        self.snapshots[slot] = os.open(self.root.parent, os.O_TMPFILE | os.O_RDWR, 0o600)
-        if not flags & os.O_PATH:
-            fcntl.ioctl(self.snapshots[slot], FICLONE, self.fds[slot])
-
-    def snapshot_result(self, operation: Operation) -> object:
-        """What an operation that reads would have given when its descriptor was opened."""
-        slot = operation.args[0]
-        real = self.fds[slot]
-        self.fds[slot] = self.snapshots[slot]
-        try:
-            return self.do(operation)
-        finally:
-            self.fds[slot] = real
-
-    def close_all(self) -> None:
-        for slot in list(self.maps):
-            self._unmap(slot)
-        for slot in list(self.fds):
-            self._close(slot)
-
-    def flush(self) -> None:
-        for mapped in self.maps.values():
-            try:
-                mapped.flush()
-            except OSError:
-                pass  # cut off by a truncation, or read-only
-
-    def _at(self, path: str) -> Path:
-        return self.root / path
-
-    def _fd(self, slot: int) -> int:
-        if slot not in self.fds:
-            raise OSError(errno.EBADF, "empty slot")
-        return self.fds[slot]
-
-    def _open(self, slot: int, path: str, flags: int, mode: int) -> object:
-        if slot in self.maps:
-            self._unmap(slot)
-        if slot in self.fds:
-            self._close(slot)
-        fd = os.open(self._at(path), flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
-        self.fds[slot] = fd
-        st = os.fstat(fd)
-        return self._seen(st)
-
-    def _close(self, slot: int) -> None:
-        os.close(self._fd(slot))
-        del self.fds[slot]
-        if slot in self.snapshots:
-            os.close(self.snapshots.pop(slot))
-
-    def _pread(self, slot: int, offset: int, size: int) -> object:
-        return _digest(os.pread(self._fd(slot), size, offset))
-
-    def _pwrite(self, slot: int, data: Data, offset: int) -> object:
-        return os.pwrite(self._fd(slot), bytes(data), offset)
-
-    def _read(self, slot: int, size: int) -> object:
-        return _digest(os.read(self._fd(slot), size))
-
-    def _write(self, slot: int, data: Data) -> object:
-        fd = self._fd(slot)
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            return None  # pipes have no bounds here
-        return os.write(fd, bytes(data)), os.lseek(fd, 0, os.SEEK_CUR), os.fstat(fd).st_size
-
-    def _lseek(self, slot: int, offset: int, whence: int) -> object:
-        fd = self._fd(slot)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None  # the positions in a directory are the filesystem's own
-        return os.lseek(fd, offset, whence)
-
-    def _ftruncate(self, slot: int, size: int) -> object:
-        os.ftruncate(self._fd(slot), size)
-        return self._fstat(slot)
-
-    def _fsync(self, slot: int, data_only: bool) -> None:
-        (os.fdatasync if data_only else os.fsync)(self._fd(slot))
-
-    def _fallocate(self, slot: int, mode: int, offset: int, length: int) -> object:
-        fd = self._fd(slot)
-        _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
-        return self._fstat(slot)
-
-    def _fstat(self, slot: int) -> object:
-        return self._seen(os.fstat(self._fd(slot)))
-
-    def _fchmod(self, slot: int, mode: int) -> object:
-        os.fchmod(self._fd(slot), mode)
-        return self._fstat(slot)
-
-    def _fchown(self, slot: int, uid: int, gid: int) -> object:
-        _check(_libc.fchownat(self._fd(slot), b"", uid, gid, AT_EMPTY_PATH))
-        return self._fstat(slot)
-
-    def _futimens(self, slot: int, atime: int | None, mtime: int | None) -> object:
-        times = (ctypes.c_long * 4)()
-        for place, time in enumerate((atime, mtime)):
-            times[2 * place : 2 * place + 2] = (
-                (0, UTIME_OMIT) if time is None else divmod(time, 10**9)
-            )
-        _check(_libc.futimens(self._fd(slot), times))
-        return self._fstat(slot)
-
-    def _fxattr(self, slot: int, key: str, value: bytes) -> object:
-        os.setxattr(self._fd(slot), key, value)
-        return sorted(os.listxattr(self._fd(slot))), os.getxattr(self._fd(slot), key)
-
-    def _link_fd(self, slot: int, path: str) -> object:
-        where = b"/proc/self/fd/%d" % self._fd(slot)
-        target = os.fsencode(self._at(path))
-        _check(_libc.linkat(-100, where, -100, target, AT_SYMLINK_FOLLOW))
-        return self._fstat(slot)
-
-    def _copy_range(self, source: int, target: int, size: int, at: int, to: int) -> object:
-        source_fd, target_fd = self._fd(source), self._fd(target)
-        if os.fstat(source_fd).st_ino == os.fstat(target_fd).st_ino:
-            return None
-        return os.copy_file_range(source_fd, target_fd, size, at, to)
-
-    def _map(self, slot: int, writable: bool) -> object:
-        fd = self._fd(slot)
-        if slot in self.maps:
-            self._unmap(slot)
-        st = os.fstat(fd)
-        if not stat.S_ISREG(st.st_mode) or st.st_size == 0:
-            return None
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self.maps[slot] = mmap.mmap(fd, st.st_size, mmap.MAP_SHARED, protection)
-        if writable:
-            self.stored.add(st.st_ino)
-        return None
-
-    def _unmap(self, slot: int) -> None:
-        if slot in self.maps:
-            self.maps.pop(slot).close()
-
-    def mapped_bytes(self, slot: int) -> int:
-        """How far a mapping may be touched; beyond the file's end there is SIGBUS."""
-        if slot not in self.maps or slot not in self.fds:
-            return 0
-        return min(len(self.maps[slot]), os.fstat(self.fds[slot]).st_size)
-
-    def _map_read(self, slot: int, offset: int, size: int) -> object:
-        return _digest(self.maps[slot][offset : offset + size])
-
-    def _map_store(self, slot: int, offset: int, data: Data, flush: bool) -> object:
-        mapped = self.maps[slot]
-        stored = bytes(data)[: min(self.mapped_bytes(slot) - offset, 5000)]
-        try:
-            mapped[offset : offset + len(stored)] = stored
-        except TypeError:
-            return "read-only"
-        if flush:
-            mapped.flush()
-        return _digest(os.pread(self._fd(slot), len(stored) + 10, offset))
-
-    def _list_fd(self, slot: int) -> object:
-        return sorted(os.listdir(self._fd(slot)))
-
-    def _truncate(self, path: str, size: int) -> object:
-        os.truncate(self._at(path), size)
-        return self._stat(path)
-
-    def _overwrite(self, path: str, data: Data) -> object:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
-        fd = os.open(self._at(path), flags, 0o644)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            return os.write(fd, bytes(data)), self._seen(os.fstat(fd)), self._stat(path)
-        finally:
-            os.close(fd)
-
-    def _append(self, path: str, data: Data) -> object:
-        fd = os.open(self._at(path), os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            return os.write(fd, bytes(data)), self._stat(path)
-        finally:
-            os.close(fd)
-
-    def _read_all(self, path: str) -> object:
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            return _digest(os.read(fd, 1 << 30))
-        finally:
-            os.close(fd)
-
-    def _rename(self, old: str, new: str, flags: int) -> None:
-        if "." in (old, new):
-            return  # the root of a mount
-        old_path, new_path = os.fsencode(self._at(old)), os.fsencode(self._at(new))
-        try:
-            _check(_libc.renameat2(-100, old_path, -100, new_path, flags))
-        except FileExistsError as error:
-            if not flags:  # rename(2): "EEXIST or ENOTEMPTY"; XFS says the first, most the second
-                raise OSError(errno.ENOTEMPTY, "not empty") from error
-            raise
-
-    def _link(self, old: str, new: str) -> object:
-        os.link(self._at(old), self._at(new), follow_symlinks=False)
-        return self._stat(old), self._stat(new)
-
-    def _symlink(self, target: str, path: str) -> None:
-        self._at(path).symlink_to(target)
-
-    def _unlink(self, path: str) -> None:
-        self._at(path).unlink()
-
-    def _rmdir(self, path: str) -> None:
-        if path != ".":
-            self._at(path).rmdir()
-
-    def _rmtree(self, path: str) -> None:
-        if path != ".":
-            shutil.rmtree(self._at(path))
-
-    def _mkdir(self, path: str, mode: int) -> object:
-        self._at(path).mkdir(mode)
-        return self._stat(path)
-
-    def _mkfifo(self, path: str, mode: int) -> object:
-        os.mkfifo(self._at(path), mode)
-        return self._stat(path)
-
-    def _mknod(self, path: str, mode: int, kind: int) -> object:
-        os.mknod(self._at(path), mode | kind, os.makedev(1, 3) if kind == stat.S_IFCHR else 0)
-        return self._stat(path)
-
-    def _chmod(self, path: str, mode: int) -> object:
-        self._at(path).chmod(mode)
-        return self._stat(path)
-
-    def _chown(self, path: str, uid: int, gid: int) -> object:
-        os.lchown(self._at(path), uid, gid)
-        return self._stat(path)
-
-    def _utimens(self, path: str, atime: int | None, mtime: int | None) -> object:
-        times = (ctypes.c_long * 4)()
-        for place, time in enumerate((atime, mtime)):
-            times[2 * place : 2 * place + 2] = (
-                (0, UTIME_OMIT) if time is None else divmod(time, 10**9)
-            )
-        _check(_libc.utimensat(-100, os.fsencode(self._at(path)), times, 0x100))
-        return self._stat(path)
-
-    def _set_xattr(self, path: str, key: str, value: bytes, flags: int) -> object:
-        os.setxattr(self._at(path), key, value, flags, follow_symlinks=False)
-        return self._list_xattrs(path)
-
-    def _remove_xattr(self, path: str, key: str) -> object:
-        os.removexattr(self._at(path), key, follow_symlinks=False)
-        return self._list_xattrs(path)
-
-    def _list_xattrs(self, path: str) -> object:
-        where = self._at(path)
-        names = sorted(os.listxattr(where, follow_symlinks=False))
-        return [(name, os.getxattr(where, name, follow_symlinks=False)) for name in names]
-
-    def _list(self, path: str) -> object:
-        with os.scandir(self._at(path)) as entries:
-            return sorted(
-                (e.name, stat.S_IFMT(e.stat(follow_symlinks=False).st_mode)) for e in entries
-            )
-
-    def _stat(self, path: str) -> object:
-        st = os.lstat(self._at(path))
-        same = [slot for slot, fd in sorted(self.fds.items()) if os.fstat(fd).st_ino == st.st_ino]
-        return self._seen(st), same
-
-    def _readlink(self, path: str) -> object:
-        return os.readlink(self._at(path))
-
-    def _seen(self, st: os.stat_result) -> tuple[object, ...]:
-        """What of a stat must be the same everywhere: all but number, device, blocks and atime."""
-        is_directory = stat.S_ISDIR(st.st_mode)
-        return (
-            oct(st.st_mode),
-            st.st_nlink,
-            (st.st_uid, st.st_gid),
-            0 if is_directory else st.st_size,
-            st.st_rdev,
-            WHATEVER if st.st_ino in self.stored else old_time(st.st_mtime_ns),
-        )
-
-    def tree(self) -> dict[str, Entry]:
-        """`tree_state`, with times as far as they were set and not just left by a change."""
-        self.flush()
-        state = tree_state(self.root)
-        inodes = {path: os.lstat(self.root / path).st_ino for path in state}
-        return {
-            path: entry._replace(
-                mtime_ns=WHATEVER  # type: ignore[arg-type]
-                if inodes[path] in self.stored
-                else old_time(entry.mtime_ns or 0)
-            )
-            for path, entry in state.items()
-        }
-
-
-def old_time(time_ns: int) -> int:
-    """A time that somebody set; -1 for one that a change left."""
-    return time_ns if time_ns < LONG_AGO_NS else -1
-
-
-def _digest(data: bytes) -> tuple[int, str]:
-    return len(data), hashlib.sha256(data).hexdigest()[:16]
-
-
-def _check(result: int) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-@contextmanager
-def _nobody_else() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _user() -> Iterator[None]:
-    """Act as an ordinary user meanwhile."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(USER)
-    os.seteuid(USER)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
+    def key(self) -> str:
+        return self.pick(("user.origin", "user.a", "trusted.b"))
+
+    def value(self) -> bytes:
+        return self._random.randbytes(1) * self.pick((0, 1, 10, 30, 3000))
+
+    def acl(self) -> tuple[int, ...]:
+        """Permissions of owner, a user, group, mask and others; or without the user and mask."""
+        return tuple(self._random.randrange(8) for _ in range(self.pick((3, 5))))

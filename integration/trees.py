@@ -100,3 +100,17 @@ def make_model(path: Path) -> Path:
     os.setxattr(path / "config.json", "user.origin", b"hub")
     os.chown(path / "small.bin", 1000, 1000)
     return path
+
+
+def with_ctimes(root: Path) -> dict[str, tuple[Entry, int]]:
+    """Everything about a tree, and the time that no change goes without."""
+    return {path: (e, os.lstat(root / path).st_ctime_ns) for path, e in tree_state(root).items()}
+
+
+def differences(expected: dict[str, Entry], got: dict[str, Entry]) -> str:
+    """What differs between two trees, for a message; empty when nothing does."""
+    return "\n".join(
+        f"{path}:\n  expected: {expected.get(path)}\n  got:      {got.get(path)}"
+        for path in sorted(expected.keys() | got.keys())
+        if expected.get(path) != got.get(path)
+    )
