@@ -141,6 +141,12 @@ class Hand:
         st = os.fstat(fd)
         return self._seen(st)
 
+    def _tmpfile(self, slot: int, directory: str, flags: int, mode: int) -> object:
+        self._vacate(slot)
+        fd = os.open(self._at(directory), flags | os.O_TMPFILE | os.O_CLOEXEC, mode)
+        self.fds[slot] = fd
+        return self._seen(os.fstat(fd))
+
     def _vacate(self, slot: int) -> None:
         self._unmap(slot)
         if slot in self.fds:

@@ -96,12 +96,17 @@ _OPEN_FLAGS = (
     os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR | os.O_CREAT | os.O_APPEND,
     os.O_RDONLY | os.O_DIRECTORY, os.O_RDONLY | os.O_NOFOLLOW, os.O_PATH | os.O_NOFOLLOW,
 )  # fmt: skip
+_TMPFILE_FLAGS = (os.O_RDWR, os.O_WRONLY, os.O_RDWR | os.O_EXCL)
 _MODES = (0o600, 0o644, 0o640, 0o755, 0o777, 0o000, 0o444, 0o1777)
 _PRIVILEGED = (*_MODES, 0o4755, 0o2755, 0o6711, 0o2775)
 
 # How often an operation comes, and how its arguments are drawn.
 _DRAWN: dict[str, tuple[int, Callable[[Plan], tuple[Any, ...]]]] = {
     "open": (14, lambda p: (p.any_slot(), p.either(), p.pick(_OPEN_FLAGS), p.pick(_MODES))),
+    "tmpfile": (
+        2,
+        lambda p: (p.any_slot(), p.path(directory=True), p.pick(_TMPFILE_FLAGS), p.pick(_MODES)),
+    ),
     "close": (4, lambda p: (p.slot(),)),
     "pread": (6, lambda p: (p.slot(), p.size(), p.size())),
     "pwrite": (8, lambda p: (p.slot(), p.data(), p.size())),
