@@ -126,14 +126,14 @@ class Backing:
             # What the kernel was told before is not to be believed from now on.
             self._channel.invalidate_attr(node.nodeid)
 
-    async def truncate(self, node: Node, size: int) -> None:
+    async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
         before = self._overlay.getattr(node).st_size
         fd = await self._prepare_change(node, keep_data=size > 0)
         try:
-            # truncate(2) leaves the times when the size stays.  When it does not they are set, also
-            # those of a clone that was made empty.
-            if size != before:
+            # truncate(2) leaves the times when the size stays, and ftruncate(2) does not.  A clone
+            # that was made empty has its new size already.
+            if by_descriptor or size != before:
                 os.ftruncate(fd, size)
         finally:
             os.close(fd)

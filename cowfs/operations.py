@@ -274,7 +274,7 @@ class Operations(pyfuse3.Operations):
         inode: int,
         attr: EntryAttributes,
         fields: pyfuse3.SetattrFields,
-        _fh: int | None,
+        fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
         self._refuse_read_only()
@@ -284,7 +284,7 @@ class Operations(pyfuse3.Operations):
             async with lock_of(node):
                 if node.replaced:
                     raise failure(errno.ESTALE)
-                await self._backing.truncate(node, attr.st_size)
+                await self._backing.truncate(node, attr.st_size, by_descriptor=fh is not None)
             self._drop_privileges(node, ctx)
         node = await self._private(node)
         if not any(getattr(fields, name) for name in _FIELDS):

@@ -170,6 +170,8 @@ def what_changes_times(notes: Notes, root: Path) -> None:
     moved("failing unlink", lambda: os.unlink(void), root, void)
     moved("readdir", lambda: sorted(os.listdir(void)), void)
     fd = os.open(large, os.O_RDWR)
+    moved("ftruncate to the same", lambda: os.ftruncate(fd, 5 << 20), large)
+    moved("ftruncate", lambda: os.ftruncate(fd, 4 << 20), large)
     moved("fallocate", lambda: os.posix_fallocate(fd, 0, 6 << 20), large)
     moved("fallocate inside", lambda: os.posix_fallocate(fd, 0, 1 << 20), large)
     moved("fsync", lambda: os.fsync(fd), large)
