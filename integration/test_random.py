@@ -140,20 +140,6 @@ def test_truncate_to_nothing_sets_the_time(mount_copy: MountCopy, xfs: Path) -> 
     assert (copy / "small").stat().st_mtime_ns > before
 
 
-def test_acl_that_is_not_there_can_be_removed(mount_copy: MountCopy, xfs: Path) -> None:
-    copy = mount_copy(make_source(xfs / "source"), None, SHARE_MIN)
-    for name in ("system.posix_acl_access", "system.posix_acl_default"):
-        os.removexattr(copy / "small", name)
-        os.removexattr(copy / "a", name)
-
-
-def test_chown_to_nobody_takes_setuid_away(mount_copy: MountCopy, xfs: Path) -> None:
-    copy = mount_copy(make_source(xfs / "source"), None, SHARE_MIN)
-    (copy / "small").chmod(0o6755)
-    os.chown(copy / "small", -1, -1)
-    assert (copy / "small").stat().st_mode & 0o7777 == 0o755
-
-
 def test_reader_of_old_bytes_keeps_their_size_over_fchmod(mount_copy: MountCopy, xfs: Path) -> None:
     copy = mount_copy(make_source(xfs / "source"), None, SHARE_MIN)
     with (copy / "large").open("rb", buffering=0) as reader:
