@@ -127,9 +127,11 @@ class MovedDirectories:
 
     def _read(self) -> Iterator[tuple[bytes, bytes]]:
         """(lower path, path in the copy) of every moved directory."""
+        lowers: dict[bytes, bytes | None] = {b"": b""}
         for found in walk(self._upper_fd):
             if found.entry.is_dir(follow_symlinks=False):
                 where = ondisk.proc_path(found.directory_fd, found.name)
-                redirect = ondisk.get_redirect(where)
-                if redirect is not None and redirect.startswith(b"/"):
-                    yield redirect.lstrip(b"/"), found.path
+                lower = ondisk.lower_path(where, found.name, lowers[found.directory])
+                lowers[found.path] = lower
+                if lower is not None and lower != found.path:
+                    yield lower, found.path

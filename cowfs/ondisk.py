@@ -147,6 +147,21 @@ def get_redirect(where: int | bytes) -> bytes | None:
     return _get_mark(where, REDIRECT)
 
 
+def lower_path(where: int | bytes, name: bytes, parent: bytes | None) -> bytes | None:
+    """Where in the template the directory would be that shows through the upper directory *name*.
+
+    *parent* is the same of the directory that *name* is in. None: nothing can show through.
+    """
+    if is_opaque(where):
+        return None
+    redirect = get_redirect(where)
+    if redirect is not None and redirect.startswith(b"/"):
+        return redirect.lstrip(b"/")
+    if not parent:
+        return None if parent is None else redirect or name
+    return parent + b"/" + (redirect or name)
+
+
 def set_redirect(where: int | bytes, path: bytes) -> None:
     """Merge this directory with the lower directory `path`, absolute inside the lower tree."""
     set_xattr(where, REDIRECT, path)

@@ -122,15 +122,9 @@ class Overlay:
         self, parent: Directory, name: bytes, where: bytes
     ) -> tuple[bytes, int] | None:
         """Path and inode number of the lower directory that shows through an upper one."""
-        if ondisk.is_opaque(where):
+        path = ondisk.lower_path(where, name, parent.lower)
+        if path is None:
             return None
-        redirect = ondisk.get_redirect(where)
-        if redirect is None or not redirect.startswith(b"/"):
-            if parent.lower is None:
-                return None
-            path = _join(parent.lower, redirect or name)
-        else:
-            path = redirect.lstrip(b"/")
         try:
             fd = self.layers.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
