@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from integration.command import run
+from integration.command import cowfs, run
 from integration.hand import Hand
 from integration.mounts import MountCopy
 from integration.randomops import LARGE, Operation
@@ -35,6 +35,10 @@ class Origin:
 
     def _state(self) -> list[dict[str, tuple[Entry, int]]]:
         return [with_ctimes(self.source), with_ctimes(self.template)]
+
+    def check_copy(self, name: str) -> None:
+        """`cowfs check` finds nothing wrong with a copy that is not mounted."""
+        cowfs("check", "--store", self.store, name)
 
     def check_unchanged(self) -> None:
         assert self._state() == self._before, "a change reached the source or the template"
@@ -89,6 +93,7 @@ class Pair:
         self.close_all()
         state = tree_state(self.copy.root)
         self._mounts.unmount(self._origin.mountpoint)
+        self._origin.check_copy(self._on_disk.name)
         shown = as_overlayfs_shows_it(self._origin.template, self._on_disk)
         self._mount()
         different = differences(state, tree_state(self.copy.root))

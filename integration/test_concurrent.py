@@ -159,6 +159,7 @@ def test_processes_change_one_copy_at_once(mount_copy: MountCopy, xfs: Path, clo
     assert len(rounds) == len(_PROCESSES)
     state = tree_state(copy)
     mount_copy.unmount(copy)  # looks into the daemon's log
+    origin.check_copy("random")
     shown = as_overlayfs_shows_it(origin.template, origin.store / "copies" / "random")
     mount_copy(source, copy, *origin.options, "copy=random")
     different = differences(state, tree_state(copy))
