@@ -413,7 +413,7 @@ class Operations(pyfuse3.Operations):
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(b".", flags, dir_fd=self._overlay.layers.upper(directory))
         try:
-            await trio.to_thread.run_sync(os.fsync, fd)
+            await trio.to_thread.run_sync(syscalls.fsync_directory, fd)
         finally:
             os.close(fd)
 

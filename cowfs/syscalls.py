@@ -228,6 +228,17 @@ def open_tmpfile(dir_fd: int, mode: int) -> int:
     return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
 
+def fsync_directory(fd: int) -> None:
+    """fsync(2) of an open directory. OSError: EIO also when the volume is no more.
+
+    XFS writes nothing for a directory that is not in its log any more, and so reports success for
+    one whose changes were thrown away when the volume was shut down meanwhile. Opening it again
+    tells.
+    """
+    os.fsync(fd)
+    os.close(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
+
+
 def link_fd(fd: int, dir_fd: int, name: bytes) -> None:
     """Give the file of `fd` a name (linkat(2), AT_EMPTY_PATH); O_PATH and O_TMPFILE do.
 
