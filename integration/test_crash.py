@@ -484,6 +484,22 @@ def test_name_that_was_synced_is_there_when_the_log_is_lost_right_after(
     assert lost(mount_plain, small_xfs(256), NAMES) == []
 
 
+def test_sync_of_a_directory_fails_when_its_changes_were_lost(
+    small_xfs: Callable[..., Volume],
+) -> None:
+    volume = small_xfs()
+    (volume.mountpoint / "old").touch()
+    fd = os.open(volume.mountpoint, os.O_RDONLY)
+    try:
+        syscalls.fsync_directory(fd)
+        (volume.mountpoint / "old").rename(volume.mountpoint / "new")
+        run("xfs_io", "-x", "-c", "shutdown", volume.mountpoint)
+        with pytest.raises(OSError, match="Input/output error"):
+            syscalls.fsync_directory(fd)
+    finally:
+        os.close(fd)
+
+
 # --- commands that are killed ---------------------------------------------------------------------
 
 
