@@ -86,9 +86,20 @@ class Cloner:
                         if is_directory:
                             os.mkdir(name, 0o755, dir_fd=fd)
                         else:
-                            os.close(os.open(name, _NEW, 0o644, dir_fd=fd))
+                            self._make_placeholder(fd, name)
                 finally:
                     os.close(fd)
+
+    @staticmethod
+    def _make_placeholder(dir_fd: int, name: str) -> None:
+        fd = os.open(name, _NEW, 0o644, dir_fd=dir_fd)
+        try:
+            syscalls.set_immutable(fd, True)
+        except OSError as error:
+            if error.errno not in _NO_FLAGS:
+                raise
+        finally:
+            os.close(fd)
 
     def clone_chunk(self, chunk: Chunk) -> None:
         """Do one piece of work. SourceChanged, OSError."""
