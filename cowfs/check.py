@@ -75,8 +75,9 @@ class _Checker:
 
     def run(self, names: Sequence[str] | None) -> None:
         store = self._store
-        self._parts()
-        self._leftovers()
+        with self._failing(store.path):
+            self._parts()
+            self._leftovers()
         chosen = copies.names(store) if names is None else list(names)
         based = {name: self._template_of(name) for name in chosen}
         wanted = set(filter(None, based.values()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,8 +20,9 @@ import pytest
 from cowfs.errors import CHECK_LEFT, CHECK_REPAIRED, MountFailure, UsageError
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
+from integration.hand import Hand
 from integration.mounts import MountCopy
-from integration.randomops import Hand, Plan, make_source
+from integration.randomops import Plan, make_source
 from integration.trees import make_model, tree_state
 from integration.volumes import Volume
 
@@ -164,7 +167,7 @@ class Case(NamedTuple):
     """
 
     name: str
-    plant: Callable[[Path, Path], None]
+    plant: Callable[[Path, Path], object]
     problem: str
     status: str  # before: "error" or "harmless"
     repaired: bool = True
@@ -226,6 +229,8 @@ BROKEN_CASES = [
     Case("template-gone", lambda copy, _: (copy / "copy.json").write_text(
         json.dumps({**json.loads((copy / "copy.json").read_text()), "template": "0" * 32})),
         "damaged-copy", "error", False),
+    Case("no-directory", lambda copy, _: [shutil.rmtree(copy), copy.touch()], "no-copy", "error",
+         False),
 ]  # fmt: skip
 
 
@@ -415,6 +420,37 @@ def test_marks_are_not_judged_by_what_a_damaged_template_lacks(store: Store) -> 
     (store.path.parent / "taken").rename(template / "tree" / "tokenizer")
 
 
+def test_template_is_clean_whatever_was_in_its_source(
+    small_xfs: Callable[..., Volume], mount_plain: MountCopy, tmp_path: Path
+) -> None:
+    """Above all what is left out of it: the store, mounts, sockets, whiteouts."""
+    volume = small_xfs()
+    top = volume.mountpoint
+    make_model(top / "model")
+    for number in range(2):
+        os.link(top / "model" / "latest", top / f"link{number}", follow_symlinks=False)
+    (top / "there").mkdir()
+    (top / "file").write_text("hidden")
+    (top / "future").touch()
+    os.utime(top / "future", (2**33, 2**33))
+    os.mknod(top / "device", stat.S_IFBLK, os.makedev(7, 99))
+    os.mknod(top / "gone", stat.S_IFCHR)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(top / "socket"))
+    outside = tmp_path / "outside"
+    outside.touch()
+    run("mount", "--bind", tmp_path, top / "there")
+    run("mount", "--bind", outside, top / "file")
+    try:
+        root = mount_plain(top, None, "copy=all")
+        (root / "model" / "hard1").write_text("changed")
+        mount_plain.unmount(root)
+    finally:
+        run("umount", top / "there")
+        run("umount", top / "file")
+    assert check(Store(top / ".cowfs"), "--all")[1]["findings"] == []
+
+
 # --- what is whole --------------------------------------------------------------------------------
 
 
@@ -423,7 +459,8 @@ def test_copy_is_clean_after_heavy_use(mount_copy: MountCopy, xfs: Path, mode: s
     store = Store(xfs / "store")
     options = ("copy=used", f"store={store.path}", "share_min=8k", "dev")
     root = mount_copy(source, None, *options)
-    plan, hand = Plan(f"check {mode}", root), Hand(root)
+    hand = Hand(root)
+    plan = Plan(random.Random(f"check {mode}"), root, lambda: list(hand.fds))
     for _ in range(1500):
         operation = plan.draw()
         if operation.name not in ("map_read", "map_store"):  # may be cut off: SIGBUS

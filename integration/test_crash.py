@@ -27,7 +27,7 @@ from cowfs.store import Copy, Store
 from integration import crashload, kernel
 from integration.command import COWFS, cowfs, run
 from integration.mounts import MountCopy
-from integration.trees import make_model, tree_state
+from integration.trees import make_model, tree_state, with_ctimes
 from integration.volumes import Volume
 
 LINKS = 4
@@ -35,13 +35,6 @@ ROUNDS = 3
 SECONDS = float(os.environ.get("COWFS_CRASH_SECONDS", "0"))
 SEED = os.environ.get("COWFS_TEST_SEED") or str(random.SystemRandom().randrange(10**9))
 REPOSITORY = Path(__file__).parent.parent
-
-
-def with_ctimes(path: Path) -> dict[str, tuple[object, ...]]:
-    return {
-        name: (entry, os.lstat(path / name).st_ino, os.lstat(path / name).st_ctime_ns)
-        for name, entry in tree_state(path).items()
-    }
 
 
 def findings(store: Path) -> list[tuple[str, str]]:
