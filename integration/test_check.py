@@ -500,6 +500,31 @@ def test_copy_of_a_killed_daemon_has_nothing_but_what_the_next_mount_removes(
     assert check(store, "--all")[1]["findings"] == []
 
 
+def test_copy_that_was_changed_through_overlayfs_is_clean(
+    mount_plain: MountCopy, store: Store, tmp_path: Path
+) -> None:
+    copy, tree = store.copy("made"), store.template() / "tree"
+    options = f"redirect_dir=on,lowerdir={tree},upperdir={copy / 'upper'},workdir={copy / 'work'}"
+    run("mount", "-t", "overlay", "-o", options, "none", tmp_path)
+    try:
+        (tmp_path / "many").rename(tmp_path / "words" / "many")
+        (tmp_path / "words" / "deep").rename(tmp_path / "words" / "shallow")
+        # Nothing that is still shared: overlayfs lets nobody touch the template's immutable files.
+        (tmp_path / "words" / "many" / "g001").unlink()
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").mkdir()
+        (tmp_path / "new" / "by overlayfs").write_text("new")
+        seen = tree_state(tmp_path).keys()
+    finally:
+        run("umount", tmp_path)
+    assert said(check(store, "made")[1], store.path) == [("orphans", "harmless")]
+    assert check(store, "made", "--repair")[0] == 0
+    root = mount_plain(store.path.parent / "model", None, "copy=made", f"store={store.path}")
+    assert tree_state(root).keys() == seen
+    mount_plain.unmount(root)
+    assert check(store, "--all")[1]["findings"] == []
+
+
 def test_copy_in_use_is_left_alone_and_its_template_examined(
     mount_plain: MountCopy, store: Store, xfs: Path
 ) -> None:
