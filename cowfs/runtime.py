@@ -5,11 +5,16 @@
 A daemon writes its record when its mount answers and removes it at the end. A killed one leaves it
 behind: whoever reads the records drops those that are not true any more. Nothing here touches a
 mount itself, which may hang; what is mounted is read from the mount table.
+
+A device number is free as soon as its mount is gone, and the next mount may write its record before
+the last one's daemon, or a reader, removes the old one: so both look again under a lock (flock of
+the directory).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -47,13 +52,18 @@ class Record:
 def write(record: Record) -> None:
     """Write the record of a mount that answers. OSError."""
     with _open_directory(create=True) as directory:
+        fcntl.flock(directory, fcntl.LOCK_EX)
         jsonfile.write(directory, record.device + _SUFFIX, asdict(record))
 
 
 def remove(device: str) -> None:
-    """Remove the record of a mount that has ended; no error when there is none."""
+    """Remove this process's record of a mount that has ended; no error when there is none."""
+    name = device + _SUFFIX
     with contextlib.suppress(FileNotFoundError), _open_directory(create=False) as directory:
-        os.unlink(device + _SUFFIX, dir_fd=directory)
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        record = _parse(directory, name)
+        if record is not None and record.daemon_pid == os.getpid():
+            os.unlink(name, dir_fd=directory)
 
 
 def open_log(device: str) -> int:
@@ -102,16 +112,31 @@ def log_path(device: str) -> str:
 def _read(directory: int, name: str) -> Record | None:
     """A record that is true; None for another, which is deleted."""
     try:
-        record = Record(**jsonfile.read(directory, name))
-        if name == record.device + _SUFFIX and _is_running(record):
-            return record
+        record = _parse(directory, name)
+        if not _is_true(record, name):
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            try:
+                record = _parse(directory, name)
+                if not _is_true(record, name):
+                    os.unlink(name, dir_fd=directory)
+                    return None
+            finally:
+                fcntl.flock(directory, fcntl.LOCK_UN)
     except FileNotFoundError:  # its mount has just ended
         return None
-    except (ValueError, TypeError):  # not one of ours, or of another version
-        pass
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
-    return None
+    return record
+
+
+def _parse(directory: int, name: str) -> Record | None:
+    """What a record says; None for one that is not ours, or of another version. OSError."""
+    try:
+        return Record(**jsonfile.read(directory, name))
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_true(record: Record | None, name: str) -> bool:
+    return record is not None and name == record.device + _SUFFIX and _is_running(record)
 
 
 def _is_running(record: Record) -> bool:

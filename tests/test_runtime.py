@@ -134,3 +134,28 @@ def test_symlink_in_place_of_the_directory_is_not_followed(table: Table, tmp_pat
     with pytest.raises(NotADirectoryError):
         runtime.write(RECORD)
     assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_record_of_the_next_mount_with_that_device_is_not_removed(
+    table: Table, tmp_path: Path
+) -> None:
+    runtime.write(replace(RECORD, daemon_pid=os.getppid()))
+    runtime.remove(RECORD.device)
+    assert files(tmp_path) == ["0:99.json"]
+
+
+def test_record_that_was_replaced_while_it_was_judged_is_kept(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.write(replace(RECORD, daemon_pid=os.getppid()))  # of a daemon that has ended
+    read = table.read
+
+    def read_while_another_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
+        monkeypatch.setattr(mountinfo, "read", read)
+        table.mount(RECORD.device, RECORD.mountpoint)
+        runtime.write(RECORD)
+        return read(path)
+
+    monkeypatch.setattr(mountinfo, "read", read_while_another_mounts)
+    assert runtime.all() == [RECORD]
+    assert files(tmp_path) == ["0:99.json"]
