@@ -114,7 +114,9 @@ class TemplateCheck:
                     if len(paths) == 1:
                         self._bytes += st.st_size
                         self._regular(fd, place, name, st, touched)
-                elif ondisk.is_whiteout(st):
+                elif st.st_ctime_ns > self._sealed_ns:
+                    self._changed.append(os.fsdecode(path))
+                if kind != stat.S_IFREG and ondisk.is_whiteout(st):
                     self._tell(
                         path,
                         "whiteout-in-template",
@@ -175,6 +177,10 @@ class TemplateCheck:
                 )
             detail = f"is not what was sealed: {' and '.join(differences)}{where}"
             self._tell(b"", "counts", detail, _SEAL_ANEW)
+        else:
+            for path in self._changed:
+                detail = "its owner, mode, attributes or entries were changed since it was sealed"
+                self._tell(os.fsencode(path), "changed", detail, _SEAL_ANEW)
         return not differences
 
     def _compare_links(self) -> bool:
