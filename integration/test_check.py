@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -388,6 +389,7 @@ def test_every_damage_of_a_template_is_found_and_what_is_certain_repaired(store:
         run("cp", "-a", "--reflink=always", sealed, templates / name)
         run("find", templates / name / "tree", "-type", "f", "-exec", "chattr", "+i", "{}", "+")
         (templates / name).chmod(0o700)  # the moment of its sealing
+        time.sleep(0.02)  # longer than a tick of the kernel's clock
         damage(templates / name)
     try:
         code, found = check(store, "--all")
