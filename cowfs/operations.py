@@ -288,7 +288,7 @@ class Operations(pyfuse3.Operations):
             self._drop_privileges(node, ctx)
         node = await self._private(node)
         if not any(getattr(fields, name) for name in _FIELDS):
-            self._chown_nothing(node, ctx)
+            self._change_nothing(node, ctx)
         if fields.update_uid or fields.update_gid:
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
@@ -445,17 +445,16 @@ class Operations(pyfuse3.Operations):
             node = self._overlay.current(node)  # it may have been replaced while we waited
         return node
 
-    def _chown_nothing(self, node: Node, ctx: RequestContext) -> None:
-        """chown(2) with -1 for both ids: the only change that comes without a field.
+    def _change_nothing(self, node: Node, ctx: RequestContext) -> None:
+        """A change without a field: chown(2) with -1 for both ids, which takes setuid and setgid.
 
-        It still takes setuid and setgid away, for which one has to be the owner.
+        The kernel sends the same before a fallocate(2) or copy_file_range(2) of a file with these
+        bits, whoever calls; the channel takes them away then.
         """
         st = self._overlay.getattr(node)
-        if st.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISDIR(st.st_mode):
-            if ctx.uid not in (0, st.st_uid):
-                raise failure(errno.EPERM)
+        if ctx.uid in (0, st.st_uid):
             self._drop_privileges(node, ctx)
-        self._overlay.set_owner(node, -1, -1)
+            self._overlay.set_owner(node, -1, -1)
 
     def _drop_privileges(self, node: Node, ctx: RequestContext) -> None:
         """What a change of data or owner does to setuid and setgid without CAP_FSETID: inode(7).

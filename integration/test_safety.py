@@ -171,6 +171,20 @@ def test_setuid_goes_with_every_change_by_a_user(oracle: Oracle, how: str, name:
     assert stat.S_IMODE(oracle.same(act)) == 0o777
 
 
+def test_fallocate_of_a_setuid_file_by_somebody_else_succeeds(oracle: Oracle) -> None:
+    """The kernel asks for a change of attributes first that names none."""
+
+    def act(root: Path) -> int:
+        fd = os.open(root / "config.json", os.O_RDWR)
+        os.fchmod(fd, 0o6711)
+        with user():
+            os.posix_fallocate(fd, 0, 8 * MIB)
+        os.close(fd)
+        return (root / "config.json").stat().st_mode
+
+    assert stat.S_IMODE(oracle.same(act)) == 0o711
+
+
 @pytest.mark.parametrize("gid", [USER, 2000, 3000])
 @pytest.mark.parametrize("how", ["write", "ftruncate", "truncate", "O_TRUNC", "allocate", "chgrp"])
 def test_setgid_without_group_execution_stays_for_the_group_only(
