@@ -23,7 +23,7 @@ from integration.oracle import Oracle
 from integration.trees import tree_state
 
 #: Entries of the large directory. It takes minutes with 100,000.
-ENTRIES = int(os.environ.get("COWFS_TOOLS_ENTRIES", "5000"))
+ENTRIES = int(os.environ.get("COWFS_TOOLS_ENTRIES", "3000"))
 
 _DATE = "2024-05-06T07:08:09Z"
 _PAST = 1_700_000_000
