@@ -126,12 +126,12 @@ class MovedDirectories:
         return self._places.get(lower)
 
     def _read(self) -> Iterator[tuple[bytes, bytes]]:
-        """(lower path, path in the copy) of every moved directory."""
+        """(lower path, path in the copy) of every directory that is merged."""
         lowers: dict[bytes, bytes | None] = {b"": b""}
         for found in walk(self._upper_fd):
             if found.entry.is_dir(follow_symlinks=False):
                 where = ondisk.proc_path(found.directory_fd, found.name)
                 lower = ondisk.lower_path(where, found.name, lowers[found.directory])
                 lowers[found.path] = lower
-                if lower is not None and lower != found.path:
+                if lower is not None:  # also at the same path, with a new directory above it
                     yield lower, found.path

@@ -235,6 +235,22 @@ def test_file_without_a_name_goes_with_its_last_descriptor(oracle: Oracle) -> No
     assert oracle.same(act)[0] == 0
 
 
+def test_hard_links_are_found_in_a_directory_that_came_back_below_a_new_one(
+    mount_copy: MountCopy, xfs: Path
+) -> None:
+    source = xfs / "source"
+    (source / "top/case/dir").mkdir(parents=True)
+    (source / "top/case/hard1").write_text("two names")
+    os.link(source / "top/case/hard1", source / "top/case/dir/hard2")
+    root = mount_copy(source)
+    (root / "top").rename(root / "old")
+    (root / "top").mkdir()
+    (root / "old/case").rename(root / "top/case")
+    (root / "top/case/hard1").write_text("changed")
+    assert (root / "top/case/dir/hard2").read_text() == "changed"
+    assert (root / "top/case/dir/hard2").stat().st_nlink == 2
+
+
 def test_directory_is_renamed_changed_and_renamed_back(oracle: Oracle) -> None:
     def act(root: Path) -> None:
         (root / "tokenizer").rename(root / "a")
