@@ -20,6 +20,7 @@ from cowfs import __version__, report
 from cowfs.errors import (
     CHECK_EXIT_CODES,
     EXIT_CODES,
+    WARM_EXIT_CODES,
     CowfsError,
     InternalError,
     Interrupted,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cowfs.findings import Report
     from cowfs.runtime import Record
     from cowfs.store import CopyInfo, Store
+    from cowfs.warm import Outcome
 
 DEBUG_VARIABLE = "COWFS_DEBUG"
 
@@ -209,6 +211,60 @@ def check(
     return found.exit_code
 
 
+@cowfs.command(
+    short_help="Fill the page cache before somebody reads.",
+    epilog="\b\nExit codes:\n"
+    + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in WARM_EXIT_CODES.items()),
+)
+@click.option(
+    "--limit",
+    metavar="SIZE",
+    help="Read at most SIZE bytes (with k, M, G or T) that are not in memory yet. Without it: "
+    "seven eighths of the memory that is available, to this control group too.",
+)
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="Read with N threads.",
+)
+@_json_option
+@click.argument("paths", metavar="MOUNTPOINT|PATH...", nargs=-1, required=True)
+def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) -> int:
+    """Fill the page cache with the files at and below each PATH, before somebody reads them.
+
+    In a copy root reads the files behind it: their pages serve all copies of the same template, and
+    no second set of pages is made. Elsewhere the files themselves are read. What is in memory
+    already is not read again, holes cost nothing, and a file with several names is read once.
+
+    Files are read in the order of their names. A PATH that is a symlink is followed, a symlink
+    below it is not, and other mounts below it are left out. An interrupt ends it with the report so
+    far.
+    """
+    from cowfs import warm as warming
+    from cowfs.options import parse_size
+
+    size = None if limit is None else parse_size("--limit", limit)
+    try:
+        with report.warming_progress() as progress:
+            outcome = warming.warm(paths, limit=size, jobs=jobs, progress=progress)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UsageError(f"{where}{error.strerror}") from None
+    for path, reason in outcome.errors:
+        _say_error(f"{path}: {reason}")
+    if as_json:
+        click.echo(json.dumps(outcome.as_json(), indent=2))
+    else:
+        for line in _warm_lines(outcome, default_limit=size is None):
+            click.echo(line)
+    if outcome.interrupted:
+        return Interrupted.exit_code
+    return SystemFailure.exit_code if outcome.errors else 0
+
+
 @cowfs.command(short_help="Tell whether copies work here, and what to do if not.")
 @_json_option
 @click.argument("path", required=False)
@@ -307,6 +363,24 @@ def _check_lines(found: Report) -> Iterator[str]:
     ]
     verdict = ", ".join(problems) if found.findings else "clean"
     yield f"{', '.join(counts)}: {verdict}"
+
+
+def _warm_lines(outcome: Outcome, *, default_limit: bool) -> Iterator[str]:
+    """What `cowfs warm` has done, for people."""
+
+    def size(amount: int | None) -> str:
+        return "not told to this user" if amount is None else report.human_size(amount)
+
+    speed = report.human_size(int(outcome.read / max(outcome.seconds, 0.001)))
+    yield f"{report.count(outcome.files, 'file')}, {size(outcome.bytes)}"
+    yield f"in memory before: {size(outcome.resident_before)}"
+    yield f"read: {size(outcome.read)} in {outcome.seconds:.1f} s ({speed}/s)"
+    yield f"in memory now: {size(outcome.resident_after)}"
+    if outcome.limit_reached:
+        reason = "what the memory has to spare" if default_limit else "--limit"
+        yield f"not everything was read: the limit is {size(outcome.limit)}, {reason}"
+    if outcome.interrupted:
+        yield "interrupted"
 
 
 def _stores(path: str | None) -> list[Store]:

@@ -69,3 +69,11 @@ CHECK_EXIT_CODES: dict[int, str] = {
     MountFailure.exit_code: "it could not be examined: in use, or the store cannot be read",
 }
 """The exit codes of `cowfs check`, beside those for a wrong call and the like."""
+
+WARM_EXIT_CODES: dict[int, str] = {
+    0: "everything was read, or as much as the limit allows",
+    UsageError.exit_code: "a path does not exist or may not be looked at; nothing was read",
+    SystemFailure.exit_code: "files that are named could not be read; the others were",
+    Interrupted.exit_code: "interrupted by the user",
+}
+"""The exit codes of `cowfs warm`."""

@@ -11,7 +11,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     import rich.progress
@@ -103,35 +103,62 @@ class SealingBar:
 
     def _draw(self) -> rich.progress.Progress:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            *self._numbers(),
             console=Console(file=self._out),
             transient=True,
         )
         bar.start()
         return bar
 
+    def _numbers(self) -> Sequence[rich.progress.ProgressColumn]:
+        from rich.progress import MofNCompleteColumn
+
+        return (MofNCompleteColumn(),)
+
+
+class WarmingBar(SealingBar):
+    """The same, which counts bytes. See warm.Progress."""
+
+    def begin(self, files: int, size: int) -> None:
+        """So many bytes of so many files are to be read from here on."""
+        super().begin(files, size)
+        self._files = size
+
+    def _numbers(self) -> Sequence[rich.progress.ProgressColumn]:
+        from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        return DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()
+
 
 def sealing_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
     """What shows on stderr how far sealing is; None where nobody watches."""
-    return _progress("sealing")
+    return _progress(SealingBar, "sealing")
 
 
 def checking_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
     """The same for `cowfs check`."""
-    return _progress("checking")
+    return _progress(SealingBar, "checking")
+
+
+def warming_progress() -> contextlib.AbstractContextManager[WarmingBar | None]:
+    """The same for `cowfs warm`, in bytes."""
+    return _progress(WarmingBar, "reading")
+
+
+_Bar = TypeVar("_Bar", bound=SealingBar)
 
 
 @contextlib.contextmanager
-def _progress(doing: str) -> Iterator[SealingBar | None]:
+def _progress(kind: type[_Bar], doing: str) -> Iterator[_Bar | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    bar = SealingBar(sys.stderr, doing)
+    bar = kind(sys.stderr, doing)
     try:
         yield bar
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -64,6 +65,9 @@ _FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
 _FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
 
 _SYS_OPENAT2 = 437  # one number on every architecture but alpha
+_SYS_CACHESTAT = 451
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
 _STATX_BTIME = 0x800
 _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
@@ -99,6 +103,20 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
+class _CachestatRange(ctypes.Structure):
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _Cachestat(ctypes.Structure):
+    _fields_ = (
+        ("nr_cache", ctypes.c_uint64),
+        ("nr_dirty", ctypes.c_uint64),
+        ("nr_writeback", ctypes.c_uint64),
+        ("nr_evicted", ctypes.c_uint64),
+        ("nr_recently_evicted", ctypes.c_uint64),
+    )
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.linkat.argtypes = (
@@ -125,6 +143,17 @@ _libc.statx.argtypes = (
     ctypes.c_void_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 def _call(function: Callable[..., int], *args: object, filename: bytes | None = None) -> int:
@@ -325,3 +354,40 @@ def birth_time(path: bytes, *, follow: bool) -> int | None:
 def umount2(target: bytes, flags: int) -> None:
     """umount2(2)."""
     _call(_libc.umount2, target, flags, filename=target)
+
+
+def cachestat(fd: int, offset: int, length: int) -> int:
+    """How many pages of a range of a file (bytes, length above 0) its page cache holds.
+
+    cachestat(2). OSError: ENOSYS before Linux 6.5, EPERM for who neither owns the file nor may
+    write it.
+    """
+    asked, found = _CachestatRange(offset, length), _Cachestat()
+    _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_CACHESTAT),
+        ctypes.c_int(fd),
+        ctypes.byref(asked),
+        ctypes.byref(found),
+        ctypes.c_uint(0),
+    )
+    return int(found.nr_cache)
+
+
+def mincore(fd: int, offset: int, length: int) -> int:
+    """How many pages of a range of a file a new mapping of it would find in memory.
+
+    Where FUSE passes a file through, those are the pages of the backing file, which cachestat(2)
+    does not see. *offset* is that of a page. To who neither owns the file nor may write it the
+    kernel says that all of them are in memory (mincore(2)). OSError of mmap(2).
+    """
+    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    try:
+        pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+        _call(_libc.mincore, address, length, pages)
+        return pages.raw.count(b"\1")
+    finally:
+        _libc.munmap(address, length)

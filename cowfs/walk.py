@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cowfs import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Found(NamedTuple):
@@ -33,20 +33,33 @@ class Found(NamedTuple):
         return self.directory + b"/" + self.name if self.directory else self.name
 
 
-def walk(root_fd: int) -> Iterator[Found]:
+def walk(
+    root_fd: int,
+    *,
+    one_mount: bool = False,
+    failed: Callable[[bytes, OSError], None] | None = None,
+) -> Iterator[Found]:
     """Everything below a directory, in no order but that a directory comes before what is in it.
 
-    What goes away meanwhile is left out.  OSError of open(2) and readdir(2).
+    What goes away meanwhile is left out; with *one_mount* what is in other mounts, too.  OSError of
+    open(2) and readdir(2); with *failed* that is called with the directory's path, and the rest
+    goes on.
     """
+    resolve = syscalls.RESOLVE_NO_XDEV if one_mount else 0
     pending = [b""]
     while pending:
         path = pending.pop()
         try:
-            fd = syscalls.open_below(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+            fd = syscalls.open_below(root_fd, path, os.O_RDONLY | os.O_DIRECTORY, resolve)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR) and path:
                 continue
-            raise
+            if error.errno == errno.EXDEV and one_mount:
+                continue
+            if failed is None:
+                raise
+            failed(path, error)
+            continue
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 ROOMS = {
     "commands": "__main__ cli doctor launch preflight probes report unmount",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
+    "warm": "warm warmfiles",
     "daemon": "daemon keeper config mountpoint",
     "operations": "operations backing priming",
     "overlay": "overlay links",
@@ -36,8 +37,9 @@ ROOMS = {
 
 #: The rooms directly below each one. A room may use these and all that are below them.
 BELOW = {
-    "commands": "daemon check store options",
+    "commands": "daemon check warm store options",
     "check": "store",
+    "warm": "overlay store options",
     "daemon": "channel operations store options",
     "operations": "overlay",
     "overlay": "inodes copyup",
