@@ -32,9 +32,11 @@ static void answer_read(struct channel *ch, const struct request *rq, const stru
 	if (b->id > 0) {
 		/* A passed-through file is only read here for fadvise(WILLNEED) and readahead(2).
 		 * Data would fill a second page cache: start the read-ahead where the pages
-		 * belong. The kernel drops the error silently. */
+		 * belong. The kernel drops the error silently, and keeps the empty pages that it
+		 * made for the data: have them taken away. */
 		readahead(b->fd, (off_t)in.offset, in.size);
 		answer_here(ch, rq, EIO, NULL, 0);
+		notify_inval_pages(ch, rq->head.nodeid, in.offset, in.size);
 		return;
 	}
 	while (got < want) {

@@ -193,3 +193,16 @@ int notify_inval_attr(struct channel *ch, uint64_t nodeid)
 
 	return err == -ENOENT ? 0 : err;
 }
+
+int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size)
+{
+	struct {
+		struct fuse_out_header head;
+		struct fuse_notify_inval_inode_out out;
+	} m = {
+		.head = {.len = sizeof(m), .error = FUSE_NOTIFY_INVAL_INODE},
+		.out = {.ino = nodeid, .off = (int64_t)offset, .len = size},
+	};
+
+	return notify_later(ch, &m, sizeof(m));
+}

@@ -84,10 +84,17 @@ static void a_megabyte_is_written_and_read_in_one_request(void)
 static void a_read_of_a_passed_through_file_only_starts_readahead(void)
 {
 	int fd = scratch_file("0123456789");
+	struct fuse_notify_inval_inode_out out;
+	struct message *m;
 	struct peer p;
 
 	start_with(&p, fd, NODE_SHARED, true);
-	read_node(&p, 0, 4096, EIO, 0);
+	read_node(&p, 8192, 4096, EIO, 0);
+	/* and the empty pages that the kernel has made for it are taken away */
+	m = kernel_gets(&p);
+	CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_INODE);
+	memcpy(&out, BODY(m), sizeof(out));
+	CHECK(out.ino == 5 && out.off == 8192 && out.len == 4096);
 	peer_stop(&p);
 	close(fd);
 }
