@@ -268,39 +268,38 @@ def _within(limit: int, stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
         return
 
 
-def _read(
-    plan: Sequence[_Stretch], jobs: int, outcome: Outcome, progress: Progress | None
-) -> None:
+def _read(plan: Sequence[_Stretch], jobs: int, outcome: Outcome, progress: Progress | None) -> None:
     lock = threading.Lock()
     if progress is not None:
         size = sum(stretch.missing for stretch in plan)
         progress.begin(len({id(stretch.file) for stretch in plan}), size)
 
-    def read(stretch: _Stretch) -> Iterator[None]:
-        ranges = sum(length for _, length in stretch.parts)
-        with _blaming(stretch.file, outcome), _opened(stretch.file) as fd:
-            done = counted = 0
-            with mmap.mmap(-1, _BLOCK) as buffer, memoryview(buffer) as view:
-                for offset, length in stretch.parts:
-                    for start in range(offset, offset + length, _BLOCK):
-                        got = os.preadv(fd, [view[: min(_BLOCK, offset + length - start)]], start)
-                        done += got
-                        # of a part that was there in part, the share that was not
-                        news = stretch.missing * done // ranges - counted
-                        counted += news
-                        with lock:
-                            outcome.read += news
-                            if progress is not None:
-                                progress.advance(news)
-                        yield
-
-    def read_all(stretch: _Stretch, stop: threading.Event) -> None:
-        for _ in read(stretch):
-            if stop.is_set():
-                return
-
     stop = threading.Event()
-    _in_parallel(lambda stretch: read_all(stretch, stop), plan, jobs, stop)
+
+    def read(stretch: _Stretch) -> None:
+        length = sum(length for _, length in stretch.parts)
+        buffer = memoryview(bytearray(min(_BLOCK, length)))
+        done = counted = 0
+        with _blaming(stretch.file, outcome), _opened(stretch.file) as fd:
+            for offset, size in _blocks(stretch.parts):
+                if stop.is_set():
+                    return
+                done += os.preadv(fd, [buffer[:size]], offset)
+                # of what was there in part, the share that was not
+                news = stretch.missing * done // length - counted
+                counted += news
+                with lock:
+                    outcome.read += news
+                    if progress is not None:
+                        progress.advance(news)
+
+    _in_parallel(read, plan, jobs, stop)
+
+
+def _blocks(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for offset, length in parts:
+        for start in range(offset, offset + length, _BLOCK):
+            yield start, min(_BLOCK, offset + length - start)
 
 
 def _in_parallel(

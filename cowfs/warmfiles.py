@@ -131,9 +131,7 @@ def _record(mount: mountinfo.Mount) -> runtime.Record | None:
     return None
 
 
-def _regular_files(
-    overlay: Overlay, path: bytes
-) -> Iterator[tuple[bytes, Node, os.stat_result]]:
+def _regular_files(overlay: Overlay, path: bytes) -> Iterator[tuple[bytes, Node, os.stat_result]]:
     """Path in the copy, node and lstat of every regular file at or below a path, by name."""
     node: Node = overlay.nodes.root
     st = overlay.getattr(node)
