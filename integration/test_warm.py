@@ -1,0 +1,215 @@
+"""`cowfs warm`, and what else asks for pages ahead: they come to where copies share them."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowfs.syscalls import cachestat
+from integration.command import cowfs
+from integration.conftest import Mode
+from integration.mounts import MountCopy
+from integration.trees import make_model
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+
+
+def resident(path: Path) -> int:
+    """Bytes of a file in the page cache of its own inode."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return cachestat(fd, 0, max(os.fstat(fd).st_size, 1)) * mmap.PAGESIZE
+    finally:
+        os.close(fd)
+
+
+def drop(path: Path) -> None:
+    """Take a file's pages out of memory."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+    assert resident(path) == 0
+
+
+def warm(*args: str | Path) -> dict[str, Any]:
+    outcome: dict[str, Any] = json.loads(cowfs("warm", "--json", *args).stdout)
+    return outcome
+
+
+def template(mounts: MountCopy, mountpoint: Path) -> Path:
+    record = mounts.record(mountpoint)
+    return Path(record["store"], "templates", record["template"], "tree")
+
+
+def upper(mounts: MountCopy, mountpoint: Path) -> Path:
+    record = mounts.record(mountpoint)
+    return Path(record["store"], "copies", record["copy"], "upper")
+
+
+@pytest.fixture
+def weights(xfs: Path) -> Path:
+    """A directory with one large file."""
+    path = xfs / "weights"
+    path.mkdir()
+    (path / "model.bin").write_bytes(os.urandom(MIB) * (SIZE // MIB))
+    return path
+
+
+def test_a_warm_copy_has_one_set_of_pages_and_it_is_the_shared_one(
+    mount_copy: MountCopy, weights: Path
+) -> None:
+    first, second = mount_copy(weights), mount_copy(weights)
+    backing = template(mount_copy, first) / "model.bin"
+    drop(backing)
+    outcome = warm(first)
+    assert (outcome["files"], outcome["bytes"], outcome["read"]) == (1, SIZE, SIZE)
+    assert (outcome["resident_before"], outcome["resident_after"]) == (0, SIZE)
+    assert resident(backing) == SIZE
+    assert resident(first / "model.bin") == 0
+    again = warm(second)
+    assert (again["resident_before"], again["read"]) == (SIZE, 0)
+
+
+def test_warm_reads_what_the_copy_shows_and_not_what_it_hides(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    mountpoint = mount_copy(model)
+    with (mountpoint / "weights.bin").open("r+b") as file:
+        file.write(b"mine")
+    (mountpoint / "small.bin").unlink()
+    (mountpoint / "tokenizer").rename(mountpoint / "moved")
+    (mountpoint / "new").write_bytes(bytes(MIB))
+    tree, own = template(mount_copy, mountpoint), upper(mount_copy, mountpoint)
+    hidden = [tree / "weights.bin", tree / "small.bin"]
+    shown = [own / "weights.bin", own / "new", tree / "tokenizer" / "vocab.txt"]
+    for path in (*hidden, *shown):
+        drop(path)
+    outcome = warm(mountpoint)
+    assert [resident(path) for path in hidden] == [0, 0]
+    for path in shown:
+        assert resident(path) >= path.stat().st_size
+    assert outcome["resident_after"] == outcome["bytes"]
+
+
+def test_warm_of_one_file_or_directory_of_a_copy_leaves_the_others(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    mountpoint = mount_copy(model)
+    tree = template(mount_copy, mountpoint)
+    paths = [tree / "weights.bin", tree / "tokenizer/deep/er/leaf", tree / "config.json"]
+    for path in paths:
+        drop(path)
+    outcome = warm(mountpoint / "weights.bin", mountpoint / "tokenizer" / "deep")
+    assert outcome["files"] == 2
+    assert [resident(path) > 0 for path in paths] == [True, True, False]
+
+
+def test_with_clone_open_the_pages_of_the_clone_are_the_ones(
+    mount_copy: MountCopy, weights: Path
+) -> None:
+    mountpoint = mount_copy(weights, None, "clone=open")
+    drop(template(mount_copy, mountpoint) / "model.bin")
+    warm(mountpoint)
+    assert resident(upper(mount_copy, mountpoint) / "model.bin") == SIZE
+    assert resident(template(mount_copy, mountpoint) / "model.bin") == 0
+
+
+def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:
+    drop(weights / "model.bin")
+    first = warm(weights, "--limit", "10M")
+    assert (first["read"], first["limit_reached"]) == (10 * MIB, True)
+    # the kernel reads ahead of us, by its own limits
+    assert 10 * MIB <= resident(weights / "model.bin") < SIZE
+    said = cowfs("warm", weights, "--limit", "1M").stdout
+    assert "the limit is 1.0 MiB, --limit" in said
+    last = warm(weights)
+    assert last["resident_before"] + last["read"] == SIZE
+    assert not last["limit_reached"]
+    assert resident(weights / "model.bin") == SIZE
+
+
+def test_hard_links_count_once_and_holes_links_and_special_files_cost_nothing(xfs: Path) -> None:
+    plain = make_model(xfs / "plain")
+    os.mkfifo(plain / "fifo")
+    regular = {
+        (st.st_dev, st.st_ino): st.st_blocks * 512
+        for path in plain.rglob("*")
+        if path.is_file() and not path.is_symlink()
+        for st in [path.stat()]
+    }
+    os.sync()
+    outcome = warm(plain, plain / "weights.bin")
+    assert outcome["files"] == len(regular)
+    assert 4 * MIB < outcome["bytes"] < 6 * MIB  # and not the hole of 64 MiB
+    assert outcome["resident_after"] == outcome["bytes"]
+
+
+def test_other_mounts_below_a_path_are_left_out(mount_plain: MountCopy, weights: Path) -> None:
+    mountpoint = mount_plain(weights, mount_plain.mountpoint())
+    (mountpoint.parent / "beside").write_text("seen")
+    assert warm(mountpoint.parent)["files"] == 1
+
+
+def test_a_path_that_is_not_there_is_named_and_nothing_is_read(weights: Path) -> None:
+    drop(weights / "model.bin")
+    result = cowfs("warm", weights, weights / "none", check=False)
+    assert result.returncode == 1
+    assert result.stderr == f"cowfs: {weights / 'none'}: No such file or directory\n"
+    assert resident(weights / "model.bin") == 0
+
+
+# --- what asks for pages ahead --------------------------------------------------------------------
+
+
+def _fadvise(fd: int, offset: int, length: int) -> None:
+    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def _readahead(fd: int, offset: int, length: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.readahead(fd, ctypes.c_longlong(offset), ctypes.c_size_t(length)) == 0
+
+
+def _madvise(fd: int, offset: int, length: int) -> None:
+    with mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset) as mapping:
+        mapping.madvise(mmap.MADV_WILLNEED)
+
+
+@pytest.mark.parametrize("ask", [_fadvise, _readahead, _madvise])
+def test_what_is_asked_for_ahead_comes_into_the_pages_that_copies_share(
+    mount_copy: MountCopy, mode: Mode, weights: Path, ask: Callable[[int, int, int], None]
+) -> None:
+    mountpoint = mount_copy(weights)
+    backing = template(mount_copy, mountpoint) / "model.bin"
+    drop(backing)
+    fd = os.open(mountpoint / "model.bin", os.O_RDONLY)
+    try:
+        for offset in range(0, SIZE, MIB):  # the kernel cuts more than its read-ahead limit off
+            ask(fd, offset, MIB)
+        assert _eventually(lambda: resident(backing) == SIZE)
+        copied = SIZE if mode == "relayed" else 0
+        assert _eventually(lambda: cachestat(fd, 0, SIZE) * mmap.PAGESIZE == copied)
+        assert os.read(fd, SIZE) == (weights / "model.bin").read_bytes()
+    finally:
+        os.close(fd)
+
+
+def _eventually(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 10
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
