@@ -15,6 +15,7 @@ from .overwrite import Overwrite
 from .random import Random
 from .relayed import Relayed
 from .seqread import SequentialRead
+from .warm import Warm
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
@@ -27,6 +28,7 @@ WORKLOADS: dict[str, Workload] = {
         Mount(),
         Seal(),
         Cold(),
+        Warm(),
         OpenClose(),
         Lookup(),
         Readdir(),
