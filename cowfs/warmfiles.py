@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from cowfs import mountinfo, options, runtime, syscalls, templates
 from cowfs.copies import path_of
+from cowfs.errors import CowfsError
 from cowfs.inodes import Directory, Node
 from cowfs.overlay import Overlay
 from cowfs.storedir import StoreDirectory, open_directory
@@ -66,7 +67,8 @@ class Found:
         real = os.path.realpath(path, strict=True)
         mount = mountinfo.holding(real)
         if mount.is_cowfs and (record := _record(mount)) is not None:
-            with contextlib.suppress(PermissionError):
+            # The store may be out of sight, as in a container: then the mount is all we have.
+            with contextlib.suppress(PermissionError, FileNotFoundError, CowfsError):
                 self._add_copy(record, path, os.fsencode(os.path.relpath(real, mount.mountpoint)))
                 return
         self._add_plain(path, real, mapped=mount.fstype.startswith("fuse"))
@@ -104,9 +106,12 @@ class Found:
             opened.callback(overlay.close)
             self._keep(upper)
             self._keep(tree)
-            for name, node, st in _regular_files(overlay, path):
-                where = (upper, name) if node.upper else (tree, _lower_path(node))
-                self._add(File(*where, _joined(shown, os.path.relpath(name, path))), st)
+            found = [
+                (name, (upper, name) if node.upper else (tree, _lower_path(node)), st)
+                for name, node, st in _regular_files(overlay, path)
+            ]
+        for name, where, st in found:
+            self._add(File(*where, _joined(shown, os.path.relpath(name, path))), st)
 
     def _keep(self, fd: int) -> int:
         self._resources.callback(os.close, fd)
