@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cowfs.syscalls import cachestat
-from integration.command import cowfs
+from integration.command import COWFS, cowfs, run
 from integration.conftest import Mode
 from integration.mounts import MountCopy
 from integration.trees import make_model
@@ -124,6 +124,28 @@ def test_with_clone_open_the_pages_of_the_clone_are_the_ones(
     warm(mountpoint)
     assert resident(upper(mount_copy, mountpoint) / "model.bin") == SIZE
     assert resident(template(mount_copy, mountpoint) / "model.bin") == 0
+
+
+def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
+    mount_copy: MountCopy, mode: Mode, weights: Path
+) -> None:
+    weights.joinpath("model.bin").chmod(0o644)
+    mountpoint = mount_copy(weights, None, "ephemeral")
+    bound = mount_copy.mountpoint()
+    run("mount", "--bind", mountpoint, bound)
+    backing = template(mount_copy, mountpoint) / "model.bin"
+    try:
+        for as_user in ([], ["setpriv", "--reuid=1000", "--clear-groups"]):
+            drop(bound / "model.bin")
+            drop(backing)
+            said = run(*as_user, COWFS, "warm", "--json", bound if not as_user else mountpoint)
+            outcome = json.loads(said.stdout)
+            assert (outcome["read"], outcome["errors"]) == (SIZE, [])
+            assert outcome["resident_after"] == (None if as_user else SIZE)
+            assert resident(backing) == SIZE
+            assert resident(bound / "model.bin") == (0 if mode == "passthrough" else SIZE)
+    finally:
+        run("umount", bound)
 
 
 def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:

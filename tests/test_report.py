@@ -137,3 +137,13 @@ def test_a_table_on_a_terminal_takes_names_as_text_and_not_as_markup() -> None:
     report.table(("NAME",), [("[red]x[/red]",), ("y" * 500,)], out)
     assert "[red]x[/red]" in out.getvalue()
     assert out.getvalue().count("y") == 500
+
+
+def test_the_bar_of_warm_counts_bytes() -> None:
+    bar = report.WarmingBar(out := Terminal(), "reading")
+    bar.QUIET_SECONDS = 0.0
+    bar.begin(1, 32 << 20)
+    bar.advance(32 << 20)
+    bar.close()
+    assert "reading 1 file, 32.0 MiB" in out.getvalue()
+    assert "32.0/32.0 MiB" in out.getvalue()
