@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -90,6 +90,35 @@ def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: s
         warn=_warn,
         progress=report.sealing_progress,
     )
+
+
+@cowfs.command(short_help="Make a plain reflink copy, without a mount.")
+@click.option(
+    "--reflink",
+    type=click.Choice(["always", "auto"]),
+    default="always",
+    help="always (default): clone, or fail; auto: copy the data of what cannot be cloned.",
+)
+@click.argument("source")
+@click.argument("destination")
+def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> None:
+    """Copy SOURCE, a directory or file, to DESTINATION on the same volume by sharing its blocks.
+
+    As cp -a --reflink=always, on all cores. DESTINATION must not exist; it appears when the copy
+    is whole.
+    """
+    from cowfs import clone as clones
+    from cowfs.interrupts import Interrupts
+
+    with report.cloning_progress() as progress, Interrupts("nothing was made") as interrupts:
+        clones.clone(
+            source,
+            destination,
+            reflink=reflink,
+            warn=_warn,
+            progress=progress,
+            interruptible=interrupts.allowed,
+        )
 
 
 @cowfs.command(short_help="Unmount a copy, and say what was kept.")

@@ -59,7 +59,7 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
 
 
 class SealingBar:
-    """A progress bar on a terminal, drawn once sealing turns out to take long. See seal.Progress.
+    """A progress bar on a terminal, once sealing turns out to take long. See cloning.Progress.
 
     Seconds that a user would not notice do not need it, and rich takes longer to import than many
     templates take to seal.
@@ -124,6 +124,11 @@ def sealing_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
 def checking_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
     """The same for `cowfs check`."""
     return _progress("checking")
+
+
+def cloning_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
+    """The same for `cowfs clone`."""
+    return _progress("cloning")
 
 
 @contextlib.contextmanager

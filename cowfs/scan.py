@@ -101,10 +101,16 @@ class Scanner:
     Owns the descriptor `fd` of the source. OSError when it cannot be opened.
     """
 
-    def __init__(self, source: str, leave_out: tuple[int, int] | None) -> None:
-        """`source` is canonical; `leave_out` is st_dev and st_ino of a directory to pass over."""
+    def __init__(
+        self, source: str, leave_out: tuple[int, int] | None, *, whiteouts: bool = False
+    ) -> None:
+        """`source` is canonical; `leave_out` is st_dev and st_ino of a directory to pass over.
+
+        With `whiteouts` character devices 0:0 are entries like all others.
+        """
         self.source = source
         self._leave_out = leave_out
+        self._whiteouts = whiteouts
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.fd = syscalls.open_below(root, os.fsencode(source).strip(b"/"), _OPEN_DIRECTORY)
@@ -136,7 +142,8 @@ class Scanner:
 
     def scan(self) -> Scan:
         """Walk the source once. SourceChanged; OSError with the entry's relative path."""
-        return _Walk(self.fd, self._mounted_below(), self._leave_out).run()
+        walk = _Walk(self.fd, self._mounted_below(), self._leave_out, self._whiteouts)
+        return walk.run()
 
     def _mounted_below(self) -> frozenset[str]:
         prefix = self.source.rstrip("/") + "/"
@@ -175,9 +182,14 @@ class _Walk:
     """One walk in progress: the state that its steps share."""
 
     def __init__(
-        self, root_fd: int, mounted: frozenset[str], leave_out: tuple[int, int] | None
+        self,
+        root_fd: int,
+        mounted: frozenset[str],
+        leave_out: tuple[int, int] | None,
+        whiteouts: bool,
     ) -> None:
         self._root_fd = root_fd
+        self._whiteouts = whiteouts
         self._mounted = mounted
         self._leave_out = leave_out
         self._scan = Scan()
@@ -259,7 +271,7 @@ class _Walk:
             elif kind == stat.S_IFSOCK:
                 scan.sockets.append(directory.path_of(name))
                 scan.entries -= 1
-            elif ondisk.is_whiteout(st):
+            elif ondisk.is_whiteout(st) and not self._whiteouts:
                 scan.whiteouts.append(directory.path_of(name))
                 scan.entries -= 1
             elif st.st_nlink > 1:

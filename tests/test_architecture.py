@@ -17,18 +17,19 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
-    "commands": "__main__ cli doctor launch preflight probes report unmount",
+    "commands": "__main__ cli doctor interrupts launch preflight probes report unmount",
+    "transfer": "clone importing journal verify origin staging filedata",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "daemon": "daemon keeper config mountpoint",
     "operations": "operations backing priming",
     "overlay": "overlay links",
     "inodes": "inodes layers listing",
     "copyup": "copyup",
-    "store": "store storedir copies templates garbage removal names"
-    " seal scan cloning workers transfer",
+    "store": "store storedir copies templates garbage removal names seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options",
     "channel": "channel",
+    "copying": "copying",
     "ondisk": "ondisk walk",
     "syscalls": "syscalls",
     "errors": "errors",
@@ -36,7 +37,8 @@ ROOMS = {
 
 #: The rooms directly below each one. A room may use these and all that are below them.
 BELOW = {
-    "commands": "daemon check store options",
+    "commands": "daemon check transfer store options",
+    "transfer": "store copying",
     "check": "store",
     "daemon": "channel operations store options",
     "operations": "overlay",
@@ -47,6 +49,7 @@ BELOW = {
     "records": "",
     "options": "syscalls errors",
     "channel": "",
+    "copying": "",
     "ondisk": "syscalls",
     "syscalls": "",
     "errors": "",
@@ -59,6 +62,7 @@ PACKAGES = {
     "xattr": {"ondisk"},
     "click": {"commands"},
     "rich": {"commands"},
+    "xxhash": {"transfer"},
 }
 
 
