@@ -10,6 +10,7 @@ The other side lies where only root, or whoever runs the command, can go.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -87,6 +88,7 @@ class Cloner:
         self.tree_fd = tree_fd
         # Bits of a mode that creating a file may drop, by the umask or in the clone ioctl.
         self.dropped = 0o7000 | umask
+        self.owner = (os.geteuid(), os.getegid())  # of what is made here
 
     def copy_data(self, target: int, source: int, st: os.stat_result) -> None:  # noqa: ARG002
         """Give a new file the data of the source's, which has some."""
@@ -99,7 +101,8 @@ class Cloner:
                 fd = syscalls.open_below(self.tree_fd, os.fsencode(directory.path), _DIRECTORY)
                 try:
                     for name in directory.subdirectories:
-                        os.mkdir(name, 0o700, dir_fd=fd)
+                        with contextlib.suppress(FileExistsError):  # made before, and kept
+                            os.mkdir(name, 0o700, dir_fd=fd)
                     for name, is_directory in directory.mounted:
                         if is_directory:
                             os.mkdir(name, 0o755, dir_fd=fd)
@@ -124,24 +127,27 @@ class Cloner:
 
     def clone_links(self, places: list[Place]) -> None:
         """Make one file with all its names."""
-        first, *others = places
-        with Pair(self, first.directory) as pair:
-            regular = pair.make_linked(first.name)
-            for other in others:
-                path = os.fsencode(other.directory.path)
-                fd = syscalls.open_below(self.tree_fd, path, _DIRECTORY)
-                try:
-                    os.link(
-                        first.name,
-                        other.name,
-                        src_dir_fd=pair.target,
-                        dst_dir_fd=fd,
-                        follow_symlinks=False,
-                    )
-                finally:
-                    os.close(fd)
+        with Pair(self, places[0].directory) as pair:
+            regular = pair.make_linked(places[0].name)
+            self.link(pair, places)
             if regular and self.seals:
-                pair.seal(first.name)
+                pair.seal(places[0].name)
+
+    def link(self, pair: Pair, places: list[Place]) -> None:
+        """Give a file that was made in the first place, of which `pair` is, its other names."""
+        first, *others = places
+        for other in others:
+            fd = syscalls.open_below(self.tree_fd, os.fsencode(other.directory.path), _DIRECTORY)
+            try:
+                os.link(
+                    first.name,
+                    other.name,
+                    src_dir_fd=pair.target,
+                    dst_dir_fd=fd,
+                    follow_symlinks=False,
+                )
+            finally:
+                os.close(fd)
 
 
 def fill(
@@ -287,7 +293,7 @@ class Pair:
         """Give a file that has its data everything else. OSError."""
         # After the data and in this order: chown(2) clears set-id bits and capabilities, an
         # access ACL sets the group's bits, and all of them set times.
-        if st.st_uid or st.st_gid:
+        if (st.st_uid, st.st_gid) != self._cloner.owner:
             os.fchown(target, st.st_uid, st.st_gid)
         if ondisk.list_xattrs(source):
             ondisk.copy_xattrs(source, target, self._cloner.seals)

@@ -67,6 +67,10 @@ def failure(source: str, destination: str, error: OSError) -> CowfsError:
         return CowfsError(
             f"I/O error while copying {place}: see dmesg, and check the disk and the filesystem"
         )
+    if error.errno == errno.EBADMSG:
+        return CowfsError(
+            f"{place} reads back differently from its source: check the disks and the memory"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return UsageError(f"no permission to copy {place}: run cowfs as root")
     if error.errno == errno.EFBIG:

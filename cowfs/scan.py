@@ -162,8 +162,8 @@ def first_difference(old: Scan, new: Scan) -> str | None:
     for before, after in zip(old.directories, new.directories, strict=False):
         if before.path != after.path:
             return before.path
-        known = dict(_records(before))
-        for name, record in _records(after):
+        known = dict(records(before))
+        for name, record in records(after):
             if known.get(name) != record and name not in after.subdirectories:
                 return after.path_of(name)
         if before.names != after.names:
@@ -172,10 +172,17 @@ def first_difference(old: Scan, new: Scan) -> str | None:
     return ""
 
 
-def _records(directory: Directory) -> Iterator[tuple[str, bytes]]:
+def records(directory: Directory) -> Iterator[tuple[str, bytes]]:
+    """Each entry's name, and the bytes that differ when it was changed."""
     size = _RECORD.size
     for index, name in enumerate(directory.names):
         yield name, directory.records[index * size : (index + 1) * size]
+
+
+def size_and_mtime(record: bytes) -> tuple[int, int]:
+    """What an entry's record holds of its size in bytes and its mtime in nanoseconds."""
+    _, size, mtime_ns, _ = _RECORD.unpack(record)
+    return size, mtime_ns
 
 
 class _Walk:

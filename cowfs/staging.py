@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 
-from cowfs import mountinfo, removal, syscalls
+from cowfs import mountinfo, ondisk, removal, syscalls
 from cowfs.errors import CowfsError, UsageError
 from cowfs.names import NAME_MAX
 
@@ -48,6 +48,8 @@ class Staging:
             self._check_absent()
             self.found = not self._make()
             self.fd = self._open(doing)
+            if not self.found:
+                self._make_plain()
         except BaseException:
             self.close()
             raise
@@ -101,6 +103,10 @@ class Staging:
                 "(RENAME_NOREPLACE): name a destination on XFS"
             ) from None
 
+    def sync_parent(self) -> None:
+        """Bring the name of what was published to the disk. OSError."""
+        os.fsync(self._parent_fd)
+
     def _check_absent(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.stat(self._name, dir_fd=self._parent_fd, follow_symlinks=False)
@@ -120,6 +126,13 @@ class Staging:
         except OSError as error:
             raise _unusable(self._parent, error) from None
         return True
+
+    def _make_plain(self) -> None:
+        # What is made in it would inherit a default ACL and the group of a setgid directory.
+        for acl in set(ondisk.ACLS).intersection(ondisk.list_xattrs(self.fd)):
+            ondisk.remove_xattr(self.fd, acl)
+        os.fchown(self.fd, -1, os.getegid())
+        os.fchmod(self.fd, 0o700)
 
     def _open(self, doing: str) -> int:
         try:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli doctor interrupts launch preflight probes report unmount",
-    "transfer": "clone importing journal verify origin staging filedata",
+    "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "daemon": "daemon keeper config mountpoint",
     "operations": "operations backing priming",
