@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -124,7 +125,5 @@ def _no_reflink(source: str, place: Staging) -> CowfsError:
         problem += " cannot cross them"
     else:
         problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
-    return CowfsError(
-        f"{problem}: copy the data with --reflink=auto, or with: cowfs import {source} "
-        f"{place.destination}"
-    )
+    command = shlex.join(["cowfs", "import", source, place.destination])
+    return CowfsError(f"{problem}: copy the data with --reflink=auto, or with: {command}")

@@ -218,7 +218,7 @@ class _Import:
                 self._advance(len(paths), todo.bytes_of(piece))
             self._sync_at_times(tree_fd)
 
-        self._share_out(pieces, tree_fd, done, verify=False)
+        self._share_out(todo, pieces, tree_fd, done, verify=False)
         for directory, name in large:
             path = directory.path_of(name)
             if path not in cloned:
@@ -242,18 +242,34 @@ class _Import:
             files = int(piece.start == 0) if isinstance(piece, Region) else len(piece.files)
             self._advance(files, todo.bytes_of(piece))
 
-        self._share_out(pieces, tree_fd, done, verify=True)
+        self._share_out(todo, pieces, tree_fd, done, verify=True)
 
     def _share_out(
-        self, pieces: list[Piece], tree_fd: int, done: Callable[[Piece], None], *, verify: bool
+        self,
+        todo: Plan,
+        pieces: list[Piece],
+        tree_fd: int,
+        done: Callable[[Piece], None],
+        *,
+        verify: bool,
     ) -> None:
-        source_fd, depth = self._scanner.fd, self._options.depth
+        source_fd, depth, region = self._scanner.fd, self._options.depth, self._journal.region
 
         def worker(umask: int) -> Callable[[Piece], None]:
             copier = Copier(source_fd, tree_fd, umask, depth)
             return copier.verify if verify else copier.copy
 
-        workers.do_all(min(self._options.processes(), len(pieces)), worker, pieces, done, _cost)
+        def cost(piece: Piece) -> int:
+            # A process is given one region at a time, or small files of as many bytes at most.
+            if isinstance(piece, Region):
+                return workers.BATCH
+            return workers.cost_of(piece) + workers.BATCH * todo.bytes_of(piece) // region
+
+        lanes = {_lane(piece) for piece in pieces} - {None}
+        small = sum(cost(piece) for piece in pieces if not isinstance(piece, Region))
+        useful = len(lanes) + -(-small // workers.BATCH)
+        count = min(self._options.processes(), useful)
+        workers.do_all(count, worker, pieces, done, cost, _lane)
 
     def _begin(self, doing: str, todo: Plan, pieces: list[Piece]) -> None:
         if self._progress is not None:
@@ -272,8 +288,7 @@ class _Import:
             self._synced = time.monotonic()
 
 
-def _cost(piece: Piece) -> int:
-    # a process gets one region at a time, or small files up to a batch
-    if isinstance(piece, Region) or not piece.files:
-        return workers.BATCH if isinstance(piece, Region) else 2
-    return max(len(piece.files) + 2, 16)
+def _lane(piece: Piece) -> object:
+    # XFS lets one writer at a time into a file, so a second process would only wait there; the
+    # blocks of one region are under way at once anyway.
+    return piece.path if isinstance(piece, Region) else None

@@ -32,7 +32,7 @@ class Plan:
         self.links: list[list[Place]] = []  # regular files: the first name is among the pieces
         self.special_links: list[list[Place]] = []
         more: dict[int, list[str]] = {}
-        linked = set()
+        linked: set[int] = set()
         for places in found.links:
             linked.update(id(place.directory) for place in places)
             if _is_regular(source_fd, places[0]):

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 
@@ -187,8 +188,11 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     return fd, created
 
 
-def probe_clone(fd: int, path: str) -> None:
-    """Clone a small unnamed file in the store. CowfsError unless its volume can do that."""
+def probe_clone(fd: int, path: str, source: str) -> None:
+    """Clone a small unnamed file in the store. CowfsError unless its volume can do that.
+
+    `source` is what a copy is wanted of; the message says how to bring it to another volume.
+    """
     try:
         source = syscalls.open_tmpfile(fd, 0o600)
         try:
@@ -203,10 +207,16 @@ def probe_clone(fd: int, path: str) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise _unusable(path, error) from None
-        mount = mountinfo.holding(os.path.realpath(path))
+        mounts = mountinfo.read()
+        mount = mountinfo.holding(os.path.realpath(path), mounts)
+        name = os.path.basename(source) or "source"
+        wanted = (other.mountpoint for other in mounts if other.fstype == "xfs")
+        volume = next((place for place in wanted if place != mount.mountpoint), "/xfs/volume")
+        command = shlex.join(["cowfs", "import", source, os.path.join(volume, name)])
         raise MountFailure(
-            f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): put the "
-            "source on XFS made with mkfs.xfs -m reflink=1, on btrfs or on bcachefs"
+            f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): bring "
+            f"the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
+            f"instance with: {command}; and mount that"
         ) from None
 
 
