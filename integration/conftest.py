@@ -51,7 +51,7 @@ def _missing() -> str | None:
     """What this machine lacks for these tests, or None."""
     if os.geteuid() != 0:
         return "they mount filesystems: run them as root"
-    for program in ("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl"):
+    for program in ("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "strace"):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"
     if not Path("/dev/loop-control").exists():
