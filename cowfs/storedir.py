@@ -188,10 +188,10 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     return fd, created
 
 
-def probe_clone(fd: int, path: str, source: str) -> None:
+def probe_clone(fd: int, path: str, wanted: str) -> None:
     """Clone a small unnamed file in the store. CowfsError unless its volume can do that.
 
-    `source` is what a copy is wanted of; the message says how to bring it to another volume.
+    `wanted` is what a copy is to be made of; the message says how to bring it to another volume.
     """
     try:
         source = syscalls.open_tmpfile(fd, 0o600)
@@ -209,13 +209,13 @@ def probe_clone(fd: int, path: str, source: str) -> None:
             raise _unusable(path, error) from None
         mounts = mountinfo.read()
         mount = mountinfo.holding(os.path.realpath(path), mounts)
-        name = os.path.basename(source) or "source"
-        wanted = (other.mountpoint for other in mounts if other.fstype == "xfs")
-        volume = next((place for place in wanted if place != mount.mountpoint), "/xfs/volume")
-        command = shlex.join(["cowfs", "import", source, os.path.join(volume, name)])
+        others = (other.mountpoint for other in mounts if other.fstype == "xfs")
+        volume = next((place for place in others if place != mount.mountpoint), "/xfs/volume")
+        target = os.path.join(volume, os.path.basename(wanted) or "source")
+        command = shlex.join(["cowfs", "import", wanted, target])
         raise MountFailure(
             f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): bring "
-            f"the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
+            "the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
             f"instance with: {command}; and mount that"
         ) from None
 
