@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
-from cowfs import cloning, filedata, mountinfo, origin, seal, staging, workers
+from cowfs import cloning, filedata, mountinfo, origin, staging, workers
 from cowfs.cloning import Chunk, Cloner, Progress
 from cowfs.errors import CowfsError
-from cowfs.scan import Directory, SourceChanged
+from cowfs.scan import Directory, SourceChanged, warn_of_left_out
 from cowfs.staging import Staging
 
 Reflink = Literal["always", "auto"]
@@ -101,7 +101,7 @@ def _tree(
             cloning.fill(kind(scanner.fd, tree_fd, 0o777), found, progress, clone_all)
         finally:
             os.close(tree_fd)
-    seal.warn_of_left_out(path, found, warn)
+    warn_of_left_out(path, found, warn)
     return staging.TREE
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
-from cowfs import origin, plan, scan, seal, staging, syscalls, workers
+from cowfs import origin, plan, scan, staging, syscalls, workers
 from cowfs.cloning import Pair
 from cowfs.errors import CowfsError, SystemFailure, UsageError
 from cowfs.filecopy import DIFFERS, Copier, Piece, Region
@@ -184,7 +184,7 @@ class _Import:
                 raise SourceChanged(changed)
         finally:
             os.close(tree_fd)
-        seal.warn_of_left_out(self._scanner.source, found, warn)
+        scan.warn_of_left_out(self._scanner.source, found, warn)
         return Result(found.entries, found.bytes, len(kept.files))
 
     def _copy(self, todo: Plan, kept: Kept, tree_fd: int) -> None:

@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cowfs import mountinfo, ondisk, syscalls
@@ -29,6 +29,7 @@ _TICK_NS = 20_000_000
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _RECORD = struct.Struct("<QQqq")  # st_ino, st_size, st_mtime_ns, st_ctime_ns
 _LENGTHS = struct.Struct("<QQQ")
+_NAMED = 3  # entries that a warning names
 _MOUNT_RECORD = b"\xff" * _RECORD.size  # of an entry that another mount hides
 
 # What a path gives that was a file or directory a moment ago and is something else now.
@@ -183,6 +184,23 @@ def size_and_mtime(record: bytes) -> tuple[int, int]:
     """What an entry's record holds of its size in bytes and its mtime in nanoseconds."""
     _, size, mtime_ns, _ = _RECORD.unpack(record)
     return size, mtime_ns
+
+
+def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> None:
+    """One line for each kind of thing that the scan passed over."""
+    if found.mounts:
+        warn(
+            "left out of the copy, an empty place is kept for each: what is mounted at "
+            + ", ".join(os.path.join(source, path) for path in sorted(found.mounts))
+        )
+    for kind, paths in (
+        ("sockets, which belong to running programs", found.sockets),
+        ("overlayfs whiteouts (character devices 0:0)", found.whiteouts),
+    ):
+        if paths:
+            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+            named = ", ".join(os.path.join(source, path) for path in paths[:_NAMED])
+            warn(f"left out of the copy: {kind}: {named}{more}")
 
 
 class _Walk:

@@ -26,7 +26,6 @@ from cowfs.templates import Template
 
 _TRIES = 5
 _PAUSE = 0.1  # seconds before the second try; longer before each further one
-_NAMED = 3  # entries that a warning names
 # What a template costs for each entry: an inode, its name and the record of its blocks, about.
 _BYTES_PER_ENTRY = 1024
 _OPEN_TREE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -59,7 +58,7 @@ def seal(
         except OSError as error:
             raise _failure(store, source, error) from None
         else:
-            warn_of_left_out(source, found, warn)
+            scan.warn_of_left_out(source, found, warn)
             return template
     raise MountFailure(
         f"source {source} keeps changing ({_join(source, changed)}): stop what writes to it, or "
@@ -166,23 +165,6 @@ def _trash_older(store: StoreDirectory, template: Template) -> None:
         if other is not None and other.source == template.source:
             older.append(other_id)
     garbage.trash_unused(store, older)
-
-
-def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> None:
-    """One line for each kind of thing that the scan passed over."""
-    if found.mounts:
-        warn(
-            "left out of the copy, an empty place is kept for each: what is mounted at "
-            + ", ".join(_join(source, path) for path in sorted(found.mounts))
-        )
-    for kind, paths in (
-        ("sockets, which belong to running programs", found.sockets),
-        ("overlayfs whiteouts (character devices 0:0)", found.whiteouts),
-    ):
-        if paths:
-            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-            named = ", ".join(_join(source, path) for path in paths[:_NAMED])
-            warn(f"left out of the copy: {kind}: {named}{more}")
 
 
 def _failure(store: StoreDirectory, source: str, error: OSError) -> CowfsError:

@@ -210,9 +210,9 @@ def probe_clone(fd: int, path: str, wanted: str) -> None:
         mounts = mountinfo.read()
         mount = mountinfo.holding(os.path.realpath(path), mounts)
         others = (other.mountpoint for other in mounts if other.fstype == "xfs")
-        volume = next((place for place in others if place != mount.mountpoint), "/xfs/volume")
-        target = os.path.join(volume, os.path.basename(wanted) or "source")
-        command = shlex.join(["cowfs", "import", wanted, target])
+        volume = next((path for path in others if path != mount.mountpoint), "/xfs/volume")
+        place = os.path.join(volume, os.path.basename(wanted) or "source")
+        command = shlex.join(["cowfs", "import", wanted, place])
         raise MountFailure(
             f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): bring "
             "the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
