@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cowfs import filecopy, filedata, importing, syscalls
+from cowfs import filecopy, filedata, importing, ondisk, syscalls
 from cowfs.errors import CowfsError
 from cowfs.importing import Options
 from integration.command import COWFS, Result
@@ -172,6 +172,25 @@ def test_default_acls_and_setgid_of_the_place_are_not_inherited(source: Path, xf
     xfs.chmod(0o2755)
     bring(source, xfs / "copy")
     assert_same(source, xfs / "copy")
+
+
+def test_acls_that_only_nfs_knows_are_left_out(
+    source: Path, xfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = ondisk.list_xattrs
+    monkeypatch.setattr(ondisk, "list_xattrs", lambda where: [*listed(where), b"system.nfs4_acl"])
+    bring(source, xfs / "copy")
+    assert_same(source, xfs / "copy")
+
+
+def test_a_mount_of_what_cannot_be_cloned_names_the_import(
+    cowfs: Cowfs, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    result = cowfs("mount", source, tmp_path / "mnt", check=False)
+    assert result.returncode == 32
+    assert f"cowfs import {source} /" in result.stderr
+    assert not (source.parent.parent / ".cowfs").exists()
 
 
 def test_sockets_are_left_out_with_a_warning(cowfs: Cowfs, source: Path, xfs: Path) -> None:
