@@ -20,7 +20,7 @@ from .probe import Probe
 from .requests import request_counter
 from .runner import Outcome, measure, one_line, show_progress
 from .system import BenchError, describe, end_on_signals, versions
-from .volume import xfs_volume
+from .volume import ext4_volume, xfs_volume
 from .workloads import WORKLOADS
 
 IMAGE_BYTES = 40 * GIB  # sparse
@@ -102,6 +102,7 @@ def _measure_all(given: argparse.Namespace, head: dict[str, Any], outcomes: list
     cowfs = given.cowfs or str(Path(sys.executable).with_name("cowfs"))
     with (
         xfs_volume(given.dir.resolve(), IMAGE_BYTES) as volume,
+        ext4_volume(volume.work, IMAGE_BYTES) as outside,
         request_counter(volume.work) as requests,
     ):
         head["volume"] = {
@@ -112,6 +113,7 @@ def _measure_all(given: argparse.Namespace, head: dict[str, Any], outcomes: list
         head["request_counter"] = requests.available
         env = Environment(
             volume=volume,
+            outside=outside,
             probe=Probe(volume.work),
             requests=requests,
             sizes=Sizes.quick() if given.quick else Sizes.full(),

@@ -26,6 +26,7 @@ class Sizes:
     random_read: int
     random_write: int
     overwrite: int
+    imported: int  # a file that is brought in from another volume
     first_write: int  # the large one; the small one has a thousandth
     files: int  # number of small files
     seconds: float  # length of one fio run
@@ -41,6 +42,7 @@ class Sizes:
             random_read=_at_most(GIB, available // 16),
             random_write=_at_most(512 * MIB, available // 32),
             overwrite=_at_most(512 * MIB, available // 32),
+            imported=_at_most(4 * GIB, available // 4),
             first_write=_at_most(2 * GIB, available // 8),
             files=10_000,
             seconds=2,
@@ -55,6 +57,7 @@ class Sizes:
             random_read=16 * MIB,
             random_write=16 * MIB,
             overwrite=16 * MIB,
+            imported=64 * MIB,
             first_write=16 * MIB,
             files=300,
             seconds=0.1,
@@ -70,6 +73,7 @@ class Environment:
     """One run of the benchmark."""
 
     volume: Volume
+    outside: Path  # a directory on an ext4 volume
     probe: Probe
     requests: RequestCounter
     sizes: Sizes

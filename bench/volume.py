@@ -60,5 +60,22 @@ def xfs_volume(parent: Path, size: int) -> Iterator[Volume]:
             shutil.rmtree(work)
 
 
+@contextmanager
+def ext4_volume(parent: Path, size: int) -> Iterator[Path]:
+    """An ext4 volume of up to `size` bytes below `parent`, mounted as long as the block runs."""
+    root, image = parent / "outside", parent / "outside.img"
+    try:
+        root.mkdir()
+        with image.open("wb") as file:
+            file.truncate(min(size, shutil.disk_usage(parent).free * 4 // 10))
+        run(["mkfs.ext4", "-q", "-F", image])
+        run(["mount", "-o", "loop", image, root])
+        yield root
+    finally:
+        with patient_teardown():
+            unmount(root)
+            image.unlink(missing_ok=True)
+
+
 def _direct(device: str) -> bool:
     return (Path("/sys/block") / Path(device).name / "loop/dio").read_text().strip() == "1"

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -92,6 +92,104 @@ def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: s
         warn=_warn,
         progress=report.sealing_progress,
     )
+
+
+@cowfs.command(short_help="Make a plain reflink copy, without a mount.")
+@click.option(
+    "--reflink",
+    type=click.Choice(["always", "auto"]),
+    default="always",
+    help="always (default): clone, or fail; auto: copy the data of what cannot be cloned.",
+)
+@click.argument("source")
+@click.argument("destination")
+def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> None:
+    """Copy SOURCE, a directory or file, to DESTINATION on the same volume by sharing its blocks.
+
+    As cp -a --reflink=always, on all cores. DESTINATION must not exist; it appears when the copy
+    is whole.
+    """
+    from cowfs import clone as clones
+    from cowfs.interrupts import Interrupts
+
+    with report.cloning_progress() as progress, Interrupts("nothing was made") as interrupts:
+        clones.clone(
+            source,
+            destination,
+            reflink=reflink,
+            warn=_warn,
+            progress=progress,
+            interruptible=interrupts.allowed,
+        )
+
+
+@cowfs.command("import", short_help="Bring a directory from another volume onto this one.")
+@click.option("--resume", is_flag=True, help="Go on with an import that was interrupted.")
+@click.option("--verify", is_flag=True, help="Read both sides back and compare them (xxhash).")
+@click.option(
+    "--region",
+    default="64M",
+    metavar="SIZE",
+    help="Larger files are copied in parts of this size, several at once (default 64M).",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    help="Processes that copy (default: one for each processor, 8 at most).",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(1, 1024),
+    default=16,
+    help="Blocks of 1 MiB under way in each of them, and so its memory (default 16).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines: progress, and the result.")
+@click.argument("source")
+@click.argument("destination")
+def import_(
+    resume: bool,
+    verify: bool,
+    region: str,
+    jobs: int | None,
+    depth: int,
+    as_json: bool,
+    source: str,
+    destination: str,
+) -> None:
+    """Copy the directory SOURCE, from any filesystem, to DESTINATION on an XFS volume.
+
+    The copies that cowfs mount makes need their source there. DESTINATION must not exist; it
+    appears when everything is copied and on disk. What is interrupted goes on with --resume.
+    """
+    from cowfs import importing
+    from cowfs.interrupts import Interrupts
+    from cowfs.options import parse_size
+
+    size = parse_size("region", region)
+    if size < importing.LEAST_REGION:
+        raise UsageError(f"--region={region}: regions have at least 1M")
+    options = importing.Options(resume, verify, size, jobs or 0, depth)
+    go_on = f"nothing was published; go on with: {importing.command(source, destination)}"
+    started = time.monotonic()
+    try:
+        with report.import_progress(as_json) as progress, Interrupts(go_on) as interrupts:
+            result = importing.import_(
+                source,
+                destination,
+                options,
+                warn=_warn,
+                progress=progress,
+                interruptible=interrupts.allowed,
+            )
+    except CowfsError as error:
+        if as_json:
+            failed = {"event": "failed", "error": str(error), "exit_code": error.exit_code}
+            click.echo(json.dumps(failed))
+        raise
+    if as_json:
+        seconds = round(time.monotonic() - started, 3)
+        rest = {"seconds": seconds, "verified": verify, "destination": destination}
+        click.echo(json.dumps({"event": "done", **result._asdict(), **rest}))
 
 
 @cowfs.command(short_help="Unmount a copy, and say what was kept.")

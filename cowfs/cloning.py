@@ -1,19 +1,21 @@
-"""Rebuilding entries of a source in a template: clones, links, special files, attributes.
+"""Rebuilding entries of a source in another tree: clones, links, special files, attributes.
 
 Knows how one entry is copied with all that lstat and listxattr tell of it, and no data read. It
 does not know what there is to copy (scan.py) or who does it (workers.py).
 
 The source's side of every call is a name in a descriptor that was opened without following a link,
 and what was opened is looked at again before it is used: its owner may exchange it at any moment.
-The template's side lies in the store, where only root can go.
+The other side lies where only root, or whoever runs the command, can go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from cowfs import ondisk, syscalls
 from cowfs.scan import Directory, Place, Scan, SourceChanged, changed_or_located
@@ -62,17 +64,35 @@ def unfinished(pieces: list[Chunk]) -> list[Directory]:
     return list(found.values())
 
 
+class Progress(Protocol):
+    """What hears how far the work has come, in the process that was asked for it."""
+
+    def begin(self, files: int, size: int) -> None:
+        """There are so many files, of so many bytes. Again when the source changed meanwhile."""
+
+    def advance(self, files: int) -> None:
+        """So many more files are done."""
+
+
 class Cloner:
-    """Copies entries from one source directory to one template tree.
+    """Copies entries from one source directory to one tree: a template, or a plain copy.
 
     `source_fd` and `tree_fd` stay the caller's. OSError names the entry, relative to the source.
     """
+
+    #: What is copied is made immutable, and loses the marks of cowfs and overlayfs.
+    seals = True
 
     def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
         self.source_fd = source_fd
         self.tree_fd = tree_fd
         # Bits of a mode that creating a file may drop, by the umask or in the clone ioctl.
         self.dropped = 0o7000 | umask
+        self.owner = (os.geteuid(), os.getegid())  # of what is made here
+
+    def copy_data(self, target: int, source: int, st: os.stat_result) -> None:  # noqa: ARG002
+        """Give a new file the data of the source's, which has some."""
+        syscalls.ficlone(target, source)
 
     def make_directories(self, directories: list[Directory]) -> None:
         """Make all directories, parents first, and what stands in for mounts."""
@@ -81,7 +101,8 @@ class Cloner:
                 fd = syscalls.open_below(self.tree_fd, os.fsencode(directory.path), _DIRECTORY)
                 try:
                     for name in directory.subdirectories:
-                        os.mkdir(name, 0o700, dir_fd=fd)
+                        with contextlib.suppress(FileExistsError):  # made before, and kept
+                            os.mkdir(name, 0o700, dir_fd=fd)
                     for name, is_directory in directory.mounted:
                         if is_directory:
                             os.mkdir(name, 0o755, dir_fd=fd)
@@ -103,7 +124,7 @@ class Cloner:
 
     def clone_chunk(self, chunk: Chunk) -> None:
         """Do one piece of work. SourceChanged, OSError."""
-        with _Pair(self, chunk.directory) as pair:
+        with Pair(self, chunk.directory) as pair:
             pair.clone_files(chunk.files)
             for name in chunk.special:
                 pair.make_special(name)
@@ -112,37 +133,68 @@ class Cloner:
 
     def finish(self, directory: Directory) -> None:
         """Give a directory its attributes, times included, once everything in it is made."""
-        with _Pair(self, directory) as pair:
+        with Pair(self, directory) as pair:
             pair.finish()
 
     def clone_links(self, places: list[Place]) -> None:
         """Make one file with all its names."""
+        with Pair(self, places[0].directory) as pair:
+            regular = pair.make_linked(places[0].name)
+            self.link(pair, places)
+            if regular and self.seals:
+                pair.seal(places[0].name)
+
+    def link(self, pair: Pair, places: list[Place]) -> None:
+        """Give a file that was made in the first place, of which `pair` is, its other names."""
         first, *others = places
-        with _Pair(self, first.directory) as pair:
-            regular = pair.make_linked(first.name)
-            for other in others:
-                path = os.fsencode(other.directory.path)
-                fd = syscalls.open_below(self.tree_fd, path, _DIRECTORY)
-                try:
-                    os.link(
-                        first.name,
-                        other.name,
-                        src_dir_fd=pair.target,
-                        dst_dir_fd=fd,
-                        follow_symlinks=False,
-                    )
-                finally:
-                    os.close(fd)
-            if regular:
-                pair.seal(first.name)
+        for other in others:
+            fd = syscalls.open_below(self.tree_fd, os.fsencode(other.directory.path), _DIRECTORY)
+            try:
+                os.link(
+                    first.name,
+                    other.name,
+                    src_dir_fd=pair.target,
+                    dst_dir_fd=fd,
+                    follow_symlinks=False,
+                )
+            finally:
+                os.close(fd)
 
 
-class _Pair:
-    """A directory of the source and its counterpart in the template, open."""
+def fill(
+    cloner: Cloner,
+    found: Scan,
+    progress: Progress | None,
+    clone_all: Callable[[list[Chunk], Callable[[Chunk], None]], None],
+) -> None:
+    """Make everything that a scan found; `clone_all` does the chunks. SourceChanged, OSError."""
+    pieces = chunks(found)
+    if progress is not None:
+        links = sum(map(len, found.links))
+        progress.begin(sum(piece.work() for piece in pieces) + links, found.bytes)
+    cloner.make_directories(found.directories)
+
+    def done(piece: Chunk) -> None:
+        if progress is not None:
+            progress.advance(piece.work())
+
+    clone_all(pieces, done)
+    for places in found.links:
+        cloner.clone_links(places)
+        if progress is not None:
+            progress.advance(len(places))
+    # Last, because making an entry sets the time of its directory.
+    for directory in unfinished(pieces):
+        cloner.finish(directory)
+
+
+class Pair:
+    """A directory of the source and its counterpart in the other tree, open."""
 
     def __init__(self, cloner: Cloner, directory: Directory) -> None:
         path = os.fsencode(directory.path)
         self._directory = directory
+        self._cloner = cloner
         self._dropped = cloner.dropped
         self._immutable: int | None = None
         try:
@@ -157,7 +209,7 @@ class _Pair:
             os.close(self.source)
             raise
 
-    def __enter__(self) -> _Pair:
+    def __enter__(self) -> Pair:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,10 +217,11 @@ class _Pair:
         os.close(self.target)
 
     def clone_files(self, names: list[str]) -> None:
-        """Make sealed clones of regular files."""
+        """Make clones of regular files, sealed ones where the cloner seals."""
+        seals = self._cloner.seals
         for name in names:
             try:
-                self._clone_file(name, immutable=True)
+                self._clone_file(name, immutable=seals)
             except OSError as error:
                 raise changed_or_located(error, self._directory.path_of(name)) from None
 
@@ -209,7 +262,7 @@ class _Pair:
         try:
             st = os.fstat(self.source)
             os.fchown(self.target, st.st_uid, st.st_gid)
-            ondisk.copy_xattrs(self.source, self.target)
+            ondisk.copy_xattrs(self.source, self.target, self._cloner.seals)
             os.fchmod(self.target, stat.S_IMODE(st.st_mode))
             os.utime(self.target, ns=(st.st_atime_ns, st.st_mtime_ns))
         except OSError as error:
@@ -217,31 +270,47 @@ class _Pair:
 
     def _clone_file(self, name: str, immutable: bool) -> None:
         # The way of every single file: eleven system calls, and as little Python between them.
-        source = os.open(name, _SOURCE, dir_fd=self.source)
+        source, st = self.open_source(name)
         try:
-            st = os.fstat(source)
-            mode = st.st_mode
-            if not stat.S_ISREG(mode):
-                raise SourceChanged(self._directory.path_of(name))
-            target = os.open(name, _NEW, mode & 0o777, dir_fd=self.target)
+            target = self.create(name, st)
             try:
                 if st.st_size:
-                    syscalls.ficlone(target, source)
-                # After the clone and in this order: chown(2) clears set-id bits and
-                # capabilities, an access ACL sets the group's bits, and all of them set times.
-                if st.st_uid or st.st_gid:
-                    os.fchown(target, st.st_uid, st.st_gid)
-                if ondisk.list_xattrs(source):
-                    ondisk.copy_xattrs(source, target)
-                if mode & self._dropped:
-                    os.fchmod(target, stat.S_IMODE(mode))
-                os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+                    self._cloner.copy_data(target, source, st)
+                self.give_attributes(source, target, st)
                 if immutable:
                     self._set_immutable(target)
             finally:
                 os.close(target)
         finally:
             os.close(source)
+
+    def open_source(self, name: str) -> tuple[int, os.stat_result]:
+        """A regular file of the source, open for reading. SourceChanged, OSError."""
+        source = os.open(name, _SOURCE, dir_fd=self.source)
+        try:
+            st = os.fstat(source)
+            if not stat.S_ISREG(st.st_mode):
+                raise SourceChanged(self._directory.path_of(name))
+        except BaseException:
+            os.close(source)
+            raise
+        return source, st
+
+    def create(self, name: str, st: os.stat_result) -> int:
+        """Its counterpart: a new file, open for writing. OSError."""
+        return os.open(name, _NEW, st.st_mode & 0o777, dir_fd=self.target)
+
+    def give_attributes(self, source: int, target: int, st: os.stat_result) -> None:
+        """Give a file that has its data everything else. OSError."""
+        # After the data and in this order: chown(2) clears set-id bits and capabilities, an
+        # access ACL sets the group's bits, and all of them set times.
+        if (st.st_uid, st.st_gid) != self._cloner.owner:
+            os.fchown(target, st.st_uid, st.st_gid)
+        if ondisk.list_xattrs(source):
+            ondisk.copy_xattrs(source, target, self._cloner.seals)
+        if st.st_mode & self._dropped:
+            os.fchmod(target, stat.S_IMODE(st.st_mode))
+        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     def _make_special(self, name: str, source: int) -> None:
         st = os.fstat(source)
@@ -254,7 +323,7 @@ class _Pair:
             raise SourceChanged(self._directory.path_of(name))
         os.chown(name, st.st_uid, st.st_gid, dir_fd=self.target, follow_symlinks=False)
         target = ondisk.proc_path(self.target, os.fsencode(name))
-        ondisk.copy_xattrs(ondisk.proc_path(source), target)
+        ondisk.copy_xattrs(ondisk.proc_path(source), target, self._cloner.seals)
         if kind != stat.S_IFLNK:
             os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=self.target)
         times = (st.st_atime_ns, st.st_mtime_ns)

@@ -20,16 +20,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from cowfs import mountinfo, names, preflight
 from cowfs.config import Config, receive_answer, send_config
-from cowfs.errors import CowfsError, InternalError, Interrupted, MountFailure, SystemFailure
+from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
+from cowfs.interrupts import SIGNALS, Interrupts
 from cowfs.options import Options
 
 if TYPE_CHECKING:
-    from cowfs.seal import Progress
+    from cowfs.cloning import Progress
     from cowfs.store import Copy, Store, Template
 
 ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
@@ -40,54 +40,6 @@ DAEMON_COMMAND = (sys.executable, "-I", "-m", "cowfs.daemon")
 # How long a daemon may take to leave once its launcher has given up, before it is told so by
 # signals.
 GIVE_UP_SECONDS = 10.0
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupts:
-    """SIGINT and SIGTERM, let through only where an exception does no harm.
-
-    Elsewhere they are noted and raised at the next `allowed()` or `check()`; so no signal can come
-    between taking a lock and remembering that it was taken.
-    """
-
-    def __init__(self) -> None:
-        self._pending: int | None = None
-        self._allowed = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's "&"
-                self._before[number] = signal.signal(number, self._arrived)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self._pending is not None:
-            raise Interrupted(
-                f"interrupted by {signal.Signals(self._pending).name}; nothing is mounted"
-            )
-
-    @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
-        """In this block a signal raises Interrupted at once."""
-        self._allowed = True
-        try:
-            self.check()
-            yield
-        finally:
-            self._allowed = False
-
-    def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        self._pending = number
-        if self._allowed:
-            self._allowed = False  # once: what it unwinds must not be torn by a second one
-            self.check()
 
 
 class Daemon:
@@ -116,7 +68,7 @@ class Daemon:
                     ],
                     setsid=True,
                     setsigmask=[],
-                    setsigdef=[*_SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+                    setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
                 )
             except OSError as error:
                 ours.close()
@@ -236,7 +188,7 @@ class _Launch:
         self.source_missing = source_missing
         self.warn = warn
         self.progress = progress
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts("nothing is mounted")
         self.daemon: Daemon | None = None
         self.store: Store | None = None
         self.copy: Copy | None = None

@@ -101,10 +101,14 @@ def is_internal(name: bytes | str) -> bool:
 def copy_xattrs(src: int | bytes, dst: int | bytes, skip_internal: bool = True) -> None:
     """Copy all attributes, POSIX ACLs and security.* included; those that only `dst` has stay.
 
+    What else is in system.* (NFS and CIFS list their own ACLs there) belongs to one filesystem.
+
     Change the owner before and the mode after: chown(2) drops security.capability, and an access
     ACL sets the mode's group bits.
     """
     for name in list_xattrs(src):
+        if name.startswith(b"system.") and name not in ACLS:
+            continue
         if not (skip_internal and is_internal(name)):
             set_xattr(dst, name, get_xattr(src, name))
 

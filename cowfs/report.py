@@ -7,6 +7,7 @@ takes longer to import than a mount takes.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 import unicodedata
@@ -59,7 +60,7 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
 
 
 class SealingBar:
-    """A progress bar on a terminal, drawn once sealing turns out to take long. See seal.Progress.
+    """A progress bar on a terminal, once sealing turns out to take long. See cloning.Progress.
 
     Seconds that a user would not notice do not need it, and rich takes longer to import than many
     templates take to seal.
@@ -150,6 +151,11 @@ def warming_progress() -> contextlib.AbstractContextManager[WarmingBar | None]:
     return _progress(WarmingBar, "reading")
 
 
+def cloning_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
+    """The same for `cowfs clone`."""
+    return _progress(SealingBar, "cloning")
+
+
 _Bar = TypeVar("_Bar", bound=SealingBar)
 
 
@@ -159,6 +165,109 @@ def _progress(kind: type[_Bar], doing: str) -> Iterator[_Bar | None]:
         yield None
         return
     bar = kind(sys.stderr, doing)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class ImportBar:
+    """A progress bar of files and bytes, with the rate and the time left; importing.Progress."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def begin(self, doing: str, files: int, size: int) -> None:
+        """So many files and bytes are ahead."""
+        self.close()
+        self._bar = self._draw()
+        self._task = self._bar.add_task(f"{doing} {count(files, 'file')}", total=size)
+
+    def advance(self, files: int, size: int) -> None:  # noqa: ARG002 -- a Progress
+        """So many more are done."""
+        assert self._bar is not None
+        assert self._task is not None
+        self._bar.advance(self._task, size)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _draw(self) -> rich.progress.Progress:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=self._out),
+            transient=True,
+        )
+        bar.start()
+        return bar
+
+
+class ImportLines:
+    """The same as lines of JSON, at most two a second."""
+
+    SECONDS = 0.5
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._doing = ""
+        self._total = (0, 0)
+        self._done = (0, 0)
+        self._told = 0.0
+
+    def begin(self, doing: str, files: int, size: int) -> None:
+        """So many files and bytes are ahead."""
+        self._doing, self._total, self._done = doing, (files, size), (0, 0)
+        self._tell()
+
+    def advance(self, files: int, size: int) -> None:
+        """So many more are done."""
+        self._done = (self._done[0] + files, self._done[1] + size)
+        if time.monotonic() - self._told >= self.SECONDS or self._done == self._total:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        line = {
+            "event": "progress",
+            "doing": self._doing,
+            "files": self._done[0],
+            "total_files": self._total[0],
+            "bytes": self._done[1],
+            "total_bytes": self._total[1],
+        }
+        self._out.write(json.dumps(line) + "\n")
+        self._out.flush()
+
+
+@contextlib.contextmanager
+def import_progress(as_json: bool) -> Iterator[ImportBar | ImportLines | None]:
+    """What shows how far an import is: lines on stdout, a bar on a terminal, or nothing."""
+    if as_json:
+        yield ImportLines(sys.stdout)
+        return
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = ImportBar(sys.stderr)
     try:
         yield bar
     finally:

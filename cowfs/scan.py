@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cowfs import mountinfo, ondisk, syscalls
@@ -29,6 +29,7 @@ _TICK_NS = 20_000_000
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _RECORD = struct.Struct("<QQqq")  # st_ino, st_size, st_mtime_ns, st_ctime_ns
 _LENGTHS = struct.Struct("<QQQ")
+_NAMED = 3  # entries that a warning names
 _MOUNT_RECORD = b"\xff" * _RECORD.size  # of an entry that another mount hides
 
 # What a path gives that was a file or directory a moment ago and is something else now.
@@ -101,10 +102,16 @@ class Scanner:
     Owns the descriptor `fd` of the source. OSError when it cannot be opened.
     """
 
-    def __init__(self, source: str, leave_out: tuple[int, int] | None) -> None:
-        """`source` is canonical; `leave_out` is st_dev and st_ino of a directory to pass over."""
+    def __init__(
+        self, source: str, leave_out: tuple[int, int] | None, *, whiteouts: bool = False
+    ) -> None:
+        """`source` is canonical; `leave_out` is st_dev and st_ino of a directory to pass over.
+
+        With `whiteouts` character devices 0:0 are entries like all others.
+        """
         self.source = source
         self._leave_out = leave_out
+        self._whiteouts = whiteouts
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.fd = syscalls.open_below(root, os.fsencode(source).strip(b"/"), _OPEN_DIRECTORY)
@@ -136,7 +143,8 @@ class Scanner:
 
     def scan(self) -> Scan:
         """Walk the source once. SourceChanged; OSError with the entry's relative path."""
-        return _Walk(self.fd, self._mounted_below(), self._leave_out).run()
+        walk = _Walk(self.fd, self._mounted_below(), self._leave_out, self._whiteouts)
+        return walk.run()
 
     def _mounted_below(self) -> frozenset[str]:
         prefix = self.source.rstrip("/") + "/"
@@ -155,8 +163,8 @@ def first_difference(old: Scan, new: Scan) -> str | None:
     for before, after in zip(old.directories, new.directories, strict=False):
         if before.path != after.path:
             return before.path
-        known = dict(_records(before))
-        for name, record in _records(after):
+        known = dict(records(before))
+        for name, record in records(after):
             if known.get(name) != record and name not in after.subdirectories:
                 return after.path_of(name)
         if before.names != after.names:
@@ -165,19 +173,48 @@ def first_difference(old: Scan, new: Scan) -> str | None:
     return ""
 
 
-def _records(directory: Directory) -> Iterator[tuple[str, bytes]]:
+def records(directory: Directory) -> Iterator[tuple[str, bytes]]:
+    """Each entry's name, and the bytes that differ when it was changed."""
     size = _RECORD.size
     for index, name in enumerate(directory.names):
         yield name, directory.records[index * size : (index + 1) * size]
+
+
+def size_and_mtime(record: bytes) -> tuple[int, int]:
+    """What an entry's record holds of its size in bytes and its mtime in nanoseconds."""
+    _, size, mtime_ns, _ = _RECORD.unpack(record)
+    return size, mtime_ns
+
+
+def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> None:
+    """One line for each kind of thing that the scan passed over."""
+    if found.mounts:
+        warn(
+            "left out of the copy, an empty place is kept for each: what is mounted at "
+            + ", ".join(os.path.join(source, path) for path in sorted(found.mounts))
+        )
+    for kind, paths in (
+        ("sockets, which belong to running programs", found.sockets),
+        ("overlayfs whiteouts (character devices 0:0)", found.whiteouts),
+    ):
+        if paths:
+            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+            named = ", ".join(os.path.join(source, path) for path in paths[:_NAMED])
+            warn(f"left out of the copy: {kind}: {named}{more}")
 
 
 class _Walk:
     """One walk in progress: the state that its steps share."""
 
     def __init__(
-        self, root_fd: int, mounted: frozenset[str], leave_out: tuple[int, int] | None
+        self,
+        root_fd: int,
+        mounted: frozenset[str],
+        leave_out: tuple[int, int] | None,
+        whiteouts: bool,
     ) -> None:
         self._root_fd = root_fd
+        self._whiteouts = whiteouts
         self._mounted = mounted
         self._leave_out = leave_out
         self._scan = Scan()
@@ -259,7 +296,7 @@ class _Walk:
             elif kind == stat.S_IFSOCK:
                 scan.sockets.append(directory.path_of(name))
                 scan.entries -= 1
-            elif ondisk.is_whiteout(st):
+            elif ondisk.is_whiteout(st) and not self._whiteouts:
                 scan.whiteouts.append(directory.path_of(name))
                 scan.entries -= 1
             elif st.st_nlink > 1:

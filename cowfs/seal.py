@@ -16,9 +16,9 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from cowfs import cloning, garbage, mountinfo, removal, scan, syscalls, templates, workers
+from cowfs.cloning import Progress
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.scan import Scan, Scanner, SourceChanged
 from cowfs.storedir import StoreDirectory
@@ -26,20 +26,9 @@ from cowfs.templates import Template
 
 _TRIES = 5
 _PAUSE = 0.1  # seconds before the second try; longer before each further one
-_NAMED = 3  # entries that a warning names
 # What a template costs for each entry: an inode, its name and the record of its blocks, about.
 _BYTES_PER_ENTRY = 1024
 _OPEN_TREE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Progress(Protocol):
-    """What hears how far sealing has come, in the thread that called `seal`."""
-
-    def begin(self, files: int, size: int) -> None:
-        """There are so many files, of so many bytes. Again when the source changed meanwhile."""
-
-    def advance(self, files: int) -> None:
-        """So many more files are done."""
 
 
 def seal(
@@ -69,7 +58,7 @@ def seal(
         except OSError as error:
             raise _failure(store, source, error) from None
         else:
-            _warn_of_left_out(source, found, warn)
+            scan.warn_of_left_out(source, found, warn)
             return template
     raise MountFailure(
         f"source {source} keeps changing ({_join(source, changed)}): stop what writes to it, or "
@@ -156,24 +145,11 @@ def _build(
 
 def _fill(source_fd: int, tree_fd: int, found: Scan, progress: Progress | None) -> None:
     cloner = cloning.Cloner(source_fd, tree_fd, umask=0o777)
-    pieces = cloning.chunks(found)
-    if progress is not None:
-        links = sum(map(len, found.links))
-        progress.begin(sum(piece.work() for piece in pieces) + links, found.bytes)
-    cloner.make_directories(found.directories)
 
-    def done(piece: cloning.Chunk) -> None:
-        if progress is not None:
-            progress.advance(piece.work())
+    def clone_all(pieces: list[cloning.Chunk], done: Callable[[cloning.Chunk], None]) -> None:
+        workers.clone_all(source_fd, tree_fd, pieces, done)
 
-    workers.clone_all(source_fd, tree_fd, pieces, done)
-    for places in found.links:
-        cloner.clone_links(places)
-        if progress is not None:
-            progress.advance(len(places))
-    # Last, because making an entry sets the time of its directory.
-    for directory in cloning.unfinished(pieces):
-        cloner.finish(directory)
+    cloning.fill(cloner, found, progress, clone_all)
 
 
 def _trash_older(store: StoreDirectory, template: Template) -> None:
@@ -189,22 +165,6 @@ def _trash_older(store: StoreDirectory, template: Template) -> None:
         if other is not None and other.source == template.source:
             older.append(other_id)
     garbage.trash_unused(store, older)
-
-
-def _warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> None:
-    if found.mounts:
-        warn(
-            "left out of the copy, an empty place is kept for each: what is mounted at "
-            + ", ".join(_join(source, path) for path in sorted(found.mounts))
-        )
-    for kind, paths in (
-        ("sockets, which belong to running programs", found.sockets),
-        ("overlayfs whiteouts (character devices 0:0)", found.whiteouts),
-    ):
-        if paths:
-            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-            named = ", ".join(_join(source, path) for path in paths[:_NAMED])
-            warn(f"left out of the copy: {kind}: {named}{more}")
 
 
 def _failure(store: StoreDirectory, source: str, error: OSError) -> CowfsError:

@@ -85,7 +85,7 @@ class Store(StoreDirectory):
         fd, made = storedir.open_directory(path, create=exists)
         try:
             if made:
-                storedir.probe_clone(fd, path)
+                storedir.probe_clone(fd, path, source)
             with _translated(path):
                 return cls(path, fd)
         except BaseException:

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 
@@ -187,8 +188,11 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     return fd, created
 
 
-def probe_clone(fd: int, path: str) -> None:
-    """Clone a small unnamed file in the store. CowfsError unless its volume can do that."""
+def probe_clone(fd: int, path: str, wanted: str) -> None:
+    """Clone a small unnamed file in the store. CowfsError unless its volume can do that.
+
+    `wanted` is what a copy is to be made of; the message says how to bring it to another volume.
+    """
     try:
         source = syscalls.open_tmpfile(fd, 0o600)
         try:
@@ -203,10 +207,16 @@ def probe_clone(fd: int, path: str) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise _unusable(path, error) from None
-        mount = mountinfo.holding(os.path.realpath(path))
+        mounts = mountinfo.read()
+        mount = mountinfo.holding(os.path.realpath(path), mounts)
+        others = (other.mountpoint for other in mounts if other.fstype == "xfs")
+        volume = next((path for path in others if path != mount.mountpoint), "/xfs/volume")
+        place = os.path.join(volume, os.path.basename(wanted) or "source")
+        command = shlex.join(["cowfs", "import", wanted, place])
         raise MountFailure(
-            f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): put the "
-            "source on XFS made with mkfs.xfs -m reflink=1, on btrfs or on bcachefs"
+            f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): bring "
+            "the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
+            f"instance with: {command}; and mount that"
         ) from None
 
 

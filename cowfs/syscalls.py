@@ -59,6 +59,9 @@ MS_LAZYTIME = 0x2000000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+# linux/falloc.h
+FALLOC_FL_KEEP_SIZE = 0x01
+
 _FICLONE = 0x40049409
 _FS_IOC_FIEMAP = 0xC020660B
 _FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
@@ -154,6 +157,8 @@ _libc.mmap.argtypes = (
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 
 
 def _call(function: Callable[..., int], *args: object, filename: bytes | None = None) -> int:
@@ -202,6 +207,16 @@ def fiemap(fd: int, sync: bool = True) -> list[Extent]:
         if not mapped or extents[-1].flags & FIEMAP_EXTENT_LAST:
             return extents
         start = extents[-1].logical + extents[-1].length
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), in bytes; unlike posix_fallocate(3) it never writes. OSError: EOPNOTSUPP."""
+    _call(_libc.fallocate, fd, mode, offset, length)
+
+
+def syncfs(fd: int) -> None:
+    """Write all that the filesystem of an open file has in memory (syncfs(2)). OSError: EIO."""
+    _call(_libc.syncfs, fd)
 
 
 def openat2(

@@ -1,4 +1,4 @@
-"""Cloning on all cores: a few forked processes that share out the chunks of a scan.
+"""Cloning and copying on all cores: a few forked processes that share out the chunks of a scan.
 
 Processes, not threads: the work is many short system calls, and handing the interpreter lock around
 costs more than they do. For 10,000 files on two cores (cp -a --reflink=always: 0.40 s) one process
@@ -23,7 +23,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 from cowfs.cloning import Chunk, Cloner
 from cowfs.errors import SystemFailure
@@ -33,7 +33,7 @@ from cowfs.scan import SourceChanged
 _FILES_PER_WORKER = 500
 _MOST_WORKERS = 8
 # Files that are given to a worker at once; a directory counts like a few files.
-_BATCH = 256
+BATCH = 256
 _DIRECTORY_COST = 2
 _AHEAD = 2  # batches that a worker has been given and not answered: it never waits for the parent
 _MESSAGE = 65536  # bytes, more than a message has
@@ -43,6 +43,8 @@ _DONE = 0
 _CHANGED = -1
 _IGNORED = (signal.SIGINT, signal.SIGTERM)
 
+_Piece = TypeVar("_Piece")
+
 
 def clone_all(
     source_fd: int, tree_fd: int, pieces: list[Chunk], done: Callable[[Chunk], None]
@@ -51,42 +53,77 @@ def clone_all(
 
     SourceChanged; OSError with the entry's path; SystemFailure when a worker dies.
     """
-    files = sum(piece.work() for piece in pieces)
-    count = min(files // _FILES_PER_WORKER, len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    count = worth_starting(sum(piece.work() for piece in pieces))
+    do_all(
+        count, lambda umask: Cloner(source_fd, tree_fd, umask).clone_chunk, pieces, done, cost_of
+    )
+
+
+def worth_starting(files: int) -> int:
+    """How many processes are best for so many small files; 0 and 1 mean none but this one."""
+    return min(files // _FILES_PER_WORKER, len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+def do_all(
+    count: int,
+    worker: Callable[[int], Callable[[_Piece], None]],
+    pieces: list[_Piece],
+    done: Callable[[_Piece], None],
+    cost: Callable[[_Piece], int],
+    lane: Callable[[_Piece], object] = lambda _: None,
+) -> None:
+    """Do every piece in `count` processes; `done` hears of each from this process.
+
+    `worker` is called once in each process that works, with the umask there; what it returns does
+    a piece. `cost` says how many of them are given away at once: as many as cost BATCH together.
+    Pieces of one `lane`, unless that is None, are never done by two processes at a time. Fewer
+    than two processes means none but this one. Errors as in `clone_all`.
+    """
     if count < 2:
-        cloner = Cloner(source_fd, tree_fd, umask=0o777)
+        do = worker(0o777)
         for piece in pieces:
-            cloner.clone_chunk(piece)
+            do(piece)
             done(piece)
         return
-    batches = list(_batches(pieces))
-    with _Workers(count, source_fd, tree_fd, batches) as workers:
+    batches = list(_batches(pieces, cost))
+    lanes = [lane(batch[0]) for batch in batches]
+    with _Workers(count, worker, batches, lanes) as workers:
         for number in workers.run():
             for piece in batches[number]:
                 done(piece)
 
 
-def _batches(pieces: list[Chunk]) -> Iterator[list[Chunk]]:
-    batch: list[Chunk] = []
-    cost = 0
+def cost_of(piece: Chunk) -> int:
+    """What a chunk of small files costs, in files."""
+    return piece.work() + _DIRECTORY_COST
+
+
+def _batches(pieces: list[_Piece], cost: Callable[[_Piece], int]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    sum_ = 0
     for piece in pieces:
         batch.append(piece)
-        cost += piece.work() + _DIRECTORY_COST
-        if cost >= _BATCH:
+        sum_ += cost(piece)
+        if sum_ >= BATCH:
             yield batch
-            batch, cost = [], 0
+            batch, sum_ = [], 0
     if batch:
         yield batch
 
 
-class _Workers:
+class _Workers(Generic[_Piece]):
     """The processes. Owns their sockets and ends them."""
 
     def __init__(
-        self, count: int, source_fd: int, tree_fd: int, batches: list[list[Chunk]]
+        self,
+        count: int,
+        worker: Callable[[int], Callable[[_Piece], None]],
+        batches: list[list[_Piece]],
+        lanes: list[object],
     ) -> None:
         self._batches = batches
-        self._cloner = Cloner(source_fd, tree_fd, umask=0)
+        self._lanes = lanes
+        self._worker = worker
         self._sockets: dict[int, socket.socket] = {}
         self._pids: list[int] = []
         try:
@@ -101,7 +138,7 @@ class _Workers:
             self._end()
             raise
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> _Workers[_Piece]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +146,7 @@ class _Workers:
 
     def run(self) -> Iterator[int]:
         """The number of each batch, in the order in which they are done."""
-        todo = iter(range(len(self._batches)))
+        todo = list(range(len(self._batches)))
         given: dict[int, list[int]] = {fd: [] for fd in self._sockets}
         poll = select.poll()
         for fd in self._sockets:
@@ -123,12 +160,21 @@ class _Workers:
                 self._give(fd, todo, given)
                 yield number
 
-    def _give(self, fd: int, todo: Iterator[int], given: dict[int, list[int]]) -> None:
-        number = next(todo, None)
+    def _give(self, fd: int, todo: list[int], given: dict[int, list[int]]) -> None:
+        number = self._next(fd, todo, given)
         if number is not None:
+            todo.remove(number)
             with contextlib.suppress(BrokenPipeError):  # it is dead, and _take says so
                 self._sockets[fd].send(_NUMBER.pack(number))
             given[fd].append(number)
+
+    def _next(self, fd: int, todo: list[int], given: dict[int, list[int]]) -> int | None:
+        """The first batch whose lane no other worker is in.
+
+        None leaves the worker idle to the end: whoever is in a lane goes on with it.
+        """
+        taken = {self._lanes[n] for other in given if other != fd for n in given[other]} - {None}
+        return next((number for number in todo if self._lanes[number] not in taken), None)
 
     def _take(self, fd: int) -> None:
         try:
@@ -184,12 +230,13 @@ class _Workers:
             os._exit(status)
 
     def _work(self, sock: socket.socket) -> None:
-        """Clone the batches whose numbers come, until the parent has no more to give."""
+        """Do the batches whose numbers come, until the parent has no more to give."""
+        do = self._worker(0)
         while message := sock.recv(_MESSAGE):
             path = ""
             try:
                 for piece in self._batches[_NUMBER.unpack(message)[0]]:
-                    self._cloner.clone_chunk(piece)
+                    do(piece)
                 answer = _DONE
             except SourceChanged as change:
                 answer, path = _CHANGED, change.path

@@ -53,7 +53,7 @@ def _missing() -> str | None:
         return "they mount filesystems: run them as root"
     for program in (
         *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
-        *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl"),
+        *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from cowfs import cloning, jsonfile, seal, syscalls, workers
+from cowfs.cloning import Progress
 from cowfs.errors import CowfsError, MountFailure, SystemFailure
 from cowfs.scan import Scan, Scanner, SourceChanged
-from cowfs.seal import Progress
 from cowfs.store import Store, Template
 from integration.trees import tree_state
 from integration.volumes import Volume

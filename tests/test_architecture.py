@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
-    "commands": "__main__ cli doctor launch preflight probes report unmount",
+    "commands": "__main__ cli doctor interrupts launch preflight probes report unmount",
+    "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
     "daemon": "daemon keeper config mountpoint",
@@ -25,11 +26,11 @@ ROOMS = {
     "overlay": "overlay links",
     "inodes": "inodes layers listing",
     "copyup": "copyup",
-    "store": "store storedir copies templates garbage removal names"
-    " seal scan cloning workers transfer",
+    "store": "store storedir copies templates garbage removal names seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options",
     "channel": "channel",
+    "copying": "copying",
     "ondisk": "ondisk walk",
     "syscalls": "syscalls",
     "errors": "errors",
@@ -37,7 +38,8 @@ ROOMS = {
 
 #: The rooms directly below each one. A room may use these and all that are below them.
 BELOW = {
-    "commands": "daemon check warm store options",
+    "commands": "daemon check warm transfer store options",
+    "transfer": "store copying",
     "check": "store",
     "warm": "overlay store options",
     "daemon": "channel operations store options",
@@ -49,6 +51,7 @@ BELOW = {
     "records": "",
     "options": "syscalls errors",
     "channel": "",
+    "copying": "",
     "ondisk": "syscalls",
     "syscalls": "",
     "errors": "",
@@ -61,6 +64,7 @@ PACKAGES = {
     "xattr": {"ondisk"},
     "click": {"commands"},
     "rich": {"commands"},
+    "xxhash": {"transfer"},
 }
 
 

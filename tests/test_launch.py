@@ -15,7 +15,8 @@ import pytest
 from cowfs import launch
 from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, Interrupted, SystemFailure
-from cowfs.launch import Daemon, Interrupts
+from cowfs.interrupts import Interrupts
+from cowfs.launch import Daemon
 from cowfs.options import Options
 
 Start = Callable[[str], Daemon]
@@ -163,7 +164,7 @@ def send_soon(number: signal.Signals) -> threading.Thread:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_wait_where_that_is_allowed(number: signal.Signals) -> None:
-    with Interrupts() as interrupts:
+    with Interrupts("nothing is mounted") as interrupts:
         thread = send_soon(number)
         with pytest.raises(Interrupted, match=number.name) as failure, interrupts.allowed():
             time.sleep(10)
@@ -172,7 +173,7 @@ def test_a_signal_ends_a_wait_where_that_is_allowed(number: signal.Signals) -> N
 
 
 def test_a_signal_waits_where_it_would_do_harm() -> None:
-    with Interrupts() as interrupts:
+    with Interrupts("nothing is mounted") as interrupts:
         os.kill(os.getpid(), signal.SIGTERM)
         done = True  # nothing is raised here
         with pytest.raises(Interrupted):
@@ -195,7 +196,7 @@ def test_a_second_signal_does_not_tear_the_cleaning_up() -> None:
                 time.sleep(0.01)
                 steps.append("cleaned up")
 
-    with Interrupts() as interrupts, pytest.raises(Interrupted):
+    with Interrupts("nothing is mounted") as interrupts, pytest.raises(Interrupted):
         work(interrupts)
     assert steps == ["cleaned up"]
 
@@ -203,7 +204,7 @@ def test_a_second_signal_does_not_tear_the_cleaning_up() -> None:
 def test_handlers_are_as_before_afterwards_and_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interrupts():
+        with Interrupts("nothing is mounted"):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Peer, View
+from .copytools import COPY_TOOLS
 from .cowfs import Cowfs
 from .fuse import FuseOverlayfs, PassthroughHp, Pyfuse3
 from .kernel import Native, Overlayfs, Reflink
@@ -18,6 +19,7 @@ PEERS: dict[str, Peer] = {
         Pyfuse3(),
         Cowfs("cowfs", ""),
         Cowfs("cowfs-off", "passthrough=off"),
+        *COPY_TOOLS,
     )
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bench.workload import Workload
 
+from .clone import Clone
 from .cold import Cold
 from .firstwrite import FirstWrite
+from .importing import ImportLarge, ImportMixed
 from .lookup import Lookup, Readdir
 from .memory import Memory
 from .mmapread import MmapRead
@@ -34,5 +36,8 @@ WORKLOADS: dict[str, Workload] = {
         Readdir(),
         Relayed(),
         Memory(),
+        Clone(),
+        ImportLarge(),
+        ImportMixed(),
     )
 }
