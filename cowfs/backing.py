@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from cowfs.inodes import Directory
+
 if TYPE_CHECKING:
     from cowfs.inodes import Node
     from cowfs.overlay import Overlay
@@ -48,6 +50,7 @@ class Channel(Protocol):
     def writers(self, nodeid: int) -> int: ...
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
     def invalidate_attr(self, nodeid: int) -> None: ...
+    def invalidate_listing(self, nodeid: int) -> None: ...
 
 
 class Backing:
@@ -158,6 +161,11 @@ class Backing:
     def removed(self, node: Node) -> None:
         """A name of the node was removed: nothing is kept open for a later opener."""
         self._channel.revoke(node.nodeid)
+
+    def moved(self, node: Node) -> None:
+        """The node is in another directory now: a listing that the kernel keeps of it says ".."."""
+        if isinstance(node, Directory):
+            self._channel.invalidate_listing(node.nodeid)
 
     async def make_private(self, node: Node, *, keep_data: bool = True) -> None:
         """Copy-up, if it has not been done; the caller holds the node's lock.

@@ -256,6 +256,10 @@ class Operations(pyfuse3.Operations):
         replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags)
         if replaced is not None:
             self._backing.removed(replaced)
+        if old_parent is not new_parent:
+            self._backing.moved(source)
+            if flags & syscalls.RENAME_EXCHANGE:
+                self._backing.moved(target)
 
     @handler
     async def readlink(self, inode: int, _ctx: RequestContext) -> bytes:

@@ -133,6 +133,10 @@ class Channel:
     def invalidate_attr(self, nodeid: int) -> None:
         """Have the kernel ask for the attributes again. Sent at once; cached data stays."""
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        """The same for a directory and its cached listing. To be called from the handler of a
+        request that keeps everybody else from reading the directory, such as its rename."""
+
     def counters(self) -> dict[str, dict[str, int]]:
         """For each opcode that ever came, by the name of the kernel's header without FUSE_: count,
         errors (answers with an errno), answered_here (without Python), total_ns and max_ns

@@ -4,9 +4,10 @@
  * Knows Python objects and struct channel, and no protocol. Errors of the core, negative errno
  * values, become OSError here.
  *
- * The GIL: released in mount(), start(), close() and invalidate_attr(), which may wait. Kept in all
- * others, which take a mutex for a few instructions and never wait: giving the GIL up and getting
- * it back costs more than they do, and up to a whole switch interval when a thread computes.
+ * The GIL: released in mount(), start(), close() and the two invalidations that are sent at once,
+ * which may wait. Kept in all others, which take a mutex for a few instructions and never wait:
+ * giving the GIL up and getting it back costs more than they do, and up to a whole switch interval
+ * when a thread computes.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -363,25 +364,36 @@ static PyObject *Channel_invalidate_entry(PyObject *self, PyObject *args)
 	return none_or_error(err);
 }
 
-static PyObject *Channel_invalidate_attr(PyObject *self, PyObject *args)
+static PyObject *invalidate(PyObject *self, PyObject *args,
+			    int (*notify)(struct channel *, uint64_t))
 {
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
 	int err = 0;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&:invalidate_attr", to_u64, &nodeid))
+	if (!ch || !PyArg_ParseTuple(args, "O&", to_u64, &nodeid))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	if (channel_enter(ch)) {
 		/* not mounted, or unmounted already: nothing is cached */
 		if (ch->dev_fd >= 0)
-			err = notify_inval_attr(ch, nodeid);
+			err = notify(ch, nodeid);
 		if (err == -ENODEV || err == -ENOTCONN || err == -EPERM)
 			err = 0;
 		channel_leave(ch);
 	}
 	Py_END_ALLOW_THREADS
 	return none_or_error(err);
+}
+
+static PyObject *Channel_invalidate_attr(PyObject *self, PyObject *args)
+{
+	return invalidate(self, args, notify_inval_attr);
+}
+
+static PyObject *Channel_invalidate_listing(PyObject *self, PyObject *args)
+{
+	return invalidate(self, args, notify_inval_listing);
 }
 
 /* ---- what can be asked -------------------------------------------------------------------------- */
@@ -486,6 +498,7 @@ static PyMethodDef channel_methods[] = {
 	{"unprime", Channel_unprime, METH_VARARGS, NULL},
 	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
+	{"invalidate_listing", Channel_invalidate_listing, METH_VARARGS, NULL},
 	{"counters", Channel_counters, METH_NOARGS, NULL},
 	{"close", Channel_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},

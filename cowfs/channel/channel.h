@@ -171,6 +171,8 @@ int notify_inval_entry(struct channel *ch, uint64_t parent, const char *name, si
 /* FUSE_NOTIFY_INVAL_INODE for the attributes alone, sent at once. 0 or -errno; a node that the
  * kernel does not know is no error. */
 int notify_inval_attr(struct channel *ch, uint64_t nodeid);
+/* The same for a directory and its listing, while nobody can be reading it. */
+int notify_inval_listing(struct channel *ch, uint64_t nodeid);
 /* FUSE_NOTIFY_INVAL_INODE for the pages of a range, queued: it waits for those that a READ has
  * locked. 0 or -ENOMEM. */
 int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size);

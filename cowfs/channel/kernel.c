@@ -179,30 +179,42 @@ int notify_inval_entry(struct channel *ch, uint64_t parent, const char *name, si
 	return notify_later(ch, &m, total);
 }
 
-int notify_inval_attr(struct channel *ch, uint64_t nodeid)
+struct inval_inode {
+	struct fuse_out_header head;
+	struct fuse_notify_inval_inode_out out;
+};
+
+/* offset -1: the attributes alone; size 0: everything from offset on. */
+static struct inval_inode inval_inode(uint64_t nodeid, int64_t offset, int64_t size)
 {
-	struct {
-		struct fuse_out_header head;
-		struct fuse_notify_inval_inode_out out;
-	} m = {
-		.head = {.len = sizeof(m), .error = FUSE_NOTIFY_INVAL_INODE},
-		.out = {.ino = nodeid, .off = -1, .len = 0},
+	return (struct inval_inode){
+		.head = {.len = sizeof(struct inval_inode), .error = FUSE_NOTIFY_INVAL_INODE},
+		.out = {.ino = nodeid, .off = offset, .len = size},
 	};
+}
+
+static int send_inval_inode(struct channel *ch, uint64_t nodeid, int64_t offset)
+{
+	struct inval_inode m = inval_inode(nodeid, offset, 0);
 	struct iovec iov = {&m, sizeof(m)};
 	int err = kernel_write(ch, &iov, 1);
 
 	return err == -ENOENT ? 0 : err;
 }
 
+int notify_inval_attr(struct channel *ch, uint64_t nodeid)
+{
+	return send_inval_inode(ch, nodeid, -1);
+}
+
+int notify_inval_listing(struct channel *ch, uint64_t nodeid)
+{
+	return send_inval_inode(ch, nodeid, 0);
+}
+
 int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size)
 {
-	struct {
-		struct fuse_out_header head;
-		struct fuse_notify_inval_inode_out out;
-	} m = {
-		.head = {.len = sizeof(m), .error = FUSE_NOTIFY_INVAL_INODE},
-		.out = {.ino = nodeid, .off = (int64_t)offset, .len = size},
-	};
+	struct inval_inode m = inval_inode(nodeid, (int64_t)offset, size);
 
 	return notify_later(ch, &m, sizeof(m));
 }

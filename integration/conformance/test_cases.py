@@ -1,0 +1,60 @@
+"""System calls come out in a copy as on XFS, wherever in the copy the files are that they meet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.conformance.cases import Case
+from integration.conformance.families import CASES
+from integration.conformance.furniture import furnish
+from integration.conformance.processes import apart
+from integration.conformance.readonly import allow_what_changes_nothing, refuse_every_change
+from integration.conformance.runner import Stage
+from integration.mounts import MountCopy
+from integration.trees import tree_state
+from integration.volumes import unmount
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(stage: Stage, copy: Path, case: Case) -> None:
+    stage.check(case, copy)
+
+
+def test_read_only_mount_refuses_every_change_and_nothing_else(
+    stage: Stage, copies: MountCopy
+) -> None:
+    source = stage.source.parent / "plain"
+    if not source.exists():
+        source.mkdir()
+        apart(_inside(source, furnish))
+    native = copies.mountpoint()
+    subprocess.run(["mount", "--bind", source, native], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", native], check=True)
+    copy = copies(source, None, "ro")
+    for root in (native, copy):
+        apart(_inside(root, refuse_every_change))
+        apart(_inside(root, allow_what_changes_nothing))
+    assert tree_state(copy) == tree_state(native)
+    copies.unmount(copy)
+    unmount(native)
+
+
+def _inside(root: Path, act: Callable[[], object]) -> Callable[[], object]:
+    def inside() -> object:
+        os.chdir(root)
+        return act()
+
+    return inside
+
+
+def test_what_the_cases_left_is_there_after_a_remount(
+    stage: Stage, copies: MountCopy, copy: Path
+) -> None:
+    copies.unmount(copy)
+    copies(stage.source, copy)
+    stage.check_trees(copy, ("moved", "new"))
