@@ -254,8 +254,9 @@ class ImportLines:
             "bytes": self._done[1],
             "total_bytes": self._total[1],
         }
-        self._out.write(json.dumps(line) + "\n")
-        self._out.flush()
+        with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
+            self._out.write(json.dumps(line) + "\n")
+            self._out.flush()
 
 
 @contextlib.contextmanager

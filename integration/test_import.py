@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cowfs import filecopy, filedata, importing, ondisk, syscalls
+from cowfs import copying, filecopy, filedata, importing, ondisk, syscalls
 from cowfs.errors import CowfsError
 from cowfs.importing import Options
 from integration.command import COWFS, Result
@@ -26,6 +27,7 @@ from integration.volumes import MIB, Volume, remove_tree
 
 Cowfs = Callable[..., Result]
 REGION = 1 << 20
+USER = 1234
 
 
 @pytest.fixture
@@ -80,6 +82,34 @@ def bring(source: Path, destination: Path, **options: Any) -> importing.Result:
         warn=pytest.fail,
         progress=None,
     )
+
+
+def as_user(work: Callable[[], object]) -> str:
+    """Do something as a user without rights; the error that it ends with, or nothing."""
+    codecs.lookup("ascii")  # here: the user may not be allowed to read the interpreter's files
+    assert copying.Ring
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(USER, USER, USER)
+            os.setresuid(USER, USER, USER)
+            work()
+            code = 0
+        except CowfsError as error:
+            os.write(writer, str(error).encode())
+            code = 0
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with open(reader) as stream:
+        said = stream.read()
+    assert os.waitpid(pid, 0)[1] == 0, said
+    return said
 
 
 class Stop(Exception):  # noqa: N818 -- what a signal's handler raises
@@ -398,15 +428,21 @@ def test_verify_names_a_file_that_reads_back_differently(
     assert_same(source, xfs / "copy")
 
 
-def test_a_file_that_may_not_be_read_is_named(source: Path, xfs: Path) -> None:
-    (source / "small.bin").chmod(0)
-    os.chown(source / "small.bin", 0, 0)
-    xfs.chmod(0o777)
-    command = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", COWFS, "import"]
-    done = subprocess.run([*command, source, xfs / "copy"], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "no permission to copy" in done.stderr
-    assert not (xfs / "copy").exists()
+def test_a_file_that_may_not_be_read_is_named(outside: Path, xfs: Path) -> None:
+    source = outside / "source"
+    source.mkdir()
+    (source / "mine").write_text("mine")
+    (source / "secret").write_text("root's")
+    for path in (source, source / "mine", xfs):
+        os.chown(path, USER, USER)
+    (source / "secret").chmod(0)
+    said = as_user(lambda: bring(source, xfs / "copy"))
+    assert said == f"no permission to copy {source / 'secret'}: run cowfs as root"
+    assert os.listdir(xfs) == []
+    (source / "secret").unlink()
+    (source / "mine").chmod(0o440)
+    assert as_user(lambda: bring(source, xfs / "copy")) == ""
+    assert_same(source, xfs / "copy")
 
 
 def test_places_that_cannot_be_are_refused(cowfs: Cowfs, source: Path, xfs: Path) -> None:
