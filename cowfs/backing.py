@@ -17,7 +17,9 @@ A writer that finds passthrough readers of the template's file cannot share thei
 replaced, and the caller is told ESTALE.  The kernel then looks the name up again, opens the new
 node, and nobody sees an error; the readers keep the bytes that they opened.
 
-Without passthrough every open goes through the channel, and nothing else changes.
+Without passthrough every open goes through the channel, and nothing else changes.  A large shared
+file is then read past FUSE's pages: whoever reads a model once needs no second set of them, and one
+copy of the bytes less.
 """
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ if TYPE_CHECKING:
 
 SHARED = 0
 PRIVATE = 1
+# How the kernel reads a file, see the channel's `attach`.
+CACHED = 0
+PASSTHROUGH = 1
+BYPASS = 2
 
 
 class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
     def open(self, nodeid: int, writing: bool) -> bool: ...
-    def attach(self, nodeid: int, fd: int, kind: int, passthrough: bool, writing: bool) -> None: ...
+    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None: ...
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
     def writers(self, nodeid: int) -> int: ...
@@ -101,8 +107,12 @@ class Backing:
                 self._attach_private(node, fd, writing=False)
                 return
             fd = self._overlay.layers.open(node, os.O_RDONLY)
-            large = self._read_only or os.fstat(fd).st_size >= self._share_min
-            self._channel.attach(node.nodeid, fd, SHARED, self._passthrough and large, False)
+            large = os.fstat(fd).st_size >= self._share_min
+            if self._passthrough and (large or self._read_only):
+                reading = PASSTHROUGH
+            else:
+                reading = BYPASS if large else CACHED
+            self._channel.attach(node.nodeid, fd, SHARED, reading, False)
 
     async def open_changing(self, node: Node, access: int, *, truncate: bool) -> None:
         """Make the file private and count one more open, of access mode *access* (O_RDONLY, ...).
@@ -223,7 +233,8 @@ class Backing:
         server of no write that it passes through; so a file with these bits is not.
         """
         passthrough = self._passthrough and not os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
-        self._channel.attach(node.nodeid, fd, PRIVATE, passthrough, writing)
+        reading = PASSTHROUGH if passthrough else CACHED
+        self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing)
 
     def _replace(self, node: Node) -> None:
         """Let a new node take over the name; the old one keeps its readers and their bytes."""

@@ -119,6 +119,10 @@ def warm(
             outcome.interrupted = True
         outcome.seconds = time.monotonic() - started
         outcome.resident_after = _total(_examine(found.files, jobs, Outcome()))
+        if outcome.read and not outcome.resident_after and any(f.mapped for f in found.files):
+            # What was read through a daemon, past pages of the mount's own, is in memory where
+            # nobody shows it to us.
+            outcome.resident_before = outcome.resident_after = None
     return outcome
 
 

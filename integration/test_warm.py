@@ -141,9 +141,11 @@ def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
             said = run(*as_user, COWFS, "warm", "--json", bound if not as_user else mountpoint)
             outcome = json.loads(said.stdout)
             assert (outcome["read"], outcome["errors"]) == (SIZE, [])
-            assert outcome["resident_after"] == (None if as_user else SIZE)
+            # Without passthrough no pages of the mount's own show what is in memory.
+            told = mode == "passthrough" and not as_user
+            assert outcome["resident_after"] == (SIZE if told else None)
             assert resident(backing) == SIZE
-            assert resident(bound / "model.bin") == (0 if mode == "passthrough" else SIZE)
+            assert resident(bound / "model.bin") == 0
     finally:
         run("umount", bound)
 
@@ -195,31 +197,37 @@ def test_a_path_that_is_not_there_is_named_and_nothing_is_read(weights: Path) ->
 # --- what asks for pages ahead --------------------------------------------------------------------
 
 
-def _fadvise(fd: int, offset: int, length: int) -> None:
-    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+# In pieces, since the kernel cuts off more than its limit of read-ahead.
+_PIECES = range(0, SIZE, MIB)
 
 
-def _readahead(fd: int, offset: int, length: int) -> None:
+def _fadvise(fd: int) -> None:
+    for offset in _PIECES:
+        os.posix_fadvise(fd, offset, MIB, os.POSIX_FADV_WILLNEED)
+
+
+def _readahead(fd: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.readahead(fd, ctypes.c_longlong(offset), ctypes.c_size_t(length)) == 0
+    for offset in _PIECES:
+        assert libc.readahead(fd, ctypes.c_longlong(offset), ctypes.c_size_t(MIB)) == 0
 
 
-def _madvise(fd: int, offset: int, length: int) -> None:
-    with mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset) as mapping:
-        mapping.madvise(mmap.MADV_WILLNEED)
+def _madvise(fd: int) -> None:
+    with mmap.mmap(fd, SIZE, mmap.MAP_SHARED, mmap.PROT_READ) as mapping:
+        for offset in _PIECES:
+            mapping.madvise(mmap.MADV_WILLNEED, offset, MIB)
 
 
 @pytest.mark.parametrize("ask", [_fadvise, _readahead, _madvise])
 def test_what_is_asked_for_ahead_comes_into_the_pages_that_copies_share(
-    mount_copy: MountCopy, mode: Mode, weights: Path, ask: Callable[[int, int, int], None]
+    mount_copy: MountCopy, mode: Mode, weights: Path, ask: Callable[[int], None]
 ) -> None:
     mountpoint = mount_copy(weights)
     backing = template(mount_copy, mountpoint) / "model.bin"
     drop(backing)
     fd = os.open(mountpoint / "model.bin", os.O_RDONLY)
     try:
-        for offset in range(0, SIZE, MIB):  # the kernel cuts more than its read-ahead limit off
-            ask(fd, offset, MIB)
+        ask(fd)
         assert _eventually(lambda: resident(backing) == SIZE)
         copied = SIZE if mode == "relayed" else 0
         assert _eventually(lambda: cachestat(fd, 0, SIZE) * mmap.PAGESIZE == copied)

@@ -10,6 +10,14 @@ This package only names what the extension module offers; `_channel.pyi` describ
 
 from __future__ import annotations
 
-from ._channel import PRIVATE, SHARED, Channel, probe_io_uring
+from ._channel import (
+    BYPASS,
+    CACHED,
+    PASSTHROUGH,
+    PRIVATE,
+    SHARED,
+    Channel,
+    probe_io_uring,
+)
 
-__all__ = ["PRIVATE", "SHARED", "Channel", "probe_io_uring"]
+__all__ = ["BYPASS", "CACHED", "PASSTHROUGH", "PRIVATE", "SHARED", "Channel", "probe_io_uring"]

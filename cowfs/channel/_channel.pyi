@@ -13,6 +13,15 @@ are answered by the channel itself."""
 PRIVATE: Final[int]
 """Backed by the copy's own file."""
 
+CACHED: Final[int]
+"""Read by way of the channel, in pages of FUSE's own."""
+
+PASSTHROUGH: Final[int]
+"""Read by the kernel itself from the backing file."""
+
+BYPASS: Final[int]
+"""Read by way of the channel straight into the reader's memory; only mappings have pages."""
+
 @final
 class Channel:
     """The native end of one mount.
@@ -81,8 +90,10 @@ class Channel:
         the count back if the kernel does not take the reply.
         """
 
-    def attach(self, nodeid: int, fd: int, kind: int, passthrough: bool, writing: bool) -> None:
+    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
         """Back the node by `fd` and count one open.
+
+        `reading` is CACHED, PASSTHROUGH or BYPASS, which is CACHED on kernels before 6.6.
 
         Takes `fd` over and closes it on every error: EEXIST when something backs the node already,
         or what the kernel says to the registration of a backing id (EPERM, ELOOP, EOPNOTSUPP, ...).

@@ -187,19 +187,23 @@ static PyObject *Channel_attach(PyObject *self, PyObject *args)
 {
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
-	int fd, kind, passthrough, writing;
+	int fd, kind, reading, writing;
 	int err = -EBADF;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&iipp:attach", to_u64, &nodeid, &fd, &kind,
-				     &passthrough, &writing))
+	if (!ch || !PyArg_ParseTuple(args, "O&iiip:attach", to_u64, &nodeid, &fd, &kind, &reading,
+				     &writing))
 		return NULL;
 	if (kind != NODE_SHARED && kind != NODE_PRIVATE) {
 		close(fd);
 		return PyErr_Format(PyExc_ValueError, "kind is SHARED or PRIVATE, not %d", kind);
 	}
+	if (reading < READ_CACHED || reading > READ_BYPASS) {
+		close(fd);
+		return PyErr_Format(PyExc_ValueError, "reading is no READ_*: %d", reading);
+	}
 	if (channel_enter(ch)) {
-		err = nodes_attach(&ch->nodes, nodeid, fd, (enum node_kind)kind, passthrough,
-				   writing);
+		err = nodes_attach(&ch->nodes, nodeid, fd, (enum node_kind)kind,
+				   (enum node_reading)reading, writing);
 		channel_leave(ch);
 	} else {
 		close(fd);
@@ -539,7 +543,10 @@ static int module_exec(PyObject *module)
 		return -1;
 	}
 	if (PyModule_AddIntConstant(module, "SHARED", NODE_SHARED) < 0 ||
-	    PyModule_AddIntConstant(module, "PRIVATE", NODE_PRIVATE) < 0)
+	    PyModule_AddIntConstant(module, "PRIVATE", NODE_PRIVATE) < 0 ||
+	    PyModule_AddIntConstant(module, "CACHED", READ_CACHED) < 0 ||
+	    PyModule_AddIntConstant(module, "PASSTHROUGH", READ_PASSTHROUGH) < 0 ||
+	    PyModule_AddIntConstant(module, "BYPASS", READ_BYPASS) < 0)
 		return -1;
 	return 0;
 }

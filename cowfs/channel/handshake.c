@@ -38,7 +38,7 @@ static const uint64_t wanted =
 	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
 	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES |
 	FUSE_CACHE_SYMLINKS | FUSE_NO_OPENDIR_SUPPORT | FUSE_HANDLE_KILLPRIV_V2 | FUSE_ASYNC_DIO |
-	FUSE_SETXATTR_EXT | FUSE_INIT_EXT;
+	FUSE_SETXATTR_EXT | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_INIT_EXT;
 
 /* What libfuse is told that the kernel offers: what it needs for pyfuse3, and nothing that would
  * make it change a layout, a buffer size or a file descriptor. */
@@ -185,6 +185,7 @@ static int answer_init(struct channel *ch, const struct init_request *init)
 		out.max_stack_depth = 1; /* 0 would silently switch passthrough off */
 		ch->passthrough = true;
 	}
+	ch->nodes.may_bypass = agreed & FUSE_DIRECT_IO_ALLOW_MMAP;
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
 	out.flags = (uint32_t)agreed;

@@ -185,10 +185,14 @@ static void describe(const struct node *n, struct open_answer *out)
 	out->open_flags = FOPEN_NOFLUSH;
 	/* The kernel refuses KEEP_CACHE beside PASSTHROUGH. PARALLEL_DIRECT_WRITES has no effect
 	 * there. */
-	if (n->backing->id > 0)
+	if (n->backing->id > 0) {
 		out->open_flags |= FOPEN_PASSTHROUGH;
-	else if (!n->was_passthrough)
+		return;
+	}
+	if (!n->was_passthrough)
 		out->open_flags |= FOPEN_KEEP_CACHE;
+	if (n->backing->bypass)
+		out->open_flags |= FOPEN_DIRECT_IO;
 }
 
 /* ---- making and ending --------------------------------------------------------------------------- */
@@ -242,8 +246,9 @@ bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
 }
 
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
-		 bool passthrough, bool writing)
+		 enum node_reading reading, bool writing)
 {
+	bool passthrough = reading == READ_PASSTHROUGH;
 	struct backing *dead = NULL;
 	struct backing *b = malloc(sizeof(*b));
 	struct node *n;
@@ -253,7 +258,10 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 		close(fd);
 		return -ENOMEM;
 	}
-	*b = (struct backing){.fd = fd, .kind = (uint8_t)kind, .refs = 1};
+	*b = (struct backing){.fd = fd,
+			      .kind = (uint8_t)kind,
+			      .bypass = reading == READ_BYPASS && t->may_bypass,
+			      .refs = 1};
 	if (passthrough) {
 		int id = t->ops->open(t->dev_fd, fd);
 		if (id < 0) {

@@ -13,6 +13,14 @@ enum node_kind {
 	NODE_PRIVATE = 1, /* the copy's own file */
 };
 
+/* How the kernel reads a file. */
+enum node_reading {
+	READ_CACHED = 0,      /* in pieces, from the channel, into pages of FUSE's own */
+	READ_PASSTHROUGH = 1, /* by itself, from the backing file */
+	READ_BYPASS = 2,      /* from the channel straight into the reader's memory; mmap: cached.
+			       * The same as READ_CACHED where the kernel has no such thing. */
+};
+
 /* The two ioctls of /dev/fuse that a socket pair cannot do; the tests bring their own. */
 struct backing_ops {
 	int (*open)(int dev_fd, int fd);	 /* a backing id > 0, or -errno */
@@ -26,6 +34,7 @@ struct backing {
 	int fd;		/* never changes */
 	int32_t id;	/* never changes; backing id, 0 when not passed through */
 	uint8_t kind;	/* never changes; enum node_kind */
+	bool bypass;	/* never changes; READ_BYPASS */
 	uint32_t refs;	/* node_table.lock */
 	struct backing *next_dead;
 };
@@ -54,6 +63,7 @@ struct node_table {
 	uint32_t max_kept;     /* never changes */
 	const struct backing_ops *ops; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
+	bool may_bypass;       /* the same: what the kernel said at INIT */
 };
 
 /* What an OPEN or CREATE reply says. */
@@ -78,7 +88,7 @@ void nodes_destroy(struct node_table *t);
 bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing);
 /* 0 or -errno; takes over fd in every case. */
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
-		 bool passthrough, bool writing);
+		 enum node_reading reading, bool writing);
 /* 1: done, fd is taken over. 0: nothing is open any more, -errno: not a node to switch; in both
  * cases fd stays the caller's. */
 int nodes_switch(struct node_table *t, uint64_t nodeid, int fd);

@@ -29,6 +29,7 @@
 /* ---- numbers that older headers lack ------------------------------------------------------- */
 
 #if FUSE_KERNEL_MINOR_VERSION < 39
+#define FUSE_DIRECT_IO_ALLOW_MMAP (UINT64_C(1) << 36)
 #define FUSE_STATX 52
 struct fuse_statx_in {
 	uint32_t getattr_flags;

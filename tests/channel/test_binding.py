@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cowfs.channel import PRIVATE, SHARED, Channel, probe_io_uring
+from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel, probe_io_uring
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_mount_reports_the_errno_and_leaves_no_descriptor(channel: Channel) -> N
 def test_opens_are_counted_by_access_mode(channel: Channel) -> None:
     assert channel.open(5, False) is False
     assert channel.writers(5) == 0
-    channel.attach(5, null(), PRIVATE, False, True)
+    channel.attach(5, null(), PRIVATE, CACHED, True)
     assert channel.open(5, False) is True
     assert channel.writers(5) == 1
     assert channel.revoke(5) == (PRIVATE, 1, 1, False)
@@ -95,25 +95,29 @@ def test_opens_are_counted_by_access_mode(channel: Channel) -> None:
 
 
 def test_attach_closes_its_descriptor_on_every_error(channel: Channel) -> None:
-    channel.attach(5, null(), SHARED, False, False)
+    channel.attach(5, null(), SHARED, CACHED, False)
     fd = null()
     with pytest.raises(FileExistsError):
-        channel.attach(5, fd, SHARED, False, False)
+        channel.attach(5, fd, SHARED, CACHED, False)
     assert not is_open(fd)
     fd = null()
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        channel.attach(6, fd, SHARED, True, False)  # no kernel to register a backing id with
+        channel.attach(6, fd, SHARED, PASSTHROUGH, False)  # no kernel to register a backing id with
     assert not is_open(fd)
     fd = null()
     with pytest.raises(ValueError, match="SHARED or PRIVATE"):
-        channel.attach(6, fd, 2, False, False)
+        channel.attach(6, fd, 2, CACHED, False)
+    assert not is_open(fd)
+    fd = null()
+    with pytest.raises(ValueError, match="READ_"):
+        channel.attach(6, fd, SHARED, 3, False)
     assert not is_open(fd)
 
 
 def test_switch_takes_the_descriptor_only_when_it_says_so(channel: Channel) -> None:
     fd = null()
     assert channel.switch(5, fd) is False
-    channel.attach(5, null(), SHARED, False, False)
+    channel.attach(5, null(), SHARED, CACHED, False)
     assert channel.switch(5, fd) is True
     assert channel.revoke(5) == (PRIVATE, 1, 0, False)
     spare = null()
@@ -126,7 +130,7 @@ def test_switch_takes_the_descriptor_only_when_it_says_so(channel: Channel) -> N
 
 def test_node_ids_use_all_64_bits(channel: Channel) -> None:
     node = 1 << 63 | 3 << 48 | 77
-    channel.attach(node, null(), SHARED, False, False)
+    channel.attach(node, null(), SHARED, CACHED, False)
     assert channel.open(node, False)
     assert not channel.open(77, False)
     for wrong in (-1, 1 << 64):
@@ -147,7 +151,7 @@ def test_names_that_cannot_be_are_refused(channel: Channel) -> None:
 def test_close_may_be_repeated_and_makes_everything_harmless() -> None:
     channel = Channel(passthrough=True, root_ino=128)
     kept = null()
-    channel.attach(5, kept, SHARED, False, False)
+    channel.attach(5, kept, SHARED, CACHED, False)
     channel.close()
     channel.close()
     assert not is_open(kept)
@@ -162,7 +166,7 @@ def test_close_may_be_repeated_and_makes_everything_harmless() -> None:
     fd = null()
     assert channel.switch(5, fd) is False
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        channel.attach(5, fd, SHARED, False, False)
+        channel.attach(5, fd, SHARED, CACHED, False)
     assert not is_open(fd)
     for call in (channel.start, lambda: channel.mount(b"a", b"b", 0, b"")):
         with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
@@ -172,7 +176,7 @@ def test_close_may_be_repeated_and_makes_everything_harmless() -> None:
 def test_an_object_that_goes_away_closes_everything() -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     channel = Channel(passthrough=False, root_ino=128)
-    channel.attach(5, null(), SHARED, False, False)
+    channel.attach(5, null(), SHARED, CACHED, False)
     del channel
     assert sorted(os.listdir("/proc/self/fd")) == before
 

@@ -285,7 +285,7 @@ static void copy_file_range_answers_both_opcodes(void)
 	struct message *m;
 
 	start_with(&p, from, NODE_SHARED, true);
-	CHECK(nodes_attach(&p.ch->nodes, 6, dup(to), NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, dup(to), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	m = expect_reply(&p, ask(&p, FUSE_COPY_FILE_RANGE, 5, &in, sizeof(in)), 0, sizeof(out32));
 	memcpy(&out32, BODY(m), sizeof(out32));
 	CHECK(out32.size == 5);

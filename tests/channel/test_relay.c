@@ -35,9 +35,11 @@ static void init_asks_the_kernel_for_passthrough(void)
 	uint64_t must = FUSE_PASSTHROUGH | FUSE_INIT_EXT | FUSE_HANDLE_KILLPRIV_V2 |
 			FUSE_PARALLEL_DIROPS | FUSE_ATOMIC_O_TRUNC | FUSE_POSIX_ACL |
 			FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_NO_OPENDIR_SUPPORT |
-			FUSE_DO_READDIRPLUS | FUSE_DONT_MASK | FUSE_SETXATTR_EXT;
+			FUSE_DO_READDIRPLUS | FUSE_DONT_MASK | FUSE_SETXATTR_EXT |
+			FUSE_DIRECT_IO_ALLOW_MMAP;
 	uint64_t never = FUSE_WRITEBACK_CACHE | FUSE_AUTO_INVAL_DATA | FUSE_READDIRPLUS_AUTO |
-			 FUSE_EXPORT_SUPPORT | FUSE_NO_OPEN_SUPPORT | FUSE_SECURITY_CTX | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
+			 FUSE_EXPORT_SUPPORT | FUSE_NO_OPEN_SUPPORT | FUSE_SECURITY_CTX |
+			 FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
 
 	CHECK(out.major == 7 && out.minor == 45);
 	CHECK((flags & must) == must && !(flags & never));
@@ -409,14 +411,14 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	struct wire_open_out out;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	out = relayed_open(&p, 5, O_RDWR);
 	CHECK(out.fh == 5 && out.backing_id > 0);
 	CHECK(out.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH));
 	release_node(&p, 5, O_RDWR);
 	CHECK(fake_ids_open == 0);
 
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
 	out = relayed_open(&p, 6, O_RDWR); /* an open for writing is always relayed */
 	CHECK(out.fh == 6 && out.backing_id == 0);
 	CHECK(out.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
@@ -441,7 +443,7 @@ static void create_is_completed_for_the_new_node(uint32_t opcode, const char *na
 	m = libfuse_gets(&p);
 	CHECK(m->in.opcode == FUSE_CREATE && m->len == sizeof(m->in) + len);
 	CHECK(memcmp(IN_BODY(m), body, len) == 0);
-	CHECK(nodes_attach(&p.ch->nodes, SERIAL(1) | 31, scratch_file(""), NODE_PRIVATE, true,
+	CHECK(nodes_attach(&p.ch->nodes, SERIAL(1) | 31, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
 			   true) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
 	memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
@@ -533,7 +535,7 @@ static void fsync_of_a_file_of_the_template_is_relayed(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	unique = ask(&p, FUSE_FSYNC, 6, &in, sizeof(in));
 	m = libfuse_gets(&p);
 	CHECK(m->in.opcode == FUSE_FSYNC);
@@ -566,7 +568,7 @@ static void an_open_that_python_refuses_counts_nothing(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	libfuse_replies(&p, unique, ESTALE, NULL, 0);
@@ -581,7 +583,7 @@ static void repeat_opens_are_answered_without_python(void)
 	struct wire_open_out first, again;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	first = repeat_open(&p, 5);
 	release_node(&p, 5, O_RDONLY);
 	release_node(&p, 5, O_RDONLY);
@@ -619,7 +621,7 @@ static void opens_that_may_change_the_file_are_relayed(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	for (int i = 0; i < 4; i++) {
 		struct fuse_open_in in = {.flags = flags[i]};
 		uint64_t unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
@@ -638,7 +640,7 @@ static void a_revoked_node_is_relayed_again(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	repeat_open(&p, 5);
 	CHECK(nodes_revoke(&p.ch->nodes, 5, &s) && s.readers == 2);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
@@ -660,7 +662,7 @@ static void an_open_reply_that_cannot_be_delivered_counts_back(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	peer_hang_up(&p);

@@ -46,7 +46,7 @@ static void a_shared_backing_is_kept_and_reopened_with_the_same_id(void)
 	struct node_table *t = table(10);
 	struct open_answer a, b;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	CHECK(nodes_describe(t, 5, &a));
 	CHECK(a.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH) && a.backing_id > 0);
 	nodes_release(t, 5, false);
@@ -64,7 +64,7 @@ static void a_private_backing_is_closed_with_its_last_open(void)
 	struct open_answer a;
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	CHECK(!nodes_repeat_open(t, 5, &a));
 	CHECK(nodes_open(t, 5, false));
 	CHECK(nodes_writers(t, 5) == 1);
@@ -82,7 +82,7 @@ static void the_least_recently_released_is_closed_first(void)
 	int fd[4];
 
 	for (int i = 0; i < 4; i++)
-		CHECK(nodes_attach(t, 10 + i, fd[i] = null_fd(), NODE_SHARED, true, false) == 0);
+		CHECK(nodes_attach(t, 10 + i, fd[i] = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	nodes_release(t, 12, false);
 	nodes_release(t, 10, false);
 	nodes_release(t, 11, false); /* 12 goes */
@@ -100,9 +100,27 @@ static void a_limit_of_zero_keeps_nothing(void)
 	struct node_table *t = table(0);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_CACHED, false) == 0);
 	nodes_release(t, 5, false);
 	CHECK(!is_open(fd) && t->count == 0);
+	nodes_destroy(t);
+}
+
+static void bypass_is_said_where_the_kernel_has_it(void)
+{
+	struct node_table *t = table(10);
+	struct open_answer a;
+
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
+	CHECK(nodes_describe(t, 5, &a) && a.backing_id == 0);
+	CHECK(a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
+	t->may_bypass = true;
+	CHECK(nodes_attach(t, 6, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
+	CHECK(nodes_repeat_open(t, 6, &a) && a.backing_id == 0);
+	CHECK(a.open_flags == (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
+	/* the copy's own file, which others write, is read through the cache as they write it */
+	CHECK(nodes_switch(t, 6, null_fd()) == 1);
+	CHECK(nodes_describe(t, 6, &a) && a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
 	nodes_destroy(t);
 }
 
@@ -114,7 +132,7 @@ static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 	int fd = null_fd();
 
 	CHECK(!nodes_revoke(t, 5, &s));
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	CHECK(nodes_repeat_open(t, 5, &a));
 	CHECK(nodes_revoke(t, 5, &s));
 	CHECK(s.kind == NODE_SHARED && s.readers == 2 && s.writers == 0 && s.passthrough);
@@ -123,7 +141,7 @@ static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 	for (int i = 0; i < 3; i++)
 		nodes_release(t, 5, false);
 	CHECK(!is_open(fd)); /* not kept */
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	CHECK(nodes_repeat_open(t, 5, &a)); /* a new backing may be reopened again */
 	nodes_destroy(t);
 }
@@ -134,7 +152,7 @@ static void revoke_closes_what_nobody_has_open(void)
 	struct node_state s;
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	nodes_release(t, 5, false);
 	CHECK(is_open(fd));
 	CHECK(!nodes_revoke(t, 5, &s));
@@ -149,7 +167,7 @@ static void switch_moves_readers_to_the_private_file(void)
 	int shared = null_fd(), private = null_fd();
 	struct backing *reading;
 
-	CHECK(nodes_attach(t, 5, shared, NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(t, 5, shared, NODE_SHARED, READ_CACHED, false) == 0);
 	reading = nodes_borrow(t, 5);
 	CHECK(nodes_switch(t, 5, private) == 1);
 	CHECK(is_open(shared)); /* a read is under way */
@@ -171,12 +189,12 @@ static void switch_refuses_and_leaves_the_descriptor_alone(void)
 	int fd = null_fd();
 
 	CHECK(nodes_switch(t, 5, fd) == 0); /* unknown */
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
 	nodes_release(t, 5, false);
 	CHECK(nodes_switch(t, 5, fd) == 0); /* kept, not open */
-	CHECK(nodes_attach(t, 6, null_fd(), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 6, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	CHECK(nodes_switch(t, 6, fd) == -EINVAL); /* passed through */
-	CHECK(nodes_attach(t, 7, null_fd(), NODE_PRIVATE, false, false) == 0);
+	CHECK(nodes_attach(t, 7, null_fd(), NODE_PRIVATE, READ_CACHED, false) == 0);
 	CHECK(nodes_switch(t, 7, fd) == -EINVAL); /* private already */
 	CHECK(is_open(fd));
 	close(fd);
@@ -188,11 +206,11 @@ static void attach_closes_its_descriptor_on_every_error(void)
 	struct node_table *t = table(10);
 	int fd;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, true, false) == 0);
-	CHECK(nodes_attach(t, 5, fd = null_fd(), NODE_PRIVATE, true, true) == -EEXIST);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(t, 5, fd = null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == -EEXIST);
 	CHECK(!is_open(fd) && fake_ids_open == 1);
 	fake_open_error = EPERM;
-	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, true, false) == -EPERM);
+	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == -EPERM);
 	CHECK(!is_open(fd) && t->count == 1);
 	CHECK(!nodes_open(t, 6, false));
 	nodes_destroy(t);
@@ -203,20 +221,20 @@ static void cached_pages_are_not_trusted_after_passthrough(void)
 	struct node_table *t = table(10);
 	struct open_answer a;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
 	CHECK(nodes_describe(t, 5, &a) && a.backing_id == 0);
 	CHECK(a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
 	nodes_destroy(t);
 
 	t = table(10);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	nodes_release(t, 5, true);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, false, true) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
 	CHECK(nodes_describe(t, 5, &a) && a.open_flags == FOPEN_NOFLUSH);
 	nodes_release(t, 5, true);
 	nodes_forget(t, 5); /* the kernel's inode is gone, and its pages with it */
 	CHECK(t->count == 0);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, false, true) == 0);
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
 	CHECK(nodes_describe(t, 5, &a) && (a.open_flags & FOPEN_KEEP_CACHE));
 	nodes_destroy(t);
 }
@@ -226,7 +244,7 @@ static void a_release_after_forget_takes_nothing_from_a_later_open(void)
 	struct node_table *t = table(10);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, true, true) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	nodes_forget(t, 5); /* overtook the RELEASE */
 	CHECK(is_open(fd));
 	CHECK(nodes_open(t, 5, true)); /* looked up and opened again meanwhile */
@@ -235,7 +253,7 @@ static void a_release_after_forget_takes_nothing_from_a_later_open(void)
 	nodes_release(t, 5, true);
 	CHECK(!is_open(fd));
 
-	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, true, false) == 0);
+	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	nodes_forget(t, 6);
 	nodes_release(t, 6, false);
 	CHECK(!is_open(fd)); /* forgotten: not kept */
@@ -247,7 +265,7 @@ static void counts_never_fall_below_zero(void)
 	struct node_table *t = table(10);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, false, true) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true) == 0);
 	nodes_release(t, 5, false); /* Python and the kernel disagree about the access mode */
 	CHECK(!is_open(fd));
 	nodes_release(t, 5, false);
@@ -372,6 +390,7 @@ int main(void)
 	RUN(a_private_backing_is_closed_with_its_last_open);
 	RUN(the_least_recently_released_is_closed_first);
 	RUN(a_limit_of_zero_keeps_nothing);
+	RUN(bypass_is_said_where_the_kernel_has_it);
 	RUN(revoke_tells_what_is_open_and_ends_repeat_opens);
 	RUN(revoke_closes_what_nobody_has_open);
 	RUN(switch_moves_readers_to_the_private_file);

@@ -231,7 +231,7 @@ static void a_worker_that_waits_holds_up_no_other(void)
 	CHECK(setsockopt(p.ch->relay_fd, SOL_SOCKET, SO_SNDBUF, &tiny, sizeof(tiny)) == 0);
 	for (int i = 0; i < 8; i++)
 		slow[i] = ask(&p, FUSE_RMDIR, 7, "slow", 5);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, false, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, READ_CACHED, false) == 0);
 	unique = ask(&p, FUSE_READ, 5, &in, sizeof(in));
 	expect_reply(&p, unique, 0, 1);
 	for (int i = 0; i < 8; i++) {
@@ -355,7 +355,7 @@ static void close_under_load_ends(void)
 		pthread_t threads[3];
 
 		peer_start(&p, true, 10);
-		CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, false,
+		CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, READ_CACHED,
 				   false) == 0);
 		libfuse_start(&l, &p);
 		CHECK(pthread_create(&threads[0], NULL, ask_forever, &load) == 0);
