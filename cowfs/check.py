@@ -127,7 +127,10 @@ class _Checker:
         store = self._store
         found = [os.path.join("trash", name) for name in os.listdir(store.trash_fd)]
         for name in os.listdir(store.partial_fd):
-            fd = lock_directory(store.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fd = lock_directory(store.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except NotADirectoryError:
+                continue  # not made by us
             if fd is not None:  # else somebody is at work on it
                 os.close(fd)
                 found.append(os.path.join("partial", name))

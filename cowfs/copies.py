@@ -206,7 +206,7 @@ def references(store: StoreDirectory) -> set[str] | None:
     for name in names(store):
         try:
             found.add(read(store, name).template)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except MountFailure:
             return None

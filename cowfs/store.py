@@ -158,7 +158,7 @@ class Store(StoreDirectory):
                         mounted=copies.is_locked(self, name),
                     )
                 )
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except MountFailure as error:
                 _log(str(error))
@@ -315,8 +315,8 @@ class Store(StoreDirectory):
                 if copies.read(self, name).persistent or copies.is_locked(self, name):
                     continue
                 lock_fd = copies.lock(self, name)
-            except (FileNotFoundError, MountFailure, copies.Busy):
-                continue  # gone, damaged (whoever wants it is told), or served after all
+            except (FileNotFoundError, NotADirectoryError, MountFailure, copies.Busy):
+                continue  # gone, no copy, damaged (whoever wants it is told), or served after all
             if lock_fd is None:
                 continue
             try:

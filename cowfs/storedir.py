@@ -101,7 +101,10 @@ class StoreDirectory:
     def remove_rubbish(self) -> None:
         """Remove what crashes have left, and empty the trash. OSError."""
         for name in os.listdir(self.partial_fd):
-            fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except NotADirectoryError:
+                continue  # not made by us
             if fd is not None:
                 try:
                     self.trash(self.partial_fd, name)

@@ -76,7 +76,7 @@ def read(store: StoreDirectory, template_id: str) -> Template | None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         dir_fd = os.open(template_id, flags, dir_fd=store.templates_fd)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         manifest = jsonfile.read(dir_fd, MANIFEST)

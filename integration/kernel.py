@@ -105,7 +105,9 @@ def wait_for_end(pid: int, timeout: float) -> bool:
 
 def detach(mountpoint: str) -> None:
     """Take a mount out of the tree at once; the kernel drops it when nobody uses it any more."""
-    subprocess.run(["umount", "-i", "-l", mountpoint], check=True)
+    done = subprocess.run(["umount", "-i", "-l", mountpoint], capture_output=True, check=False)
+    # An aborted connection may have taken the mount along already.
+    assert done.returncode == 0 or mountpoint not in {m.mountpoint for m in mounts()}, done.stderr
 
 
 def abort_connections() -> list[str]:

@@ -713,6 +713,18 @@ def test_marks_are_read_back_through_descriptors_and_paths(xfs: Path) -> None:
             os.close(each)
 
 
+def test_stray_files_in_the_store_keep_nobody_from_their_copies(
+    store: Store, take: Take, source: Path
+) -> None:
+    for part in (store.copies_fd, store.partial_fd, store.templates_fd):
+        os.close(os.open("README", os.O_CREAT | os.O_WRONLY, dir_fd=part))
+    copy = take("job", source)
+    assert [info.name for info in store.copies()] == ["job"]
+    assert [template.id for template in store.templates()] == [copy.template.id]
+    store.collect()
+    assert os.path.isdir(copy.template.tree)
+
+
 def test_extents_of_a_clone_are_those_of_its_source(xfs: Path) -> None:
     (xfs / "a").write_bytes(os.urandom(1 << 20))
     with (xfs / "a").open("rb") as source, (xfs / "b").open("wb+") as target:
