@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from integration import kernel
+from integration.conformance.cases import Case
 from integration.conformance.furniture import SHARE_MIN
 from integration.conformance.runner import Stage
 from integration.conftest import MODES
@@ -48,9 +49,11 @@ def directory(session: Watchdog) -> Iterator[Path]:
 def stage(request: pytest.FixtureRequest, xfs_volume: Volume, directory: Path) -> Iterator[Stage]:
     """Of the cases that this run has selected."""
     selected: list[Any] = [
-        item.callspec.params["case"]
+        case
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "case" in item.fixturenames
+        if isinstance(item, pytest.Function)
+        and "case" in item.fixturenames
+        and isinstance(case := item.callspec.params["case"], Case)
     ]
     root = xfs_volume.mountpoint / directory.name
     root.mkdir()
