@@ -54,7 +54,7 @@ EXIT_CODES: dict[int, str] = {
     SystemFailure.exit_code: "system error (out of memory, cannot fork, no /dev/fuse)",
     InternalError.exit_code: "internal bug of cowfs",
     Interrupted.exit_code: "interrupted by the user",
-    MountFailure.exit_code: "mount failure",
+    MountFailure.exit_code: "the mount, unmount, clone or import failed",
 }
 """Every exit code of the command line and what it means, as in mount(8), EXIT STATUS."""
 
