@@ -65,7 +65,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for line in ("0  success", "1  incorrect invocation", "32  mount failure"):
+    for line in ("0  success", "1  incorrect invocation", "32  the mount, unmount"):
         assert line in out
 
 
