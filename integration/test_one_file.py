@@ -226,8 +226,6 @@ class _File:
     def seek_data(self) -> None:
         if self._writer < 0 or not self._data:
             return
-        if self._mapped is not None:
-            self._mapped.flush()  # docs/semantics.md
         at = self._random.randrange(len(self._data))
         hole = os.lseek(self._writer, at, os.SEEK_HOLE)
         assert at <= hole <= len(self._data)

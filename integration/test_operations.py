@@ -167,6 +167,28 @@ def test_birth_time_is_told_and_stays_over_changes_and_a_remount(
     assert [birth_time(root / name) for name in names] == before
 
 
+@pytest.mark.parametrize("name", ["sparse.bin", "empty"])
+def test_what_was_stored_in_a_hole_through_a_mapping_is_data(oracle: Oracle, name: str) -> None:
+    """Whoever copies a file by its holes would lose it."""
+
+    def act(root: Path) -> list[object]:
+        (root / name).read_bytes()
+        reader = os.open(root / name, os.O_RDONLY)
+        fd = os.open(root / name, os.O_RDWR)
+        os.ftruncate(fd, 8 << 20)
+        with mmap.mmap(fd, 8 << 20) as mapped:
+            os.close(fd)
+            mapped[4 << 20 : (4 << 20) + 5] = b"bytes"
+            again = os.open(root / name, os.O_RDONLY)
+            seen = [os.lseek(again, 4 << 20, os.SEEK_DATA), os.pread(again, 5, 4 << 20)]
+            seen.append(bytes(mapped[(4 << 20) - 1 : (4 << 20) + 6]))
+            os.close(again)
+        os.close(reader)
+        return seen
+
+    oracle.same(act)
+
+
 # --- files without a name -------------------------------------------------------------------------
 
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400

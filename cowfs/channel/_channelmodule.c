@@ -397,7 +397,7 @@ static PyObject *Channel_invalidate_attr(PyObject *self, PyObject *args)
 
 static PyObject *Channel_invalidate_listing(PyObject *self, PyObject *args)
 {
-	return invalidate(self, args, notify_inval_listing);
+	return invalidate(self, args, notify_inval_data);
 }
 
 /* ---- what can be asked -------------------------------------------------------------------------- */

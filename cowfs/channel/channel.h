@@ -171,8 +171,9 @@ int notify_inval_entry(struct channel *ch, uint64_t parent, const char *name, si
 /* FUSE_NOTIFY_INVAL_INODE for the attributes alone, sent at once. 0 or -errno; a node that the
  * kernel does not know is no error. */
 int notify_inval_attr(struct channel *ch, uint64_t nodeid);
-/* The same for a directory and its listing, while nobody can be reading it. */
-int notify_inval_listing(struct channel *ch, uint64_t nodeid);
+/* The same and everything that is cached: of a directory the listing, of a file its pages. Returns when
+ * dirty pages have been written, which takes other workers. */
+int notify_inval_data(struct channel *ch, uint64_t nodeid);
 /* FUSE_NOTIFY_INVAL_INODE for the pages of a range, queued: it waits for those that a READ has
  * locked. 0 or -ENOMEM. */
 int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size);

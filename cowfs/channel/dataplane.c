@@ -99,6 +99,10 @@ static void answer_lseek(struct channel *ch, const struct request *rq, const str
 	TAKE(fuse_lseek_in, in);
 	off_t at = -1;
 
+	/* What was stored through a mapping and not written back yet is a hole of the backing file,
+	 * and who copies by holes would lose it. Every writer's mapping counts as open. */
+	if (b->kind == NODE_PRIVATE && b->id == 0 && nodes_writers(&ch->nodes, rq->head.nodeid))
+		notify_inval_data(ch, rq->head.nodeid);
 	errno = EINVAL;
 	/* The others are answered by the kernel itself. The descriptor's own position, which this
 	 * moves, is used by nobody. */

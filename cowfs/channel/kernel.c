@@ -207,7 +207,7 @@ int notify_inval_attr(struct channel *ch, uint64_t nodeid)
 	return send_inval_inode(ch, nodeid, -1);
 }
 
-int notify_inval_listing(struct channel *ch, uint64_t nodeid)
+int notify_inval_data(struct channel *ch, uint64_t nodeid)
 {
 	return send_inval_inode(ch, nodeid, 0);
 }
