@@ -69,6 +69,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	pthread_rwlock_init(&ch->life, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&ch->draining, NULL);
+	pthread_mutex_init(&ch->flushing, NULL);
 	primed_init(&ch->primed);
 	pthread_mutex_init(&ch->pool.lock, NULL);
 	pthread_cond_init(&ch->pool.changed, NULL);
@@ -173,6 +174,7 @@ void channel_free(struct channel *ch)
 	pthread_cond_destroy(&ch->pool.changed);
 	pthread_mutex_destroy(&ch->pool.lock);
 	pthread_mutex_destroy(&ch->draining);
+	pthread_mutex_destroy(&ch->flushing);
 	pthread_rwlock_destroy(&ch->life);
 	free(ch);
 }

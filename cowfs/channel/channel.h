@@ -87,6 +87,7 @@ struct channel {
 	struct worker_pool pool;
 	struct notifier notifier;
 
+	pthread_mutex_t flushing; /* held by the one worker that waits for dirty pages */
 	pthread_mutex_t draining; /* one drain at a time: it owns drain_buffer */
 	uint8_t *drain_buffer;	  /* draining; RELAY_MAX bytes */
 	atomic_bool libfuse_alive; /* it has answered INIT, hence owns daemon_fd */

@@ -5,8 +5,9 @@
  * node table says; what the file is called, nobody here needs to know. Every errno of the backing
  * filesystem goes to the caller unchanged.
  *
- * Locking: none. A backing is borrowed for the length of the call, so its descriptor cannot be
- * closed or reused underneath; the node's lock is not held over I/O.
+ * Locking: none but `flushing`, which nobody waits for. A backing is borrowed for the length of the
+ * call, so its descriptor cannot be closed or reused underneath; the node's lock is not held over
+ * I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -94,19 +95,45 @@ static void answer_fsync(struct channel *ch, const struct request *rq, const str
 	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
 }
 
+/* Have what was stored through a mapping written: until then it is a hole of the backing file, and
+ * who copies by holes would lose it. This waits for other workers, so only one may. */
+static bool flush_mappings(struct channel *ch, uint64_t nodeid)
+{
+	if (pthread_mutex_trylock(&ch->flushing))
+		return false;
+	notify_inval_data(ch, nodeid);
+	pthread_mutex_unlock(&ch->flushing);
+	return true;
+}
+
+/* The answer for a file that has no holes; lseek(2) allows it for any file. */
+static off_t seek_without_holes(int fd, const struct fuse_lseek_in *in)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -1;
+	if (in->offset >= (uint64_t)st.st_size) {
+		errno = ENXIO;
+		return -1;
+	}
+	return in->whence == SEEK_DATA ? (off_t)in->offset : st.st_size;
+}
+
 static void answer_lseek(struct channel *ch, const struct request *rq, const struct backing *b)
 {
 	TAKE(fuse_lseek_in, in);
+	/* A mapping keeps its writer's descriptor open; a passed-through file has no pages here. */
+	bool stored = b->kind == NODE_PRIVATE && b->id == 0 &&
+		      nodes_writers(&ch->nodes, rq->head.nodeid);
 	off_t at = -1;
 
-	/* What was stored through a mapping and not written back yet is a hole of the backing file,
-	 * and who copies by holes would lose it. Every writer's mapping counts as open. */
-	if (b->kind == NODE_PRIVATE && b->id == 0 && nodes_writers(&ch->nodes, rq->head.nodeid))
-		notify_inval_data(ch, rq->head.nodeid);
-	errno = EINVAL;
-	/* The others are answered by the kernel itself. The descriptor's own position, which this
-	 * moves, is used by nobody. */
-	if (in.whence == SEEK_DATA || in.whence == SEEK_HOLE)
+	/* The descriptor's own position, which this moves, is used by nobody. */
+	if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE)
+		errno = EINVAL; /* the others are answered by the kernel itself */
+	else if (stored && !flush_mappings(ch, rq->head.nodeid))
+		at = seek_without_holes(b->fd, &in);
+	else
 		at = lseek(b->fd, (off_t)in.offset, (int)in.whence);
 	if (at < 0) {
 		answer_here(ch, rq, errno, NULL, 0);

@@ -252,6 +252,35 @@ static void lseek_finds_data_and_holes(void)
 	close(fd);
 }
 
+static void lseek_of_a_file_being_written_has_its_pages_written_first(void)
+{
+	int fd = scratch_file("");
+	struct fuse_lseek_in in = {.fh = 5, .offset = 0, .whence = SEEK_DATA};
+	struct fuse_notify_inval_inode_out out;
+	struct message *m;
+	struct peer p;
+	uint64_t unique;
+
+	CHECK(ftruncate(fd, 8 << 20) == 0);
+	CHECK(pwrite(fd, "x", 1, 4 << 20) == 1);
+	start_with(&p, fd, NODE_PRIVATE, false);
+	unique = ask(&p, FUSE_LSEEK, 5, &in, sizeof(in));
+	m = kernel_gets(&p);
+	CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_INODE);
+	memcpy(&out, BODY(m), sizeof(out));
+	CHECK(out.ino == 5 && out.off == 0 && out.len == 0);
+	expect_reply(&p, unique, 0, 8);
+
+	/* while another one waits for that, there are no holes */
+	pthread_mutex_lock(&p.ch->flushing);
+	CHECK(seek_node(&p, 5, SEEK_DATA, 0) == 5);
+	CHECK(seek_node(&p, 5, SEEK_HOLE, 0) == 8 << 20);
+	seek_node(&p, 8 << 20, SEEK_DATA, ENXIO);
+	pthread_mutex_unlock(&p.ch->flushing);
+	peer_stop(&p);
+	close(fd);
+}
+
 static void fallocate_passes_every_mode(void)
 {
 	struct fuse_fallocate_in in = {.fh = 5, .offset = 0, .length = 1 << 20};
@@ -336,6 +365,7 @@ int main(void)
 	RUN(the_errno_of_the_file_reaches_the_caller);
 	RUN(fsync_is_done_for_private_files);
 	RUN(lseek_finds_data_and_holes);
+	RUN(lseek_of_a_file_being_written_has_its_pages_written_first);
 	RUN(fallocate_passes_every_mode);
 	RUN(copy_file_range_answers_both_opcodes);
 	RUN(reads_follow_a_switch_to_the_private_file);
