@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from integration import kernel
 from integration.command import cowfs, run
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
+from integration.posix.notes import acting_as
 from integration.trees import make_model, tree_state
 from integration.volumes import MIB, Volume
 
@@ -38,21 +39,6 @@ DEEPER = 2200
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@contextlib.contextmanager
-def user(uid: int = USER, groups: Sequence[int] = ()) -> Iterator[None]:
-    """Be an ordinary user for the system calls in this block."""
-    own_groups = os.getgroups()
-    os.setgroups(groups)
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(own_groups)
 
 
 def error_of(action: Callable[..., object], *args: Any, **kwargs: Any) -> str:
@@ -114,7 +100,7 @@ def test_change_between_deep_directories_touches_what_was_named(
     (root / "open").chmod(0o777)
     with chain(root / "roots", DEEP, decoys=True) as theirs:
         os.chmod(f"/proc/self/fd/{theirs}", 0o777)
-        with user(), chain(root / "open" / "users", DEEP, decoys=True) as mine:
+        with acting_as(USER), chain(root / "open" / "users", DEEP, decoys=True) as mine:
             create("victim", b"mine", dir_fd=mine)
             if how == "rename":
                 os.rename("victim", "new", src_dir_fd=mine, dst_dir_fd=theirs)
@@ -136,7 +122,7 @@ def test_deep_directories_keep_nobody_from_changing_linked_files(
     root = mount_plain(model)
     (root / "open").mkdir()
     (root / "open").chmod(0o777)
-    with user(), chain(root / "open" / "users", DEEPER):
+    with acting_as(USER), chain(root / "open" / "users", DEEPER):
         pass
     (root / "hard1").write_bytes(b"changed")
     assert (root / "tokenizer" / "hard2").read_bytes() == b"changed"
@@ -148,7 +134,7 @@ def test_setuid_goes_with_every_change_by_a_user(oracle: Oracle, how: str, name:
     def act(root: Path) -> int:
         path = root / name
         path.chmod(0o6777)
-        with user():
+        with acting_as(USER):
             fd = os.open(path, os.O_RDWR)
             source = os.open(root / "script.sh", os.O_RDONLY)
             try:
@@ -177,7 +163,7 @@ def test_fallocate_of_a_setuid_file_by_somebody_else_succeeds(oracle: Oracle) ->
     def act(root: Path) -> int:
         fd = os.open(root / "config.json", os.O_RDWR)
         os.fchmod(fd, 0o6711)
-        with user():
+        with acting_as(USER):
             os.posix_fallocate(fd, 0, 8 * MIB)
         os.close(fd)
         return (root / "config.json").stat().st_mode
@@ -194,7 +180,7 @@ def test_setgid_without_group_execution_stays_for_the_group_only(
         path = root / "small.bin"
         os.chown(path, USER, gid)
         path.chmod(0o2666)
-        with user(groups=[2000]):
+        with acting_as(USER, [2000]):
             if how == "truncate":
                 os.truncate(path, 3)
             elif how == "chgrp":
@@ -269,7 +255,7 @@ def test_odd_names_and_attributes_come_out_as_on_xfs(oracle: Oracle) -> None:
         os.chown(directory, USER, USER)
         seen = []
         moved, link = directory + b"/moved", directory + b"/link"
-        with user():
+        with acting_as(USER):
             for name in names:
                 path = directory + b"/" + name
                 seen += [error_of(create, os.fsdecode(path)), error_of(os.rename, path, moved)]
@@ -291,7 +277,7 @@ def test_user_sees_no_trusted_attribute(oracle: Oracle) -> None:
     os.setxattr(oracle.copy / "config.json", "trusted.secret", b"")
 
     def act(root: Path) -> list[str]:
-        with user():
+        with acting_as(USER):
             return sorted(os.listxattr(root / "config.json"))
 
     assert oracle.same(act) == ["user.origin"]
