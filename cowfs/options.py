@@ -39,6 +39,9 @@ PassthroughMode = Literal["auto", "on", "off"]
 
 MIB = 1 << 20
 
+# Seconds: long for any answer, short for whoever waits for one that will not come.
+WATCHDOG = 60
+
 DEFAULT_MOUNT_FLAGS = MS_NOSUID | MS_NODEV
 
 _ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
@@ -89,6 +92,7 @@ _VALUES: dict[str, str] = {
     "clone": "clone=write|open",
     "passthrough": "passthrough=auto|on|off",
     "share_min": "share_min=SIZE",
+    "watchdog": "watchdog=SECONDS",
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "clone": ("write", "open"),
@@ -98,6 +102,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _SIZE = re.compile(r"([0-9]{1,19})(?:([kmgtKMGT])(?:iB)?)?", re.ASCII)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _MAX_SIZE = (1 << 63) - 1  # st_size is an off_t
+_MAX_SECONDS = 86400
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Options:
     """How a copy is mounted.
 
     share_min: bytes; a shared file of at least this size is passed through when opened read-only.
+    watchdog: seconds without an answer after which a daemon is replaced; 0: never.
     mount_flags: MS_* bits for mount(2), read_only included as MS_RDONLY.
     given: the items as the user wrote them, for display only.
     """
@@ -116,6 +122,7 @@ class Options:
     clone: CloneMode = "write"
     passthrough: PassthroughMode = "auto"
     share_min: int = MIB
+    watchdog: int = WATCHDOG
     mount_flags: int = DEFAULT_MOUNT_FLAGS
     given: tuple[str, ...] = ()
 
@@ -171,6 +178,9 @@ def parse(options: Iterable[str]) -> Options:
         clone=cast(CloneMode, values.get("clone", "write")),
         passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
         share_min=parse_size("share_min", values["share_min"]) if "share_min" in values else MIB,
+        watchdog=parse_seconds("watchdog", values["watchdog"])
+        if "watchdog" in values
+        else WATCHDOG,
         mount_flags=flags,
         given=tuple(given),
     )
@@ -207,6 +217,15 @@ def parse_size(option: str, text: str) -> int:
     )
 
 
+def parse_seconds(option: str, text: str) -> int:
+    """Seconds as a whole number, up to a day.  Raises UsageError naming the option."""
+    if text.isascii() and text.isdecimal() and int(text) <= _MAX_SECONDS:
+        return int(text)
+    raise UsageError(
+        f"option {option}={text}: {text!r} is no whole number of seconds up to {_MAX_SECONDS}"
+    )
+
+
 def known_options() -> str:
     """Every word that parse() knows, for messages and help."""
     return ", ".join([*_VALUES.values(), "ephemeral", *_GENERIC])
@@ -217,6 +236,8 @@ def _checked_value(item: str, name: str, value: str | None) -> str:
         raise UsageError(f"option {item!r} needs a value: write {_VALUES[name]}")
     if name == "share_min":
         parse_size(name, value)
+    elif name == "watchdog":
+        parse_seconds(name, value)
     elif name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(f"option {item!r}: write {_VALUES[name]}")
     elif name == "store" and not value:

@@ -26,8 +26,9 @@ BYPASS: Final[int]
 class Channel:
     """The native end of one mount.
 
-    The order of a life: `mount`, `start` (or `resume`), `pyfuse3.init` with `/dev/fd/<daemon_fd>`, `drain` before
-    every wait of the event loop; at the end `pyfuse3.terminate`, `pyfuse3.close`, `close`.
+    The order of a life: `mount`, `start` (or `resume`), `pyfuse3.init` with
+    `/dev/fd/<daemon_fd>`, `drain` before every wait of the event loop; at the end
+    `pyfuse3.terminate`, `pyfuse3.close`, `close`.
 
     All methods may be called from any thread. After `close` those about nodes and notifications
     do nothing (`attach` raises EBADF).
@@ -151,7 +152,7 @@ class Channel:
         """A duplicate of the descriptor that backs the node. OSError: EBADF when nothing does."""
 
     def knows(self, nodeid: int) -> bool:
-        """Whether the kernel holds the node. Its attributes are asked for again as a side effect."""
+        """Whether the kernel holds the node. It asks for the attributes again, as a side effect."""
 
     def oldest(self) -> float:
         """The age in seconds of the oldest request that libfuse has not answered; 0.0: none."""
