@@ -26,7 +26,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -37,16 +36,13 @@ from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER
+from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
 from cowfs.priming import Priming
 from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
-from cowfs.keeperlink import KeeperLink
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("cowfs")
 
@@ -212,7 +208,12 @@ class _Mount:
             if name in held and name != LOCK:
                 os.close(held[name])
         try:
-            lost = channel.resume(device, overlay.layers.tree_fd)
+            # open_by_handle_at(2) takes no O_PATH descriptor for the volume.
+            volume = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=overlay.layers.tree_fd)
+            try:
+                lost = channel.resume(device, volume)
+            finally:
+                os.close(volume)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 # Nobody can: callers get an error, and not a wait without end.
@@ -222,8 +223,13 @@ class _Mount:
             raise
         if lost:
             log.warning("%d open files could not be opened again", lost)
-        restoration = Restoration(overlay, files, knows=channel.knows)
-        overlay.nodes.missing = restoration.resolve
+        restoration = Restoration(overlay, files)
+        for nodeid in [node.nodeid for node in overlay.nodes if node is not overlay.nodes.root]:
+            if not channel.knows(nodeid):  # its FORGET was read by a daemon that is gone
+                for dropped in overlay.forget(nodeid, 1):
+                    channel.forget(dropped)
+        for parent, entry in restoration.stale_names():
+            channel.invalidate_entry(parent, entry)
         self._start_libfuse()
 
     def _start_libfuse(self) -> None:

@@ -154,7 +154,8 @@ class Keeper:
                 for number in os.read(signals, 64):
                     self._signalled(number)
             elif fd in sources:
-                self._listen(sources[fd])
+                if sources[fd] in (self.daemon, self.standby):  # not ended just now
+                    self._listen(sources[fd])
             else:
                 self._accept()
 

@@ -21,7 +21,7 @@ ROOMS = {
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
-    "daemon": "daemon keeper config mountpoint",
+    "daemon": "daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing priming",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault",

@@ -223,8 +223,10 @@ void dataplane_answer(struct channel *ch, const struct request *rq)
 	}
 
 	b = nodes_borrow(&ch->nodes, rq->head.nodeid);
-	if (!b) {
+	if (!b || b->fd < 0) { /* nothing backs it, or it was lost with the daemon before */
 		answer_here(ch, rq, EIO, NULL, 0);
+		if (b)
+			nodes_return(&ch->nodes, b);
 		return;
 	}
 	switch (rq->head.opcode) {

@@ -22,11 +22,14 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,8 +49,8 @@
 #define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
 #define REQUEST_MAX (BUFFER_SIZE - REQUEST_OFFSET)
 
-/* Bytes that marking a request adds at most. */
-#define MAX_MARK 2
+/* Bytes that marking a request adds at most: the number of an exchange, and two slashes. */
+#define MAX_MARK 24
 
 #define WAKE_SIGNAL (SIGRTMIN + 9)
 #define WAKE_AGAIN_NS (5 * 1000 * 1000)
@@ -216,6 +219,20 @@ static void insert(struct request *rq, uint32_t at, const char *mark)
 	rq->head.len += len;
 }
 
+/* An attribute that had to be new may have been made by this request: whether it was is seen by its
+ * value, which libfuse's peer must not prevent by looking first. All others may be set twice. */
+static void mark_setxattr(struct request *rq, uint32_t at)
+{
+	struct fuse_setxattr_in in = {0};
+
+	memcpy(&in, rq->body, FUSE_COMPAT_SETXATTR_IN_SIZE);
+	if (!(in.flags & XATTR_CREATE))
+		return;
+	in.flags &= ~(uint32_t)XATTR_CREATE;
+	memcpy(rq->body, &in, FUSE_COMPAT_SETXATTR_IN_SIZE);
+	insert(rq, at, "//");
+}
+
 /* The handler has to know that the change may have been made already: a slash says so, two before the
  * name of an attribute, where one has a meaning. TMPFILE makes no name, and is not marked. */
 static void mark_resent(struct request *rq)
@@ -224,6 +241,8 @@ static void mark_resent(struct request *rq)
 
 	switch (rq->head.opcode) {
 	case FUSE_SETXATTR:
+		mark_setxattr(rq, at);
+		break;
 	case FUSE_REMOVEXATTR:
 		insert(rq, at, "//");
 		break;
@@ -236,6 +255,22 @@ static void mark_resent(struct request *rq)
 		insert(rq, at, "/");
 		break;
 	}
+}
+
+/* Which of two names stood where before is not to be seen afterwards: an exchange has its number
+ * before the old name, by which it is known again. */
+static void number_exchange(struct request *rq)
+{
+	struct fuse_rename2_in in;
+	char number[MAX_MARK];
+
+	if (rq->head.opcode != FUSE_RENAME2)
+		return;
+	memcpy(&in, rq->body, sizeof(in));
+	if (!(in.flags & RENAME_EXCHANGE))
+		return;
+	snprintf(number, sizeof(number), "/%" PRIu64 "/", first_unique(rq->head.unique));
+	insert(rq, sizeof(in), number);
 }
 
 /* Blocks while the socket is full, which is how a busy Python slows its callers down. */
@@ -265,8 +300,11 @@ static void relay(struct channel *ch, struct request *rq)
 		p.writing = (flags & O_ACCMODE) != O_RDONLY;
 	}
 	adjust(ch, rq);
-	if (rq->resent && is_change(p.opcode) && rq->head.len + MAX_MARK <= RELAY_MAX)
-		mark_resent(rq);
+	if (is_change(p.opcode) && rq->head.len + MAX_MARK <= RELAY_MAX) {
+		if (rq->resent)
+			mark_resent(rq);
+		number_exchange(rq);
+	}
 	iov[0] = (struct iovec){&rq->head, sizeof(rq->head)};
 	iov[1] = (struct iovec){rq->body, rq->body_len};
 	if (rq->head.len > RELAY_MAX || pending_add(&ch->pending, &p)) {

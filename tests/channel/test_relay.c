@@ -201,6 +201,29 @@ static void changes_that_may_have_been_made_already_are_marked(void)
 	expect_names(&p, FUSE_CREATE, sizeof(struct fuse_create_in), "a", 2, "/a", 3);
 	expect_names(&p, FUSE_RENAME, sizeof(struct fuse_rename_in), "a\0b", 4, "/a\0/b", 6);
 	expect_names(&p, FUSE_RENAME2, sizeof(struct fuse_rename2_in), "a\0b", 4, "/a\0/b", 6);
+	{
+		/* an exchange has its number, too */
+		struct fuse_rename2_in in = {.newdir = 7, .flags = RENAME_EXCHANGE};
+		char body[sizeof(in) + 4], names[64];
+		uint64_t unique;
+
+		memcpy(body, &in, sizeof(in));
+		memcpy(body + sizeof(in), "a\0b", 4);
+		p.next_unique = 4242;
+		for (int again = 0; again < 2; again++) {
+			size_t len = (size_t)snprintf(names, sizeof(names), "/4242/%sa%c%sb",
+						      again ? "/" : "", 0, again ? "/" : "") + 1;
+			struct message *m;
+
+			p.next_unique = 4242 | (again ? WIRE_UNIQUE_RESEND : 0);
+			unique = ask(&p, FUSE_RENAME2, 7, body, sizeof(body));
+			m = libfuse_gets(&p);
+			CHECK(m->in.len == sizeof(m->in) + sizeof(in) + len);
+			CHECK(!memcmp((char *)IN_BODY(m) + sizeof(in), names, len));
+			libfuse_replies(&p, unique, EIO, NULL, 0);
+			expect_reply(&p, unique, EIO, 0);
+		}
+	}
 	expect_names(&p, FUSE_REMOVEXATTR, 0, "user.a", 7, "//user.a", 9);
 	expect_names(&p, FUSE_LOOKUP, 0, "a", 2, "a", 2); /* changes nothing */
 
@@ -229,6 +252,7 @@ static void an_attribute_that_is_set_again_is_marked_in_its_short_form(void)
 	m = libfuse_gets(&p);
 	CHECK(m->in.len == sizeof(m->in) + FUSE_COMPAT_SETXATTR_IN_SIZE + 7);
 	CHECK(!memcmp((char *)IN_BODY(m) + FUSE_COMPAT_SETXATTR_IN_SIZE, "//u.a\0v", 7));
+	CHECK(((uint32_t *)IN_BODY(m))[1] == 0); /* XATTR_CREATE is gone: pyfuse3 would look first */
 	libfuse_replies(&p, unique, 0, NULL, 0);
 	expect_reply(&p, unique, 0, 0);
 	peer_stop(&p);
