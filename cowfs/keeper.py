@@ -556,6 +556,7 @@ def main(arguments: list[str]) -> int:
             held[name] = int(fd)
             os.set_inheritable(held[name], False)
     _raise_descriptor_limit()
+    os.chdir("/")
     return Keeper(launcher, held).run()
 
 
