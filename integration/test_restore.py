@@ -1,8 +1,8 @@
 """A daemon that takes over finds every node that the kernel holds, and answers what comes again.
 
-No mount: the handlers are called as pyfuse3 calls them, by a client that holds names and node ids as
-the kernel does. A kill ends an operation at any change that it makes on the disk; what survives is
-the disk, the vault, and the channel's table of open files. COWFS_RANDOM_SEED=N makes other
+No mount: the handlers are called as pyfuse3 calls them, by a client that holds names and node ids
+as the kernel does. A kill ends an operation at any change that it makes on the disk; what survives
+is the disk, the vault, and the channel's table of open files. COWFS_RANDOM_SEED=N makes other
 programs, COWFS_RESTORE_EXAMPLES=N more.
 """
 
@@ -47,7 +47,7 @@ class Killed(BaseException):
 
 
 class Executioner:
-    """Ends the daemon instead of its Nth change from now on; nothing that it tries later is done."""
+    """Ends the daemon instead of its Nth change from now on; what it tries later is not done."""
 
     def __init__(self) -> None:
         self.left: int | None = None
@@ -547,7 +547,7 @@ def test_a_listing_goes_on_in_another_process(world: World) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-# --- requests that come again -----------------------------------------------------------------------
+# --- requests that come again ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [b"same", b"other"])
@@ -583,7 +583,7 @@ def test_exchange_of_another_request_does_not_count(world: World) -> None:
     assert (world.lookup("d0"), world.lookup("d1")) == (nodes["d0"], nodes["d1"])
 
 
-# --- programs ---------------------------------------------------------------------------------------
+# --- programs -------------------------------------------------------------------------------------
 
 
 class Entry:
@@ -686,6 +686,16 @@ class Client(RuleBasedStateMachine):
         parent.children[name] = entry
         self.check_id(entry, nodeid)
 
+    def succeeds(self, expected: int, *args: Any, kill_at: int | None) -> bool:
+        """Whether a change is done; else it must fail with the errno *expected*."""
+        try:
+            self.world.change(*args, kill_at=kill_at)
+        except OSError as error:
+            if error.errno != expected:
+                raise
+            return False
+        return True
+
     # -- what it does
 
     @rule(data=st.data(), kill=KILLS, what=st.sampled_from(["mkdir", "symlink", "mknod", "create"]),
@@ -727,10 +737,7 @@ class Client(RuleBasedStateMachine):
         if name not in parent.children or parent.children[name].kind != "file":
             return
         entry = self.learn(parent, name)
-        try:
-            self.world.change("open", entry.nodeid, os.O_RDWR, kill_at=kill)
-        except OSError as error:
-            assert error.errno == errno.ESTALE
+        if not self.succeeds(errno.ESTALE, "open", entry.nodeid, os.O_RDWR, kill_at=kill):
             self.replaced.append((entry.nodeid, len(entry.data)))
             entry.nodeid = 0
             self.learn(parent, name)
@@ -782,10 +789,8 @@ class Client(RuleBasedStateMachine):
             return
         entry = self.learn(parent, name)
         act = "rmdir" if entry.kind == "directory" else "unlink"
-        try:
-            self.world.change(act, parent.nodeid, os.fsencode(name), kill_at=kill)
-        except OSError as error:
-            assert error.errno == errno.ENOTEMPTY
+        args = (act, parent.nodeid, os.fsencode(name))
+        if not self.succeeds(errno.ENOTEMPTY, *args, kill_at=kill):
             assert entry.children
             return
         assert not entry.children
@@ -804,15 +809,18 @@ class Client(RuleBasedStateMachine):
             and self.is_below(parent, target)
         ):  # fmt: skip
             return  # the kernel refuses it by itself
+        expected = 0
+        if target is not None and not flags and "directory" in (target.kind, entry.kind):
+            if entry.kind != "directory":
+                expected = errno.EISDIR
+            elif target.kind != "directory":
+                expected = errno.ENOTDIR
+            elif target.children:
+                expected = errno.EEXIST
         args = (parent.nodeid, os.fsencode(name), directory.nodeid, os.fsencode(new), flags)
-        try:
-            self.world.change("rename", *args, kill_at=kill)
-        except OSError as error:
-            expected = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-            assert error.errno in expected
-            assert target is not None
-            assert target.children or (target.kind == "directory") != (entry.kind == "directory")
+        if not self.succeeds(expected, "rename", *args, kill_at=kill):
             return
+        assert not expected
         if target is entry:
             return
         del parent.children[name]
@@ -851,6 +859,16 @@ class Client(RuleBasedStateMachine):
                 self.world.channel.release_all(entry.nodeid)
                 self.world.forget(entry.nodeid)
         self.gone.clear()
+
+    @rule(data=st.data())
+    def forget_a_file(self, data: st.DataObject) -> None:
+        parent, name = self.choose(data)
+        entry = parent.children.get(name)
+        if entry is not None and entry.kind != "directory" and entry.nodeid:
+            self.world.channel.release_all(entry.nodeid)
+            self.world.forget(entry.nodeid)
+            if entry.nodeid >> INO_BITS:
+                entry.nodeid = 0  # its next number depends on whether the readers are still there
 
     # -- what it sees
 
