@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
-    "commands": "__main__ cli doctor interrupts launch preflight probes report unmount",
+    "commands": "__main__ cli doctor interrupts launch preflight probes report unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
