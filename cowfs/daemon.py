@@ -33,6 +33,7 @@ from cowfs.channel import Channel
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
+from cowfs.options import join as join_options
 from cowfs.overlay import Overlay
 from cowfs.priming import Priming
 from cowfs.store import Copy, Store
@@ -221,7 +222,7 @@ class _Mount:
                 daemon_pid=os.getpid(),
                 keeper_pid=None,
                 started=time.time(),
-                options=",".join(config.options.given),
+                options=join_options(config.options.given),
                 persistent=copy.persistent,
             )
         )

@@ -33,7 +33,7 @@ class Record:
     """One running mount.
 
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
-    options: as they were given, for display. keeper_pid: None where there is no keeper.
+    options: as they were given, one value of -o. keeper_pid: None where there is no keeper.
     """
 
     device: str
