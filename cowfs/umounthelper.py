@@ -19,7 +19,9 @@ from cowfs.helper import Option
 PROGRAM = "umount.cowfs"
 OPERANDS = "DIR"
 OPTIONS = (
-    Option("f", "", "Let what is under way in the mount fail (MNT_FORCE)."),
+    Option(
+        "f", "", "Let what is under way in the mount fail (MNT_FORCE); nobody waits for the daemon."
+    ),
     Option("l", "", "Detach it now, and let what still uses it finish; nobody waits."),
     Option("n", "", "Accepted: what is noted of mounts is umount(8)'s affair."),
     Option("r", "", "When it is busy, make it read-only."),

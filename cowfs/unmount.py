@@ -47,8 +47,8 @@ def unmount(mountpoint: str, *, lazy: bool) -> str:
 def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Mount, Record | None]:
     """Unmount, wait until the daemon has put the copy away, and return what was mounted.
 
-    force: MNT_FORCE, what is under way fails. Nobody waits for a lazy one, nor for a copy that is
-    mounted elsewhere, too (mount --bind). Raises as unmount().
+    force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
+    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind). Raises as unmount().
     """
     mount = find(mountpoint)
     from cowfs import runtime, syscalls
@@ -63,7 +63,7 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
             syscalls.umount2(os.fsencode(mount.mountpoint), flags)
         except OSError as error:
             raise _refused(mount, error, record) from None
-        if not lazy and _elsewhere(mount) is None:
+        if not (lazy or force) and _elsewhere(mount) is None:
             _wait(waiting, mount)
     finally:
         for fd in waiting:

@@ -62,10 +62,16 @@ class Host:
         """The path as this process can use it: a mount of the namespace is not in ours."""
         return Path(f"/proc/{self.pid}/root{path}")
 
+    def processes(self, mountpoint: Path) -> list[int]:
+        """The processes behind the copy at this place; the last one serves it."""
+        path = RECORDS / f"{self.mounted_at(mountpoint).device}.json"
+        record = json.loads(path.read_text())
+        pids = (record["keeper_pid"], record["daemon_pid"])
+        return [pid for pid in pids if pid is not None]
+
     def daemon(self, mountpoint: Path) -> int:
         """The process that serves the copy at this place."""
-        record = RECORDS / f"{self.mounted_at(mountpoint).device}.json"
-        return int(json.loads(record.read_text())["daemon_pid"])
+        return self.processes(mountpoint)[-1]
 
     def close(self) -> None:
         """Unmount everything. Fails the test for a daemon that stays, or has logged an error."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_the_daemon_is_on_its_own_when_mount_returns(host: Host, model: Path, mn
     # run() sees the end of the output, which nobody but mount(8) may hold
     host.run("mount", "-t", "cowfs", model, mnt)
     pid = host.daemon(mnt)
-    assert os.getsid(pid) == pid
+    assert os.getsid(pid) in host.processes(mnt)
     assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
     log = str(RECORDS / f"{host.mounted_at(mnt).device}.log")
     assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)] == [log, log]
@@ -397,10 +398,16 @@ def test_a_copy_that_is_mounted_elsewhere_too_lives_on(
 
 def test_force_frees_a_mount_that_does_not_answer(host: Host, model: Path, mnt: Path) -> None:
     host.run("mount", "-t", "cowfs", model, mnt)
-    pid = host.daemon(mnt)
-    host.run("umount", "-f", mnt)
-    assert host.mounts() == []
-    assert kernel.wait_for_end(pid, 20)
+    pids = host.processes(mnt)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        host.run("umount", "-f", mnt)
+        assert host.mounts() == []
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert all(kernel.wait_for_end(pid, 20) for pid in pids)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -459,9 +466,9 @@ def test_two_mounts_of_one_copy(host: Host, model: Path, mnt: Path, tmp_path: Pa
 
 def test_a_mount_without_its_daemon(host: Host, model: Path, mnt: Path) -> None:
     host.run("mount", "-t", "cowfs", model, mnt, "-o", "copy=job")
-    pid = host.daemon(mnt)
-    os.kill(pid, 9)
-    assert kernel.wait_for_end(pid, 10)
+    for pid in host.processes(mnt):
+        os.kill(pid, signal.SIGKILL)
+        assert kernel.wait_for_end(pid, 10)
     result = host.run("mount", "-o", "remount,ro", mnt, check=False)
     refused(result, 32, mnt, "has died")
     host.run("umount", mnt)
