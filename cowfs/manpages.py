@@ -189,8 +189,8 @@ def _mount_cowfs_8() -> str:
         "mount -o remount,ro makes a copy read-only, for everybody and at once; while a file is "
         "open for writing it fails. remount,rw makes it writable again. Other flags of mount(8), "
         "such as noexec, can be changed too. A copy that was mounted with ro cannot become "
-        "writable, and what cowfs alone knows (copy, ephemeral, store, clone, passthrough, "
-        "share_min) cannot be changed: unmount it, and mount it again."
+        f"writable, and what cowfs alone knows ({', '.join(options.FIXED)}) cannot be changed: "
+        "unmount it, and mount it again."
     )
     page.section("FSTAB")
     page.example(

@@ -115,6 +115,9 @@ DESCRIPTIONS: dict[str, str] = {
 
 _VALUES = {form.partition("=")[0]: form for form in DESCRIPTIONS if "=" in form}
 
+FIXED = tuple(form.partition("=")[0] for form in DESCRIPTIONS if form not in GENERIC)
+"""The names of those that only cowfs knows: a mount keeps them as long as it lasts."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     name: tuple(form.partition("=")[2].split("|")) for name, form in _VALUES.items() if "|" in form
 }

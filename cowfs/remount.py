@@ -16,8 +16,6 @@ from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.options import Options
 from cowfs.runtime import Record
 
-_FIXED = ("copy", "ephemeral", "store", "clone", "passthrough", "share_min")
-
 
 def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> None:
     """Give the copy of source at mountpoint the flags of *wanted*; with *pretend* only check it.
@@ -59,7 +57,7 @@ def _check_fixed(mountpoint: str, wanted: Options, record: Record) -> None:
     asked = wanted.to_dict()
     if wanted.store is not None:
         asked["store"] = os.path.realpath(wanted.store)
-    for name in _FIXED:
+    for name in options.FIXED:
         if name in given and asked[name] != running[name]:
             raise MountFailure(
                 f"{mountpoint}: a remount cannot change {name}: unmount the copy, and mount it "
