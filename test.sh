@@ -65,7 +65,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 say "Lint"
-shellcheck -x quickstart.sh test.sh .ci/setup.sh .ci/run .ci/sanitize
+shellcheck -x quickstart.sh test.sh .ci/setup.sh .ci/run .ci/sanitize mount_helpers/*.cowfs
 ruff check .
 mypy
 

@@ -6,7 +6,8 @@
 # What pip needs to build pyfuse3 and our own extension, and what makes a volume.
 BUILD_PACKAGES=(gcc libc6-dev pkg-config libfuse3-dev liburing-dev mount xfsprogs)
 # What the tests call besides.
-TEST_PACKAGES=(e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny)
+TEST_PACKAGES=(e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
+    bash-completion fish zsh man-db mandoc)
 
 say() { printf '\e[1m==> %s\e[0m\n' "$*" >&2; }
 

@@ -8,25 +8,23 @@ each, with nothing in them that a terminal would obey.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cowfs import __version__, report
+from cowfs import __version__, messages, report
 from cowfs.errors import (
     CHECK_EXIT_CODES,
     EXIT_CODES,
     WARM_EXIT_CODES,
     CowfsError,
-    InternalError,
     Interrupted,
     SystemFailure,
     UsageError,
 )
+from cowfs.options import DESCRIPTIONS
 
 if TYPE_CHECKING:
     from cowfs.findings import Report
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from cowfs.store import CopyInfo, Store
     from cowfs.warm import Outcome
 
-DEBUG_VARIABLE = "COWFS_DEBUG"
+PROGRAM = "cowfs"
 
 _EPILOG = "\b\nExit codes, as in mount(8):\n" + "\n".join(
     f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items()
@@ -60,9 +58,8 @@ def cowfs() -> None:
     "options",
     multiple=True,
     metavar="OPTIONS",
-    help="Options, separated by commas: ro, copy=NAME, ephemeral, store=DIR, clone=write|open, "
-    "passthrough=auto|on|off, share_min=SIZE, and those of mount(8) such as noexec or relatime. "
-    "nosuid and nodev are on unless suid or dev is given.",
+    help=f"Options, separated by commas: {', '.join(DESCRIPTIONS)}, and those of mount(8) such as "
+    "noexec or relatime. nosuid and nodev are on unless suid or dev is given. See cowfs(5).",
 )
 @click.option(
     "-f",
@@ -134,11 +131,13 @@ def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> 
 )
 @click.option(
     "--jobs",
+    metavar="N",
     type=click.IntRange(1, 64),
     help="Processes that copy (default: one for each processor, 8 at most).",
 )
 @click.option(
     "--depth",
+    metavar="N",
     type=click.IntRange(1, 1024),
     default=16,
     help="Blocks of 1 MiB under way in each of them, and so its memory (default 16).",
@@ -406,36 +405,47 @@ def doctor(as_json: bool, path: str | None) -> int:
     return 0 if doctors.would_mount(findings) else CowfsError.exit_code
 
 
+@cowfs.command(short_help="Put mount helpers, units and man pages into the system.")
+@click.option(
+    "--root",
+    metavar="DIR",
+    default="/",
+    help="Below this directory, as for a package or an image, not below /.",
+)
+@click.option("--uninstall", is_flag=True, help="Take away what was put there.")
+def install(root: str, uninstall: bool) -> None:
+    """Put what mount(8), systemd, man and shells look for where they do, for this installation.
+
+    With it mount -t cowfs and fstab work. What is there already and is not its own is never
+    overwritten; --uninstall takes away what it put there, and nothing that was changed since.
+    """
+    from cowfs import install as installation
+
+    had_units = installation.has_units(root)
+    done = installation.uninstall(root) if uninstall else installation.install(root)
+    for path in done.written:
+        click.echo(report.printable(f"installed {path}"))
+    for path in done.removed:
+        click.echo(report.printable(f"removed {path}"))
+    for path in done.kept:
+        _warn(f"{path} was changed by somebody, and is left there")
+    if root == "/" and (had_units or installation.has_units(root)):
+        click.echo("now tell systemd about the units: systemctl daemon-reload")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. Every failure is one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # names are bytes that others chose, and the locale may be "C"
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        code = cowfs.main(args=arguments, prog_name="cowfs", standalone_mode=False)
-        sys.stdout.flush()
+
+    def run() -> int:
+        try:
+            code = cowfs.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        except click.ClickException as error:
+            raise _wrong_call(error) from None
+        except click.Abort:
+            raise Interrupted("interrupted") from None
         return code if isinstance(code, int) else 0
-    except CowfsError as error:
-        return _failed(error)
-    except click.ClickException as error:
-        return _failed(_wrong_call(error))
-    except (KeyboardInterrupt, click.Abort):
-        return _failed(Interrupted("interrupted"))
-    except BrokenPipeError:
-        # Whoever read our output has enough. Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UsageError.exit_code
-    except MemoryError:
-        return _failed(SystemFailure("out of memory"))
-    except Exception as error:
-        if DEBUG_VARIABLE in os.environ:
-            raise
-        return _failed(
-            InternalError(
-                f"unexpected {type(error).__name__}: {error}; this is a bug, {DEBUG_VARIABLE}=1 "
-                "shows where"
-            )
-        )
+
+    return messages.told(PROGRAM, run)
 
 
 def _copies(store: str | None) -> list[dict[str, Any]]:
@@ -462,6 +472,7 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
         "created": copy.created,
         "daemon_pid": None if record is None else record.daemon_pid,
         "keeper_pid": None if record is None else record.keeper_pid,
+        "options": None if record is None else record.options,
         "store": store.path,
     }
 
@@ -536,13 +547,8 @@ def _wrong_call(error: click.ClickException) -> UsageError:
     return UsageError(f"{message}: see {command} --help")
 
 
-def _failed(error: CowfsError) -> int:
-    _say_error(str(error))
-    return error.exit_code
-
-
 def _say_error(message: str) -> None:
-    click.echo(f"cowfs: {report.printable(message)}", err=True)
+    messages.say(PROGRAM, message)
 
 
 def _show_log() -> None:
@@ -557,4 +563,4 @@ def _show_log() -> None:
 
 
 def _warn(message: str) -> None:
-    click.echo(f"cowfs: warning: {report.printable(message)}", err=True)
+    messages.warn(PROGRAM, message)

@@ -39,6 +39,7 @@ from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER
 from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
+from cowfs.options import join as join_options
 from cowfs.overlay import Overlay
 from cowfs.priming import Priming
 from cowfs.restore import Restoration
@@ -365,7 +366,7 @@ class _Mount:
                 daemon_pid=os.getpid(),
                 keeper_pid=os.getppid(),
                 started=time.time(),
-                options=",".join(config.options.given),
+                options=join_options(config.options.given),
                 persistent=copy.persistent,
                 version=__version__,
             )

@@ -145,9 +145,10 @@ def mount(
     foreground: bool,
     warn: Callable[[str], None],
     progress: ProgressFactory,
+    pretend: bool = False,
 ) -> int:
     """Copy source and mount the copy; 0 once the mount answers, with foreground once it is
-    unmounted again.
+    unmounted again. With pretend everything is checked, and nothing done.
 
     Paths as the user wrote them. progress() makes what shows the sealing, used only when there is
     something to seal. Every failure is a CowfsError, and leaves no mount, no new copy and no
@@ -171,6 +172,9 @@ def mount(
     names.check_name(name)
     if missing is not None and not _copy_exists(source, name, options.store):
         raise missing
+    if pretend:
+        preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
+        return 0
     launch = _Launch(source, mountpoint, name, options, missing, warn, progress)
     return launch.in_foreground() if foreground else launch.in_background()
 
@@ -314,11 +318,14 @@ def _kept_by_systemd() -> dict[str, int]:
 
 def _copy_exists(source: str, name: str, store: str | None) -> bool:
     """Whether there is a copy to go on with, though its source has gone. Creates nothing."""
+    return os.path.isdir(os.path.join(_store_path(source, store), "copies", name))
+
+
+def _store_path(source: str, store: str | None) -> str:
+    """The store of a source, also when there is none yet."""
     from cowfs.storedir import STORE_NAME, volume_of
 
-    if store is None:
-        store = os.path.join(volume_of(source), STORE_NAME)
-    return os.path.isdir(os.path.join(store, "copies", name))
+    return os.path.join(volume_of(source), STORE_NAME) if store is None else store
 
 
 def _failure(message: str, exit_code: int) -> CowfsError:

@@ -17,13 +17,14 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line. Paths are os.fsdecode'd; device is "major:minor"."""
+    """One line. Paths are os.fsdecode'd; device is "major:minor"; options are this mount's own."""
 
     mount_id: int
     device: str
     mountpoint: str
     fstype: str
     source: str
+    options: str = ""
 
     @property
     def is_cowfs(self) -> bool:
@@ -74,6 +75,7 @@ def _parse(line: bytes) -> Mount:
         mountpoint=_unescape(fields[4]),
         fstype=_unescape(fields[separator + 1]),
         source=_unescape(fields[separator + 2]),
+        options=_unescape(fields[5]),
     )
 
 

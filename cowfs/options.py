@@ -7,7 +7,7 @@ name is the store's decision; here a name is only a string that is not missing.
 
 Grammar: items are separated by commas, ``-o`` may be repeated, a later item overrides an earlier
 one. Inside an item ``\\,`` is a comma and ``\\\\`` a backslash; any other backslash stands for
-itself, because the names that systemd-escape makes are full of ``\\x2d``.
+itself, because the names that systemd-escape makes are full of ``\\x2d``.  `join` is the way back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DEFAULT_MOUNT_FLAGS = MS_NOSUID | MS_NODEV
 _ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 
 # option: (bits that it clears, bits that it then sets), as mount(8) describes each of them
-_GENERIC: dict[str, tuple[int, int]] = {
+GENERIC: dict[str, tuple[int, int]] = {
     "ro": (0, MS_RDONLY),
     "rw": (MS_RDONLY, 0),
     "nosuid": (0, MS_NOSUID),
@@ -75,28 +75,56 @@ _GENERIC: dict[str, tuple[int, int]] = {
     "loud": (MS_SILENT, 0),
 }
 
-# Words of fstab that say when and by whom to mount, not how; mount(8) may hand them on. "defaults"
-# is fstab's filler for "no options" and must not take away nosuid,nodev.
-_IGNORED = frozenset({"defaults", "auto", "noauto", "nofail", "nouser", "_netdev"})
-_IGNORED_PREFIXES = ("x-", "X-", "comment=")
+# Words of fstab that say when and by whom to mount, not how; mount(8) may hand them on, and adds by
+# itself what they imply. "defaults" is fstab's filler for "no options" and must not take away
+# nosuid,nodev.
+FSTAB_WORDS = (
+    *("defaults", "auto", "noauto", "nofail", "_netdev"),
+    *("user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup"),
+)
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
+
+# What the kernel shows of every copy, so that a line of /proc/self/mounts can become one of fstab.
+# "seclabel" is what it adds under SELinux.
+KERNEL_WORDS = ("default_permissions", "allow_other", "user_id=0", "group_id=0", "seclabel")
+
+_IGNORED = frozenset((*FSTAB_WORDS, *KERNEL_WORDS))
 
 _UNIMPLEMENTED = {
-    "remount": "is not supported: unmount the copy and mount it again with the other options",
+    "remount": "is for mount(8): mount -o remount,ro MOUNTPOINT or mount -o remount,rw MOUNTPOINT; "
+    "for other options unmount the copy and mount it again",
     "bind": "is not for cowfs: use mount --bind on the mounted copy",
     "rbind": "is not for cowfs: use mount --rbind on the mounted copy",
 }
 
-_VALUES: dict[str, str] = {
-    "copy": "copy=NAME",
-    "store": "store=DIR",
-    "clone": "clone=write|open",
-    "passthrough": "passthrough=auto|on|off",
-    "share_min": "share_min=SIZE",
-    "watchdog": "watchdog=SECONDS",
+DESCRIPTIONS: dict[str, str] = {
+    "ro": "Read-only. The daemon then keeps every file as it is: such a mount cannot become "
+    "writable by a remount.",
+    "rw": "Writable (default).",
+    "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, as "
+    "systemd-escape --path does.",
+    "ephemeral": "Discard the copy, and what was written to it, at unmount.",
+    "store=DIR": "Keep templates and copies in DIR, on the volume of the source. Without it: in "
+    ".cowfs at the top of that volume.",
+    "clone=write|open": "Clone a shared file when it is first written (write, the default), or "
+    "when it is first opened (open): then every descriptor sees every later write, but copies "
+    "share no pages in memory.",
+    "passthrough=auto|on|off": "Let the kernel read the backing files itself where it can (auto, "
+    "the default), refuse to mount where it cannot (on), or do without (off).",
+    "share_min=SIZE": "Readers of a shared file of at least SIZE bytes (with k, M, G or T) are "
+    "passed through to the template's file; smaller ones are cached for each copy (default 1M).",
+    "watchdog=SECONDS": "Replace a daemon that has answered nothing for so long (default 60; 0: "
+    "never). What is passed through does not wait for it.",
 }
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "clone": ("write", "open"),
-    "passthrough": ("auto", "on", "off"),
+"""What the options that are cowfs's own, and those that mean more than in mount(8), do."""
+
+_VALUES = {form.partition("=")[0]: form for form in DESCRIPTIONS if "=" in form}
+
+FIXED = tuple(form.partition("=")[0] for form in DESCRIPTIONS if form not in GENERIC)
+"""The names of those that only cowfs knows: a mount keeps them as long as it lasts."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: tuple(form.partition("=")[2].split("|")) for name, form in _VALUES.items() if "|" in form
 }
 
 _SIZE = re.compile(r"([0-9]{1,19})(?:([kmgtKMGT])(?:iB)?)?", re.ASCII)
@@ -140,10 +168,11 @@ class Options:
         return cls(**plain)
 
 
-def parse(options: Iterable[str]) -> Options:
+def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
     """Read the values of every ``-o``, in their order.
 
-    Raises UsageError that names the option, and the known ones when it is unknown.
+    Raises UsageError that names the option, and the known ones when it is unknown; with *sloppy*,
+    as mount(8) means it, those that are unknown are passed over.
     """
     flags = DEFAULT_MOUNT_FLAGS
     ephemeral = False
@@ -158,16 +187,18 @@ def parse(options: Iterable[str]) -> Options:
             values[name] = _checked_value(item, name, value if equals else None)
         elif item in _IGNORED or item.startswith(_IGNORED_PREFIXES):
             continue
-        elif name in _GENERIC or name == "ephemeral":
+        elif name in GENERIC or name == "ephemeral":
             if equals:
                 raise UsageError(f"option {item!r}: {name} takes no value: write just {name}")
             if name == "ephemeral":
                 ephemeral = True
             else:
-                clears, sets = _GENERIC[name]
+                clears, sets = GENERIC[name]
                 flags = flags & ~clears | sets
         elif name in _UNIMPLEMENTED:
             raise UsageError(f"option {name!r} {_UNIMPLEMENTED[name]}")
+        elif sloppy:
+            given.pop()
         else:
             raise UsageError(f"unknown option {item!r}: known are {known_options()}")
     return Options(
@@ -201,6 +232,11 @@ def split(text: str) -> list[str]:
     return items
 
 
+def join(items: Iterable[str]) -> str:
+    """The items as one value of ``-o``: split() makes the same items of it."""
+    return ",".join(item.replace("\\", "\\\\").replace(",", "\\,") for item in items)
+
+
 def parse_size(option: str, text: str) -> int:
     """Bytes of ``4096``, ``64k``, ``1M``, ``1MiB``, ``2G``: powers of 1024, whole numbers.
 
@@ -227,8 +263,8 @@ def parse_seconds(option: str, text: str) -> int:
 
 
 def known_options() -> str:
-    """Every word that parse() knows, for messages and help."""
-    return ", ".join([*_VALUES.values(), "ephemeral", *_GENERIC])
+    """Every word that says how to mount, for messages and help."""
+    return ", ".join([*_VALUES.values(), "ephemeral", *GENERIC])
 
 
 def _checked_value(item: str, name: str, value: str | None) -> str:
@@ -238,7 +274,7 @@ def _checked_value(item: str, name: str, value: str | None) -> str:
         parse_size(name, value)
     elif name == "watchdog":
         parse_seconds(name, value)
-    elif name in _CHOICES and value not in _CHOICES[name]:
+    elif name in CHOICES and value not in CHOICES[name]:
         raise UsageError(f"option {item!r}: write {_VALUES[name]}")
     elif name == "store" and not value:
         raise UsageError(

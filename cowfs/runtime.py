@@ -37,7 +37,7 @@ class Record:
     """One running mount.
 
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
-    options: as they were given, for display. version: of the cowfs that serves.
+    options: as they were given, one value of -o. version: of the cowfs that serves.
     """
 
     device: str

@@ -49,6 +49,7 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
 MS_DIRSYNC = 0x80
 MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
@@ -57,8 +58,12 @@ MS_SILENT = 0x8000
 MS_RELATIME = 0x200000
 MS_STRICTATIME = 0x1000000
 MS_LAZYTIME = 0x2000000
+MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+# linux/sched.h
+CLONE_NEWNS = 0x20000
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 0x01
@@ -149,6 +154,14 @@ _libc.statx.argtypes = (
     ctypes.c_void_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
     ctypes.c_void_p,
@@ -380,6 +393,19 @@ def die_with_parent() -> None:
 def umount2(target: bytes, flags: int) -> None:
     """umount2(2)."""
     _call(_libc.umount2, target, flags, filename=target)
+
+
+def remount(target: bytes, flags: int) -> None:
+    """Give a mount and its filesystem other MS_* flags: mount(2) with MS_REMOUNT.
+
+    Without any of the flags about atime those that are there stay.
+    """
+    _call(_libc.mount, None, target, None, flags | MS_REMOUNT, None, filename=target)
+
+
+def enter_mount_namespace(fd: int) -> None:
+    """setns(2) of this process, which may have no other threads. fd: of /proc/PID/ns/mnt."""
+    _call(_libc.setns, fd, CLONE_NEWNS)
 
 
 def cachestat(fd: int, offset: int, length: int) -> int:

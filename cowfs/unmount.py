@@ -40,29 +40,35 @@ def unmount(mountpoint: str, *, lazy: bool) -> str:
     With lazy the mount leaves the tree at once and ends when its last user is gone; then nobody
     waits. Raises UsageError (not ours, or no permission) or MountFailure (busy).
     """
+    mount, record = take_away(mountpoint, lazy=lazy)
+    return outcome_of(mount, record, lazy=lazy)
+
+
+def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Mount, Record | None]:
+    """Unmount, wait until the daemon has put the copy away, and return what was mounted.
+
+    force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
+    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind). Raises as unmount().
+    """
     mount = find(mountpoint)
     from cowfs import runtime, syscalls
 
     record = runtime.find(mount.mountpoint)
     waiting = [] if record is None else _pidfds(record)
-    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    flags = syscalls.UMOUNT_NOFOLLOW
+    flags |= syscalls.MNT_DETACH if lazy else 0
+    flags |= syscalls.MNT_FORCE if force else 0
     try:
         try:
             syscalls.umount2(os.fsencode(mount.mountpoint), flags)
         except OSError as error:
             raise _refused(mount, error, record) from None
-        if lazy:
-            return _detached(mount, record)
-        _wait(waiting, mount)
+        if not (lazy or force) and _elsewhere(mount) is None:
+            _wait(waiting, mount)
     finally:
         for fd in waiting:
             os.close(fd)
-    if record is None:
-        return (
-            f"unmounted {mount.mountpoint}; its daemon had died. A kept copy of it is listed by: "
-            "cowfs list"
-        )
-    return outcome(record)
+    return mount, record
 
 
 def find(mountpoint: str) -> Mount:
@@ -82,6 +88,21 @@ def find(mountpoint: str) -> Mount:
             f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with umount"
         )
     return mount
+
+
+def outcome_of(mount: Mount, record: Record | None, *, lazy: bool) -> str:
+    """What take_away() has come to, in one line."""
+    if lazy:
+        return _detached(mount, record)
+    elsewhere = _elsewhere(mount)
+    if elsewhere is not None:
+        return f"unmounted {mount.mountpoint}; the copy is still mounted at {elsewhere}"
+    if record is None:
+        return (
+            f"unmounted {mount.mountpoint}; its daemon had died. A kept copy of it is listed by: "
+            "cowfs list"
+        )
+    return outcome(record)
 
 
 def outcome(record: Record) -> str:
@@ -168,6 +189,11 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
         f"{path} is busy, held by {names}: end what uses it, or detach it with: cowfs umount "
         f"--lazy {path}"
     )
+
+
+def _elsewhere(mount: Mount) -> str | None:
+    """Where the filesystem of this mount, which is gone, is still mounted."""
+    return next((m.mountpoint for m in mountinfo.read() if m.device == mount.device), None)
 
 
 def _detached(mount: Mount, record: Record | None) -> str:

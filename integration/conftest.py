@@ -54,9 +54,12 @@ def _missing() -> str | None:
     for program in (
         *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
+        *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv"),
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"
+    if not Path("/usr/share/bash-completion/bash_completion").exists():
+        return "there is no bash-completion: ./test.sh installs what they need"
     if not Path("/dev/loop-control").exists():
         return "there is no /dev/loop-control: load the loop module, or give it to the container"
     try:

@@ -33,10 +33,10 @@ def session_dir() -> Path:
     return Path(os.environ[DIRECTORY])
 
 
-def mounts() -> list[Mount]:
-    """Every mount of this mount namespace, in the order in which they were made."""
+def mounts(pid: int | str = "self") -> list[Mount]:
+    """Every mount of a process's mount namespace, in the order in which they were made."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         found.append(Mount(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1])))
@@ -47,10 +47,10 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def session_mounts() -> list[Mount]:
+def session_mounts(pid: int | str = "self") -> list[Mount]:
     """The mounts of this session, in the order in which they were made."""
     below = f"{session_dir()}/"
-    return [mount for mount in mounts() if mount.mountpoint.startswith(below)]
+    return [mount for mount in mounts(pid) if mount.mountpoint.startswith(below)]
 
 
 def is_cowfs(mount: Mount) -> bool:

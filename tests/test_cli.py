@@ -155,7 +155,12 @@ def test_list_shows_copies_and_where_they_are_mounted(
 ) -> None:
     stores += [FakeStore("/b/.cowfs", "two"), FakeStore("/a/.cowfs", "job", "one")]
     record = SimpleNamespace(
-        store="/a/.cowfs", copy="one", mountpoint="/mnt/\x1b[1m", daemon_pid=12, keeper_pid=None
+        store="/a/.cowfs",
+        copy="one",
+        mountpoint="/mnt/\x1b[1m",
+        daemon_pid=12,
+        keeper_pid=None,
+        options="ro",
     )
     monkeypatch.setattr(runtime, "all", lambda: [record])
     assert cli.main(["list"]) == 0
@@ -171,6 +176,7 @@ def test_list_shows_copies_and_where_they_are_mounted(
     assert [row["name"] for row in rows] == ["job", "one"]
     assert rows[1]["mountpoint"] == "/mnt/\x1b[1m"
     assert (rows[1]["daemon_pid"], rows[1]["keeper_pid"]) == (12, None)
+    assert (rows[1]["options"], rows[0]["options"]) == ("ro", None)
     assert rows[0]["mountpoint"] is None
     assert rows[0]["daemon_pid"] is None
     wanted = {"name", "source", "template", "mountpoint", "persistent", "private_bytes", "created"}

@@ -29,8 +29,8 @@ def mounts(tmp_path: Path) -> list[Mount]:
 
 
 def test_escapes_optional_fields_and_odd_bytes_are_read(mounts: list[Mount]) -> None:
-    assert mounts[2] == Mount(30, "7:0", "/data", "xfs", "/dev/loop0")
-    assert mounts[3] == Mount(31, "0:40", "/mnt/a b\\c\t", "fuse.cowfs", "/data/model")
+    assert mounts[2] == Mount(30, "7:0", "/data", "xfs", "/dev/loop0", "rw,relatime")
+    assert mounts[3] == Mount(31, "0:40", "/mnt/a b\\c\t", "fuse.cowfs", "/data/model", "rw")
     assert mounts[5].source == os.fsdecode(b"/data/m\xff")
     assert mounts[6].source == ""
     assert [mount.is_cowfs for mount in mounts] == [False, False, False, True, False, True, False]

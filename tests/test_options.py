@@ -67,8 +67,15 @@ def test_suid_and_dev_take_the_defaults_away() -> None:
 
 
 def test_words_of_fstab_that_are_not_about_the_mount_change_nothing() -> None:
-    parsed = parse(["defaults,noauto,nofail,_netdev,x-systemd.automount,comment=mine"])
+    parsed = parse(["defaults,noauto,nofail,_netdev,x-systemd.automount,comment=mine,X-a=b"])
     assert parsed.mount_flags == options.DEFAULT_MOUNT_FLAGS
+    parsed = parse(["auto,user,users,nouser,user=me,owner,group,uhelper=cowfs"])
+    assert parsed.mount_flags == options.DEFAULT_MOUNT_FLAGS
+
+
+def test_what_the_kernel_shows_of_a_copy_may_stand_in_fstab() -> None:
+    shown = "rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other"
+    assert parse([shown]).mount_flags == parse(["relatime"]).mount_flags
 
 
 def test_empty_items_are_harmless() -> None:
@@ -94,6 +101,11 @@ def test_a_backslash_protects_only_commas_and_backslashes(text: str, items: list
 def test_escaped_items_come_out_as_they_were(items: list[str]) -> None:
     escaped = ",".join(item.replace("\\", "\\\\").replace(",", "\\,") for item in items)
     assert split(escaped) == items
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_joined_items_are_split_again(items: list[str]) -> None:
+    assert split(options.join(items)) == items
 
 
 @pytest.mark.parametrize(
@@ -122,7 +134,9 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
     assert "share_min" in str(failure.value)
 
 
-@pytest.mark.parametrize("option", ["bogus", "bogus=1", "Copy=a", "RO", "allow_other", "copyx=a"])
+@pytest.mark.parametrize(
+    "option", ["bogus", "bogus=1", "Copy=a", "RO", "allow_root", "user_id=7", "copyx=a"]
+)
 def test_an_unknown_option_is_named_with_the_known_ones(option: str) -> None:
     with pytest.raises(UsageError) as failure:
         parse(["ro", option])
@@ -156,6 +170,21 @@ def test_a_malformed_option_is_named_with_its_right_form(option: str, says: str)
     assert option.partition("=")[0] in str(failure.value)
     assert says in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+def test_sloppy_passes_over_what_is_unknown_and_nothing_else() -> None:
+    parsed = parse(["bogus,ro,Copy=a", "copy=x"], sloppy=True)
+    assert (parsed.read_only, parsed.copy, parsed.given) == (True, "x", ("ro", "copy=x"))
+    for wrong in ("clone=never", "ro=1", "share_min=x"):
+        with pytest.raises(UsageError):
+            parse([wrong], sloppy=True)
+
+
+def test_every_form_and_choice_of_an_option_is_described() -> None:
+    for form, text in options.DESCRIPTIONS.items():
+        assert form.partition("=")[0] in options.known_options()
+        assert text.endswith(".")
+    assert options.CHOICES == {"clone": ("write", "open"), "passthrough": ("auto", "on", "off")}
 
 
 def test_an_empty_copy_name_is_left_to_the_store_to_refuse() -> None:
