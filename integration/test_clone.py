@@ -31,6 +31,7 @@ def rich(model: Path) -> Path:
     subprocess.run(["setfacl", "-d", "-m", "u:1:rwx", model / "many"], check=True)
     (model / os.fsdecode(b"\xff\xfe \n")).write_bytes(b"odd name")
     (model / "script.sh").chmod(0o4751)
+    (model / "small.bin").chmod(0o6711)  # not root's: chown(2) takes these bits away
     os.utime(model, ns=(1, 1_234_567_890_123_456_789))
     return model
 
