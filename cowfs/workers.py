@@ -218,7 +218,13 @@ class _Workers(Generic[_Piece]):
     def _work(self, sock: socket.socket) -> None:
         """Do the batches whose numbers come, until the parent has no more to give."""
         do = self._worker(0)
-        while message := sock.recv(_MESSAGE):
+        while True:
+            try:
+                message = sock.recv(_MESSAGE)
+            except ConnectionResetError:  # the parent has gone without reading the last answer
+                return
+            if not message:
+                return
             path = ""
             try:
                 for piece in self._batches[_NUMBER.unpack(message)[0]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -65,3 +66,25 @@ def test_workers_begin_nothing_once_their_parent_has_given_up(tmp_path: Path) ->
     os.close(reader)
     # the first worker has done 0 and been in 1, the other one in 2
     assert set(log.read_text().split()) <= {"0", "1", "2"}
+
+
+def test_a_failure_in_one_process_leaves_the_others_silent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    reader, writer = os.pipe()
+
+    def worker(_umask: int) -> Callable[[int], None]:
+        def do(piece: int) -> None:
+            if piece == 0:  # the parent does not read what else is answered
+                os.write(writer, b"x" * 8)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+            os.read(reader, 1)
+
+        return do
+
+    for _ in range(20):
+        with pytest.raises(OSError, match="No space left on device: 'here'"):
+            workers.do_all(3, worker, list(range(6)), lambda _: None, one_at_a_time)
+    os.close(reader)
+    os.close(writer)
+    assert capfd.readouterr().err == ""
