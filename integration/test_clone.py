@@ -35,7 +35,9 @@ def rich(model: Path) -> Path:
     (model / os.fsdecode(b"\xff\xfe \n")).write_bytes(b"odd name")
     (model / "script.sh").chmod(0o4751)
     (model / "small.bin").chmod(0o6711)  # not root's: chown(2) takes these bits away
-    os.utime(model, ns=(1, 1_234_567_890_123_456_789))
+    os.utime(model / "latest", ns=(0, 10 << 60), follow_symlinks=False)  # in the year 2335
+    os.utime(model / "many" / "f007", ns=(0, 10 << 60))
+    os.utime(model, ns=(1, 10 << 60))
     return model
 
 
