@@ -258,6 +258,32 @@ static void an_attribute_that_is_set_again_is_marked_in_its_short_form(void)
 	peer_stop(&p);
 }
 
+static void a_request_under_which_daemons_die_is_given_up(void)
+{
+	struct peer p;
+	int relayed = 0;
+
+	peer_start(&p, true, 10);
+	for (int i = 0; i < 20; i++) {
+		uint64_t unique;
+
+		p.next_unique = 4242 | WIRE_UNIQUE_RESEND;
+		unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+		if (poll(&(struct pollfd){.fd = p.ch->daemon_fd, .events = POLLIN}, 1, 200) > 0) {
+			CHECK(libfuse_gets(&p)->in.unique == unique);
+			libfuse_replies(&p, unique, 0, NULL, 0);
+			expect_reply(&p, unique, 0, 0);
+			relayed++;
+		} else {
+			expect_reply(&p, unique, EIO, 0);
+		}
+	}
+	CHECK(relayed == 16);
+	p.next_unique = 5000 | WIRE_UNIQUE_RESEND; /* another one */
+	CHECK(ask(&p, FUSE_RMDIR, 7, "b", 2) == libfuse_gets(&p)->in.unique);
+	peer_stop(&p);
+}
+
 static void an_open_that_comes_again_is_counted_once(void)
 {
 	struct fuse_open_in in = {.flags = O_RDONLY};
@@ -886,6 +912,7 @@ int main(void)
 	RUN(changes_that_may_have_been_made_already_are_marked);
 	RUN(an_attribute_that_is_set_again_is_marked_in_its_short_form);
 	RUN(an_open_that_comes_again_is_counted_once);
+	RUN(a_request_under_which_daemons_die_is_given_up);
 	RUN(drain_does_nothing_when_nothing_is_expected);
 	RUN(listings_and_directory_syncs_get_the_node_as_handle);
 	RUN(forgets_are_relayed_and_batches_split);
