@@ -53,7 +53,9 @@ class Channel(Protocol):
     def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None: ...
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
-    def writers(self, nodeid: int) -> int: ...
+    def is_volatile(self, nodeid: int) -> bool: ...
+    def mark_mappable(self, nodeid: int) -> None: ...
+    def backing_fd(self, nodeid: int) -> int: ...
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
     def invalidate_attr(self, nodeid: int) -> None: ...
     def invalidate_listing(self, nodeid: int) -> None: ...
@@ -87,7 +89,7 @@ class Backing:
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
-        return node.mappable or (node.upper and self._channel.writers(node.nodeid) > 0)
+        return node.upper and self._channel.is_volatile(node.nodeid)
 
     async def open_reading(self, node: Node) -> None:
         """Count one more reader.  Errors: ESTALE for a replaced node, those of open(2)."""
@@ -135,7 +137,8 @@ class Backing:
                     os.close(fd)
             # A shared mapping may be made of a descriptor that reads and writes: it outlives the
             # descriptor, and changes the file unseen.
-            node.mappable |= access == os.O_RDWR
+            if access == os.O_RDWR:
+                self._channel.mark_mappable(node.nodeid)
             # What the kernel was told before is not to be believed from now on.
             self._channel.invalidate_attr(node.nodeid)
 
@@ -166,7 +169,8 @@ class Backing:
         """Take over the descriptor of a file that was just made, and count its first open."""
         writing = access != os.O_RDONLY
         self._attach_private(node, fd, writing=writing)
-        node.mappable = access == os.O_RDWR
+        if access == os.O_RDWR:
+            self._channel.mark_mappable(node.nodeid)
 
     def removed(self, node: Node) -> None:
         """A name of the node was removed: nothing is kept open for a later opener."""
@@ -238,8 +242,13 @@ class Backing:
 
     def _replace(self, node: Node) -> None:
         """Let a new node take over the name; the old one keeps its readers and their bytes."""
-        for parent, name in self._overlay.hand_over(node):
-            self._channel.invalidate_entry(parent.nodeid, name)
+        fd = self._channel.backing_fd(node.nodeid)
+        try:
+            names = self._overlay.hand_over(node, fd)
+        finally:
+            os.close(fd)
+        for parent, name in names:
+            self._channel.invalidate_entry(parent, name)
 
 
 def lock_of(node: Node) -> trio.Lock:

@@ -206,6 +206,30 @@ def umount(lazy: bool, mountpoint: str) -> None:
     click.echo(report.printable(unmount.unmount(mountpoint, lazy=lazy)))
 
 
+@cowfs.command(short_help="Have this version serve the mounts of another one.")
+@click.option("--all", "everything", is_flag=True, help="Every mount of this machine.")
+@click.argument("mountpoint", required=False)
+def upgrade(everything: bool, mountpoint: str | None) -> int:
+    """Let this version of cowfs take the mount at MOUNTPOINT over from the one that serves it.
+
+    Nothing is unmounted: open files stay open, and passed-through reads do not notice. A version
+    that cannot take over says so, and the other one goes on. The way back is the same command of
+    the other version.
+    """
+    if (mountpoint is None) != everything:
+        raise UsageError("name a mountpoint, or say --all: see cowfs upgrade --help")
+    from cowfs import upgrade as upgrading
+
+    code = 0
+    for record in upgrading.records(mountpoint):
+        try:
+            click.echo(report.printable(upgrading.upgrade(record)))
+        except CowfsError as error:
+            _say_error(str(error))
+            code = max(code, error.exit_code)
+    return code
+
+
 @cowfs.command("list", short_help="List the copies.")
 @_json_option
 @_store_option

@@ -1,8 +1,10 @@
 """The life of a mount: made, ready, served, unmounted, put away.
 
-`serve` runs one mount from beginning to end in this process.  `python -m cowfs.daemon FD` is the
-process that `cowfs mount` starts: it imports what takes long, and is then told over the socket FD
-what to serve (`cowfs.config`).
+`python -m cowfs.daemon FD` is the process that the keeper starts (`keeper.py`): it imports what
+takes long, and is then told over the socket FD what to serve.  Among the descriptors that come with
+that may be the kernel's connection: then another daemon has served this mount, and this one goes on
+where that one was killed.  What only memory knew is in the channel's ledger and among the
+descriptors; everything else is on the disk (`restore.py`).
 
 The mount ends when the kernel says that the connection is gone, whoever unmounted it.  SIGTERM,
 SIGHUP and SIGINT ask for that: an idle mount is unmounted, a busy one stays, with a line in the log
@@ -11,37 +13,37 @@ that says who holds it; a second SIGINT detaches it from the tree, and it ends w
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import gc
+import json
 import logging
-import logging.handlers
 import os
 import resource
 import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
 
-from cowfs import config as conversation
-from cowfs import mountinfo, runtime, syscalls
+from cowfs import __version__, copies, mountinfo, runtime, syscalls
 from cowfs.backing import Backing
-from cowfs.channel import Channel
+from cowfs.channel import Channel, check_ledger
+from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
+from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER
+from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
 from cowfs.options import join as join_options
 from cowfs.overlay import Overlay
 from cowfs.priming import Priming
+from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cowfs.config import Config
 
 log = logging.getLogger("cowfs")
 
@@ -64,34 +66,79 @@ class DrainReplies(trio.abc.Instrument):
         self._drain()
 
 
-def serve(config: Config, ready: Callable[[dict[str, Any]], None]) -> int:
+LEDGER, PLACE = "ledger", "place"
+# What the keeper holds of every mount; the rest belongs to files, see `restore.py`.
+_OF_THE_MOUNT = (ORDER, LOCK, DEVICE, LEDGER, PLACE, LOG, CONTROL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mount is, for the daemon that goes on with it."""
+
+    device: str
+    mount_id: int
+
+    def to_fd(self) -> int:
+        """A new descriptor of it."""
+        return _memory("cowfs-place", json.dumps(vars(self)).encode())
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Place:
+        return cls(**json.loads(os.pread(fd, 1 << 16, 0)))
+
+
+def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     """Serve one mount until it is unmounted; 0 if all went well.
 
-    *ready* is called once the mount answers.  Failures before that are CowfsErrors, and leave
-    nothing mounted; the copy stays the caller's to clean up.
+    *held*: what the keeper has from the daemon before, by name; taken over.  Failures before the
+    mount answers are CowfsErrors.  They leave nothing mounted if there was nothing before; the copy
+    stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
     _raise_descriptor_limit()
     store = Store.open(config.store)
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
+    resumes = DEVICE in held
     try:
+        if resumes and not options.read_only:
+            copies.recover(store, config.copy)  # what the one before left half done
         tree, upper, work = copy.directories()
         if options.read_only:
             os.close(work)
         overlay = Overlay(
-            tree, upper, None if options.read_only else work, copy.template.hard_links
+            tree,
+            upper,
+            None if options.read_only else work,
+            copy.template.hard_links,
+            vault=vault,
         )
     except OSError as error:
         raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
-    channel = Channel(passthrough=options.passthrough != "off", root_ino=overlay.nodes.root_ino)
     try:
-        mount = _Mount(config, copy, overlay, channel)
-        mount.make()
-        trio.run(mount.run, ready, instruments=[DrainReplies(channel)])
-    finally:
+        channel = Channel(
+            passthrough=options.passthrough != "off",
+            root_ino=overlay.nodes.root_ino,
+            ledger_fd=held.pop(LEDGER, -1),
+        )
+    except OSError as error:
+        raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
+    mount = _Mount(config, copy, overlay, channel, vault)
+    try:
+        if resumes:
+            mount.resume(held)
+        else:
+            mount.make()
+        trio.run(mount.run, instruments=[DrainReplies(channel)])
+    except BaseException:
+        if resumes or mount.was_ready:
+            # The next daemon goes on.  What is closed here would be closed for it too.
+            log.exception("the daemon failed")
+            os._exit(InternalError.exit_code)
         channel.close()
-        overlay.close()
+        raise
+    channel.close()
+    overlay.close()
     if mount.failure is not None:
         raise mount.failure
     if not mount.was_ready:
@@ -103,13 +150,17 @@ def serve(config: Config, ready: Callable[[dict[str, Any]], None]) -> int:
 class _Mount:
     """One mount while it is served."""
 
-    def __init__(self, config: Config, copy: Copy, overlay: Overlay, channel: Channel) -> None:
+    def __init__(
+        self, config: Config, copy: Copy, overlay: Overlay, channel: Channel, vault: KeeperLink
+    ) -> None:
         self._config = config
         self._copy = copy
         self._overlay = overlay
         self._channel = channel
+        self._vault = vault
         self._place = Mountpoint(config.mountpoint)
         self._device = ""
+        self._resumed = False
         self.was_ready = False
         self.failure: CowfsError | None = None
 
@@ -135,24 +186,8 @@ class _Mount:
             if mounted is None:
                 raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
             self._device = mounted.device
-            priming = Priming(self._overlay, channel)
-            backing = Backing(
-                self._overlay,
-                channel,
-                priming,
-                passthrough=channel.passthrough,
-                share_min=options.share_min,
-                read_only=options.read_only,
-                clone_on_open=options.clone == "open",
-            )
-            operations = Operations(
-                self._overlay,
-                backing,
-                priming,
-                read_only=options.read_only,
-                on_forgotten=channel.forget,
-            )
-            pyfuse3.init(operations, f"/dev/fd/{channel.daemon_fd}", {"default_permissions"})
+            self._start_libfuse()
+            self._entrust()
         except BaseException as error:
             self._detach()
             if isinstance(error, OSError):
@@ -161,6 +196,76 @@ class _Mount:
                 ) from None
             raise
 
+    def resume(self, held: dict[str, int]) -> None:
+        """Go on with the mount of a daemon that was killed."""
+        channel, overlay = self._channel, self._overlay
+        place = Place.from_fd(held[PLACE])
+        self._device = place.device
+        self._resumed = True
+        self._place.found(place.mount_id)
+        device = held.pop(DEVICE)
+        files = {name: fd for name, fd in held.items() if name not in _OF_THE_MOUNT}
+        for name in _OF_THE_MOUNT:
+            if name in held and name != LOCK:
+                os.close(held[name])
+        try:
+            # open_by_handle_at(2) takes no O_PATH descriptor for the volume.
+            volume = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=overlay.layers.tree_fd)
+            try:
+                lost = channel.resume(device, volume)
+            finally:
+                os.close(volume)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                # Nobody can: callers get an error, and not a wait without end.
+                log.error("this kernel cannot send requests again (Linux 6.9 can)")
+                self._detach()
+                self._vault.bye(SystemFailure.exit_code)
+            raise
+        if lost:
+            log.warning("%d open files could not be opened again", lost)
+        restoration = Restoration(overlay, files)
+        for nodeid in [node.nodeid for node in overlay.nodes if node is not overlay.nodes.root]:
+            if not channel.knows(nodeid):  # its FORGET was read by a daemon that is gone
+                for dropped in overlay.forget(nodeid, 1):
+                    channel.forget(dropped)
+        for parent, entry in restoration.stale_names():
+            channel.invalidate_entry(parent, entry)
+        self._start_libfuse()
+
+    def _start_libfuse(self) -> None:
+        options = self._config.options
+        channel, overlay = self._channel, self._overlay
+        priming = Priming(overlay, channel)
+        backing = Backing(
+            overlay,
+            channel,
+            priming,
+            passthrough=channel.passthrough,
+            share_min=options.share_min,
+            read_only=options.read_only,
+            clone_on_open=options.clone == "open",
+        )
+        operations = Operations(
+            overlay,
+            backing,
+            priming,
+            read_only=options.read_only,
+            on_forgotten=channel.forget,
+        )
+        pyfuse3.init(operations, f"/dev/fd/{channel.daemon_fd}", {"default_permissions"})
+
+    def _entrust(self) -> None:
+        """Give the keeper what the next daemon needs; the device last: with it, it is started."""
+        vault = self._vault
+        place = Place(self._device, self._place.mount_id).to_fd()
+        vault.put(PLACE, place)
+        os.close(place)
+        with runtime.control_socket(self._device) as listener:
+            vault.put(CONTROL, listener.fileno())
+        vault.put(LEDGER, self._channel.ledger_fd)
+        vault.put(DEVICE, self._channel.dev_fd)
+
     def _require_passthrough(self) -> None:
         if not self._channel.passthrough:
             raise MountFailure(
@@ -168,20 +273,21 @@ class _Mount:
                 "(cowfs doctor tells why); mount with passthrough=auto"
             )
 
-    async def run(self, ready: Callable[[dict[str, Any]], None]) -> None:
+    async def run(self) -> None:
         """Serve until the connection is gone."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_requests, nursery.cancel_scope)
                 nursery.start_soon(self._watch_signals)
                 nursery.start_soon(self._watch_connection)
-                nursery.start_soon(self._announce, ready)
+                nursery.start_soon(self._heed_keeper)
+                nursery.start_soon(self._announce)
         except BaseException:
-            # Nobody answers from here on: callers get ENOTCONN and not a hang.
-            self._detach()
+            if not self._vault.is_alive or not (self.was_ready or self._resumed):
+                # Nobody answers from here on: callers get ENOTCONN and not a hang.
+                self._detach()
             raise
-        finally:
-            pyfuse3.close(unmount=False)
+        pyfuse3.close(unmount=False)
 
     async def _serve_requests(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
@@ -191,23 +297,61 @@ class _Mount:
         await trio.lowlevel.wait_readable(self._channel.closed_fd)
         pyfuse3.terminate()
 
-    async def _announce(self, ready: Callable[[dict[str, Any]], None]) -> None:
+    async def _heed_keeper(self) -> None:
+        seconds = self._config.options.watchdog
+        if seconds:
+            self._vault.say("watch", str(seconds))
+        while True:
+            await trio.lowlevel.wait_readable(self._vault)
+            word = self._vault.word()
+            if word is None:
+                return
+            if word == "ping" and self._makes_progress(seconds):
+                self._vault.say("pong")
+            elif word == "undo":
+                self._detach()
+
+    def _makes_progress(self, seconds: float) -> bool:
+        """Whether requests are answered: the oldest is young, or waits for a thread (a clone, an
+        fsync), which takes as long as the disk takes."""
+        busy = trio.to_thread.current_default_thread_limiter().borrowed_tokens
+        return self._channel.oldest() < seconds or busy > 0
+
+    async def _announce(self) -> None:
         """Ask the mount something as any user would, then say that it answers."""
+        config = self._config
         try:
-            root = await trio.to_thread.run_sync(os.stat, self._config.mountpoint)
-            if root.st_ino != self._overlay.nodes.root_ino:
-                raise OSError(errno.EBUSY, "it shows something else")
+            if not self._resumed:
+                root = await trio.to_thread.run_sync(os.stat, config.mountpoint)
+                if root.st_ino != self._overlay.nodes.root_ino:
+                    raise OSError(errno.EBUSY, "it shows something else")
             self._write_record()
         except OSError as error:
             self.failure = MountFailure(
-                f"{self._config.mountpoint} was mounted but does not answer: {error.strerror}"
+                f"{config.mountpoint} was mounted but does not answer: {error.strerror}"
             )
             self._detach()
             return
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
-        ready({"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough})
+        if not self._resumed:
+            os.chdir("/")
+            if not config.foreground:
+                self._redirect_standard_streams()
+        else:
+            log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
+        self._vault.ready(
+            {"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough}
+        )
+
+    def _redirect_standard_streams(self) -> None:
+        """From now on nobody reads them: what is printed goes to the log's place too."""
+        target = runtime.open_log(self._device)
+        for fd in (1, 2):
+            os.dup2(target, fd)
+        self._vault.put(LOG, target)
+        os.close(target)
 
     def _write_record(self) -> None:
         config, copy = self._config, self._copy
@@ -220,10 +364,11 @@ class _Mount:
                 copy=config.copy,
                 template=copy.template.id,
                 daemon_pid=os.getpid(),
-                keeper_pid=None,
+                keeper_pid=os.getppid(),
                 started=time.time(),
                 options=join_options(config.options.given),
                 persistent=copy.persistent,
+                version=__version__,
             )
         )
 
@@ -285,49 +430,90 @@ def _raise_descriptor_limit() -> None:
         return
 
 
-def _redirect_standard_streams(device: str) -> None:
-    """From now on nobody reads them: what is printed goes to the log's place too."""
-    target = runtime.open_log(device)
-    for fd in (1, 2):
-        os.dup2(target, fd)
-    os.close(target)
+def _memory(name: str, content: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, content)
+    return fd
+
+
+def _read_order(held: dict[str, int]) -> Config:
+    """What to serve.  ValueError, KeyError, TypeError: another version's."""
+    text = os.pread(held[ORDER], os.fstat(held[ORDER]).st_size, 0)
+    return Config.from_json(text, held[LOCK])
+
+
+def _refusal(held: dict[str, int]) -> str | None:
+    """Why this version cannot take over from the one that serves; None when it can."""
+    try:
+        _read_order(held)
+        check_ledger(held[LEDGER])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "its state has another layout" if isinstance(error, OSError) else repr(error)
+        return f"cowfs {__version__} cannot take over from the version that serves: {why}"
+    return None
+
+
+def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
+    """Wait for what to serve; answers the question of whether we could, meanwhile."""
+    while (order := vault.order()) is not None:
+        verb, argument, held = order
+        if verb == "go":
+            if argument == "bound":
+                syscalls.die_with_parent()
+            return _read_order(held), held
+        if verb == "check":
+            refusal = _refusal(held)
+            for fd in held.values():
+                os.close(fd)
+            if refusal is None:
+                vault.say("able")
+            else:
+                vault.say("unable", refusal)
+    return None
 
 
 def main(arguments: list[str]) -> int:
-    """The process that `cowfs mount` starts."""
-    sock = socket.socket(fileno=int(arguments[0]))
+    """The process that the keeper starts."""
+    vault = KeeperLink(socket.socket(fileno=int(arguments[0])))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
         stream=sys.stderr,
     )
-    told = conversation.receive_config(sock)
+    # Asked for by a keeper that has waited in vain, just before it ends us.
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    told = _take_order(vault)
     if told is None:
         return 0
+    config, held = told
+    code = _serve_or_say_why_not(config, vault, held)
+    vault.bye(code)
+    return code
 
-    def ready(answer: dict[str, Any]) -> None:
-        mounted = mountinfo.mounted_at(told.mountpoint)
-        assert mounted is not None
-        os.chdir("/")
-        _redirect_standard_streams(mounted.device)
-        conversation.send_answer(sock, answer)
-        sock.close()
 
+def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
+    """The exit code; a failure is told to whoever waits for the mount."""
     try:
-        return serve(told, ready)
+        return serve(config, vault, held)
     except CowfsError as error:
         problem, code = str(error), error.exit_code
     except Exception as error:
         log.exception("the daemon failed")
         problem, code = f"the daemon failed: {error!r}", InternalError.exit_code
-    if sock.fileno() >= 0:
-        try:
-            conversation.send_answer(sock, {"error": problem, "exit_code": code})
-        except OSError:
-            pass  # the launcher is gone
-    else:
-        log.error("%s", problem)
+    if config.foreground:
+        sys.stderr.write(f"cowfs: {problem}\n")
+        if config.fresh:
+            _give_back(config)
+    vault.failed(problem, code)
     return code
+
+
+def _give_back(config: Config) -> None:
+    """Discard the copy that was made for a mount that failed, unless something is in it."""
+    with contextlib.suppress(CowfsError, OSError):
+        copy = Copy.adopt(Store.open(config.store), config.copy, config.lock_fd)
+        if not copy.has_changes():
+            copy.discard()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import trio
 
@@ -40,14 +40,15 @@ class Node:
 
     __slots__ = (
         "heir",
+        "held_as",
         "held_fd",
         "lock",
         "lookups",
-        "mappable",
         "name",
         "nodeid",
         "origin",
         "parent",
+        "predecessor",
         "primed",
         "upper",
     )
@@ -59,26 +60,31 @@ class Node:
         self.name = b""
         # Whether the copy has a file of its own for it; else it is shared with the template.
         self.upper = False
-        # An O_PATH descriptor, once no name leads to it any more; else -1.
+        # A descriptor (O_PATH will do), once no name leads to it any more; else -1.  Opened and
+        # closed by `Layers`, as is what the vault has of it, under the name `held_as`.
         self.held_fd = -1
+        self.held_as = ""
         # How many lookups the kernel has not taken back by FORGET.
         self.lookups = 0
         # Guards what spans an await: the way from shared to private, and the choice of a backing.
         # Made by the first handler that needs it.
         self.lock: trio.Lock | None = None
-        # What the template's file looked like when this node was copied up.
+        # Of a replaced node: what the template's file looks like, which its readers have open.
         self.origin: os.stat_result | None = None
         # One of its lookups may still lie in the channel, as an answer to a LOOKUP to come.
         self.primed = False
         # The node that has taken over its name: every open and every change of data gets ESTALE.
-        # It stays in the table as long as this one.
+        # It stays in the table as long as this one, which is its predecessor.
         self.heir: Node | None = None
-        # Was opened for reading and writing: a mapping may change it with no descriptor left.
-        self.mappable = False
+        self.predecessor: Node | None = None
 
     @property
     def ino(self) -> int:
         return self.nodeid & INO_MASK
+
+    @property
+    def serial(self) -> int:
+        return self.nodeid >> INO_BITS
 
     @property
     def replaced(self) -> bool:
@@ -131,6 +137,11 @@ class NodeTable:
         self._nodes: dict[int, Node] = {ROOT_ID: root}
         # The youngest node of an inode number, for numbers that have had more than one.
         self._latest: dict[int, Node] = {}
+        # After a take-over: finds and enters a node that the kernel got from an earlier daemon.
+        self.missing: Callable[[int], Node | None] | None = None
+
+    def __contains__(self, nodeid: int) -> bool:
+        return nodeid in self._nodes
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -139,11 +150,15 @@ class NodeTable:
         return iter(self._nodes.values())
 
     def get(self, nodeid: int) -> Node:
-        """The node of a request; OSError(ESTALE) for one that was forgotten."""
-        try:
-            return self._nodes[nodeid]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        """A node that the kernel holds; OSError(ESTALE) for one that was forgotten."""
+        node = self._nodes.get(nodeid)
+        if node is None and self.missing is not None:
+            node = self.missing(nodeid)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if node.lookups == 0:
+            node.lookups = 1  # of an earlier daemon, at least: it stays until its FORGET
+        return node
 
     def directory(self, nodeid: int) -> Directory:
         """The same for a directory; OSError(ENOTDIR) for anything else."""
@@ -165,13 +180,18 @@ class NodeTable:
             self._latest[node.ino] = node
         self._nodes[node.nodeid] = node
 
+    def restore(self, node: Node) -> None:
+        """Enter a node that an earlier daemon has had under this very node id."""
+        node.lookups = 1  # how many they are, nobody knows any more
+        self._nodes[node.nodeid] = node
+        if node.serial:
+            self._latest[node.ino] = node
+
     def replace(self, old: Node) -> Node:
         """A new node takes over the name of *old*, a file that was copied up under its readers."""
         new = Node(old.ino)
         new.upper = True
-        new.held_fd, old.held_fd = old.held_fd, -1
-        new.lookups = 1  # the old node's own
-        old.heir = new
+        old.heir, new.predecessor = new, old
         self.add(new)
         if old.parent is not None:
             new.place(old.parent, old.name)
@@ -193,7 +213,7 @@ class NodeTable:
         """Drop *node*, and its parents after it, as far as nobody needs them any more."""
         step: Node | None = node
         while step is not None and step.lookups == 0 and step is not self.root:
-            if isinstance(step, Directory) and step.children:
+            if step.predecessor is not None or (isinstance(step, Directory) and step.children):
                 return
             parent = step.parent
             step.displace()
@@ -202,5 +222,6 @@ class NodeTable:
                 del self._latest[step.ino]
             yield step
             if step.heir is not None:
-                yield from self.forget(step.heir.nodeid, 1)
+                step.heir.predecessor = None
+                yield from self.prune(step.heir)
             step = parent

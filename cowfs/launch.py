@@ -1,13 +1,17 @@
 """From `cowfs mount` to a mount that answers: the launching side.
 
-The order of the steps is what makes a mount quick. The daemon is started as soon as the arguments
-make sense, and imports pyfuse3 and trio (the longest single thing of a mount) on one core while
-this process walks and seals the source on another. What it is to serve follows over a socket; see
-config.py for the conversation.
+The order of the steps is what makes a mount quick. The keeper is started as soon as the arguments
+make sense, and at once starts the daemon, which imports pyfuse3 and trio (the longest single thing
+of a mount) on one core while this process walks and seals the source on another. What they are to
+serve follows over a socket; see conversation.py.
 
-Until the daemon has said "ready" everything can be undone, and is, whatever happens: the launcher
+Until the keeper has said "ready" everything can be undone, and is, whatever happens: the launcher
 keeps its own handle of the copy's lock, so that no one else can take the copy while it cleans up.
 SIGINT and SIGTERM are noted at any time, but act only where the launcher waits for something long.
+
+In the foreground the launcher becomes the keeper itself (execve(2)), so that a service manager sees
+one process from the beginning. If it has got descriptors back from that (sd_listen_fds(3)), a mount
+lives in them already, and nothing is prepared.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from cowfs import mountinfo, names, preflight
-from cowfs.config import Config, receive_answer, send_config
+from cowfs.config import Config
+from cowfs.conversation import receive_answer, send_order
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.interrupts import SIGNALS, Interrupts
+from cowfs.keeper import DEVICE, KEEPER, LOCK, ORDER
 from cowfs.options import Options
 
 if TYPE_CHECKING:
@@ -34,28 +40,27 @@ if TYPE_CHECKING:
 
 ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
 
-# -I: a daemon of root's imports nothing from the directory or the PYTHONPATH of whoever called it.
-DAEMON_COMMAND = (sys.executable, "-I", "-m", "cowfs.daemon")
+KEEPER_COMMAND = (sys.executable, *KEEPER)
 
-# How long a daemon may take to leave once its launcher has given up, before it is told so by
-# signals.
+# How long keeper and daemon may take to leave once their launcher has given up, before they are
+# told so by signals.
 GIVE_UP_SECONDS = 10.0
 
 
-class Daemon:
-    """A daemon that was started and waits to be told what to serve. Owns its pid and the socket."""
+class Keeper:
+    """A keeper that was started and waits to be told what to serve. Owns its pid and the socket."""
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self._sock = sock
 
     @classmethod
-    def start(cls) -> Daemon:
+    def start(cls) -> Keeper:
         """Start it in a session of its own. SystemFailure when there is no process to be had."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             theirs.set_inheritable(True)
-            command = [*DAEMON_COMMAND, str(theirs.fileno())]
+            command = [*KEEPER_COMMAND, "launcher", str(theirs.fileno())]
             try:
                 # Not the subprocess module: importing it takes longer than the whole of this.
                 pid = os.posix_spawn(
@@ -73,28 +78,28 @@ class Daemon:
             except OSError as error:
                 ours.close()
                 raise SystemFailure(
-                    f"cannot start the daemon {' '.join(command)}: {error.strerror}"
+                    f"cannot start the keeper {' '.join(command)}: {error.strerror}"
                 ) from None
         return cls(pid, ours)
 
     def serve(self, config: Config) -> dict[str, Any]:
         """Tell it what to serve, wait until the mount answers. CowfsError if it refuses or dies."""
         try:
-            send_config(self._sock, config)
+            send_order(self._sock, config.to_json(), config.lock_fd)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it is gone, or going with a word of why
         answer = receive_answer(self._sock)
         if answer is None:
             end = self._reap(GIVE_UP_SECONDS) or "it closed its socket and did not end"
             raise InternalError(
-                f"the daemon died before the mount was ready ({end}): what it said is above; "
+                f"the keeper died before the mount was ready ({end}): what it said is above; "
                 "cowfs doctor tells what this machine lacks"
             )
         if answer.get("ready"):
             self._sock.close()
             return answer
         raise _failure(
-            str(answer.get("error", "the daemon refused, and gave no reason")),
+            str(answer.get("error", "the mount was refused without a reason")),
             int(answer.get("exit_code", MountFailure.exit_code)),
         )
 
@@ -151,6 +156,8 @@ def mount(
     """
     preflight.require_privilege()
     preflight.require_fuse_device()
+    if foreground and DEVICE in (held := _kept_by_systemd()):
+        _become_keeper(held)
     missing = None
     try:
         source = preflight.check_source(source)
@@ -193,7 +200,7 @@ class _Launch:
         self.warn = warn
         self.progress = progress
         self.interrupts = Interrupts("nothing is mounted")
-        self.daemon: Daemon | None = None
+        self.keeper: Keeper | None = None
         self.store: Store | None = None
         self.copy: Copy | None = None
         self.copy_is_new = False
@@ -201,26 +208,19 @@ class _Launch:
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
-            self.daemon = Daemon.start()
+            self.keeper = Keeper.start()
             config = self._prepare()
             with self.interrupts.allowed():
-                self.daemon.serve(config)
+                self.keeper.serve(config)
             self._hand_over()
         return 0
 
     def in_foreground(self) -> int:
-        from cowfs import daemon  # trio and pyfuse3 come with it
-
-        with self._undone_on_failure():
-            with self.interrupts:
-                config = self._prepare()
-            # The server closes the lock that it is given; ours stays, to take back what fails
-            # before "ready".
-            config = replace(config, lock_fd=os.dup(config.lock_fd))
-            code = daemon.serve(config, lambda _answer: self._hand_over())
-            if self.copy is not None and code:
-                raise _failure(f"cannot serve {self.mountpoint}: the reason is above", code)
-        return code
+        with self._undone_on_failure(), self.interrupts:
+            config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
+            order = os.memfd_create("cowfs-order")
+            os.write(order, config.to_json())
+            _become_keeper({ORDER: order, LOCK: config.lock_fd})
 
     def _prepare(self) -> Config:
         """Take the copy, with a template for it. What it took is in self as soon as it is ours."""
@@ -260,17 +260,17 @@ class _Launch:
             self.copy.release()
         if self.store is not None:
             self.store.close()
-        self.store = self.copy = self.daemon = None
+        self.store = self.copy = self.keeper = None
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if self.daemon is not None:
-                self.daemon.dismiss()
+            if self.keeper is not None:
+                self.keeper.dismiss()
                 self._remove_mount()
-                self.daemon.end()
+                self.keeper.end()
             if self.copy is not None:
                 self._remove_mount()
                 self._give_back(self.copy)
@@ -296,6 +296,26 @@ class _Launch:
             copy.release()
 
 
+def _become_keeper(held: dict[str, int]) -> NoReturn:
+    """Go on as the keeper, in this process, with these descriptors. SystemFailure."""
+    for fd in held.values():
+        os.set_inheritable(fd, True)
+    holding = [f"{name}={fd}" for name, fd in held.items()]
+    try:
+        os.execv(KEEPER_COMMAND[0], [*KEEPER_COMMAND, "holding", *holding])  # noqa: S606
+    except OSError as error:
+        raise SystemFailure(f"cannot start {KEEPER_COMMAND[0]}: {error.strerror}") from None
+
+
+def _kept_by_systemd() -> dict[str, int]:
+    """What the service manager has kept for us, by name: sd_listen_fds_with_names(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    return dict(zip(names, range(3, 3 + count), strict=False))
+
+
 def _copy_exists(source: str, name: str, store: str | None) -> bool:
     """Whether there is a copy to go on with, though its source has gone. Creates nothing."""
     return os.path.isdir(os.path.join(_store_path(source, store), "copies", name))
@@ -316,7 +336,7 @@ def _failure(message: str, exit_code: int) -> CowfsError:
 
 
 def _inheritable(but: int) -> Iterator[int]:
-    """Descriptors that our caller left open; a daemon must not keep their pipes and locks."""
+    """Descriptors that our caller left open; a keeper must not keep their pipes and locks."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd != but:

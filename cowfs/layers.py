@@ -17,12 +17,14 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from cowfs import ondisk, syscalls
+from cowfs import ondisk, syscalls, vault
+from cowfs.inodes import ROOT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cowfs.inodes import Directory, Node
+    from cowfs.vault import Vault
 
 CACHED_DIRECTORIES = 1024
 
@@ -33,10 +35,12 @@ class Layers:
     """Descriptors of one copy's template (`tree`), `upper` and `work` directories.
 
     Takes over the descriptors of the three (O_PATH will do).  *work_fd* is None on a read-only
-    mount: nothing is ever written then.
+    mount: nothing is ever written then.  *kept* is told of every descriptor that stands for a node
+    without a name.
     """
 
-    def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None) -> None:
+    def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None, kept: Vault) -> None:
+        self.vault = kept
         self.tree_fd = tree_fd
         self.upper_root_fd = upper_fd
         self._work_fd = -1 if work_fd is None else work_fd
@@ -126,8 +130,8 @@ class Layers:
         """
         if node.held_fd >= 0:
             return ondisk.proc_path(node.held_fd)
-        if node.parent is None:  # the root
-            return ondisk.proc_path(self.upper_root_fd)
+        if node.parent is None:
+            return ondisk.proc_path(self._root_fd(node))
         side = self.upper if node.upper else self.lower
         return ondisk.proc_path(side(node.parent), node.name)
 
@@ -141,16 +145,23 @@ class Layers:
         if node.held_fd >= 0:
             return os.fstat(node.held_fd)
         if node.parent is None:
-            return os.fstat(self.upper_root_fd)
+            return os.fstat(self._root_fd(node))
         side = self.upper if node.upper else self.lower
         return os.stat(node.name, dir_fd=side(node.parent), follow_symlinks=False)
+
+    def _root_fd(self, node: Node) -> int:
+        """Of what is neither held nor has a name; OSError(ESTALE) when that is not the root."""
+        if node.nodeid != ROOT_ID:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.upper_root_fd
 
     def open(self, node: Node, flags: int) -> int:
         """Open the node's regular file in the layer that has it."""
         flags |= os.O_CLOEXEC | os.O_NOATIME
         if node.held_fd >= 0:
             return os.open(ondisk.proc_path(node.held_fd), flags)
-        assert node.parent is not None
+        if node.parent is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         side = self.upper if node.upper else self.lower
         return os.open(node.name, flags | os.O_NOFOLLOW, dir_fd=side(node.parent))
 
@@ -159,7 +170,43 @@ class Layers:
         if node.held_fd < 0 and node.parent is not None:
             side = self.upper if node.upper else self.lower
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            node.held_fd = os.open(node.name, flags, dir_fd=side(node.parent))
+            fd = os.open(node.name, flags, dir_fd=side(node.parent))
+            self.hold_by(node, fd, upper=node.upper)
+
+    def hold_by(self, node: Node, fd: int, *, upper: bool) -> None:
+        """Reach the node through *fd* from now on, which is taken over: its file in one layer.
+
+        A node with a serial is in the vault for as long as it is in the table.
+        """
+        before, held_as = node.held_as, ""
+        if not node.serial:
+            held_as = vault.gone(node.nodeid, upper=upper)
+            self.vault.put(held_as, fd)
+        if node.held_fd >= 0:
+            os.close(node.held_fd)
+        if before not in ("", held_as):
+            self.vault.drop(before)
+        node.held_fd, node.held_as = fd, held_as
+
+    def release(self, node: Node) -> None:
+        """A name leads to the node again, or it leaves the table."""
+        if node.held_fd >= 0:
+            os.close(node.held_fd)
+            node.held_fd = -1
+        if node.held_as:
+            self.vault.drop(node.held_as)
+            node.held_as = ""
+
+    def replaced(self, node: Node, heir: Node, readers_fd: int, fd: int) -> None:
+        """Keep what a daemon to come must know of a node and its heir.
+
+        *readers_fd* is what the readers of the node have open, *fd* the file of the heir.  The node
+        counts as replaced once both are kept; nobody has been told before.
+        """
+        self.vault.put(vault.old(node.nodeid), readers_fd)
+        self.vault.put(vault.heir(heir.nodeid), fd)
+        heir.held_fd, node.held_fd = node.held_fd, -1
+        self.release(node)
 
     def close_directory(self, directory: Directory) -> None:
         """Close the directory's descriptors: it was dropped, or has had its turn."""
@@ -173,14 +220,21 @@ class Layers:
 
     def close_node(self, node: Node) -> None:
         """Close whatever is open for a node that leaves the table."""
-        if node.held_fd >= 0:
-            os.close(node.held_fd)
-            node.held_fd = -1
+        self.release(node)
+        if node.serial:
+            self.vault.drop(vault.heir(node.nodeid))
+        if node.replaced:
+            self.vault.drop(vault.old(node.nodeid))
 
     def close(self, nodes: Iterator[Node]) -> None:
-        """Close everything; *nodes* are all that are left in the table."""
+        """Close everything; *nodes* are all that are left in the table.
+
+        The vault keeps what it has: another daemon may follow.
+        """
         for node in nodes:
-            self.close_node(node)
+            if node.held_fd >= 0:
+                os.close(node.held_fd)
+                node.held_fd = -1
         for directory in list(self._cached):
             self.close_directory(directory)
         for fd in (self.tree_fd, self.upper_root_fd, self._work_fd):

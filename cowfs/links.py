@@ -25,24 +25,41 @@ class LinkGroups:
     def __init__(self, overlay: Overlay, groups: Sequence[Sequence[bytes]]) -> None:
         self._overlay = overlay
         self._group_of = {path: group for group in groups for path in group}
-        # Of files that were copied up under this mount, by st_ino: their names may change since.
-        self._copied: dict[int, Sequence[bytes]] = {}
 
     def names_of(self, node: Node) -> list[tuple[Directory, bytes]]:
-        """Every visible name that a node has had from the template, and the one that it is reached
-        by first."""
+        """Every visible name of a shared node, the one that it is reached by first."""
         assert node.parent is not None
         names = [(node.parent, node.name)]
         path = self._path(node)
-        group = self._group_of.get(path) or self._copied.get(node.ino)
+        group = self._group_of.get(path)
         if group is not None:
-            self._copied[node.ino] = group
             moved = MovedDirectories(self._overlay.layers.upper_root_fd)
             for other in group:
                 if other != path:
                     found = self._visible(other, node, moved)
                     if found is not None:
                         names.append(found)
+        return names
+
+    def upper_names_of(self, node: Node) -> list[tuple[int, bytes]]:
+        """Every name of a node of the upper layer that is no directory, as (node id of the
+        directory, name).
+
+        A file with several names is looked for in the whole layer.
+        """
+        overlay = self._overlay
+        st = overlay.layers.stat(node)
+        if node.parent is not None and st.st_nlink == 1:
+            return [(node.parent.nodeid, node.name)]
+        if st.st_nlink == 0:
+            return []
+        names = []
+        for found in walk(overlay.layers.upper_root_fd):
+            if found.entry.inode() == st.st_ino:
+                directory = self._walk(found.directory)
+                if directory is not None:
+                    names.append((directory.nodeid, found.name))
+                    overlay.prune(directory)
         return names
 
     @staticmethod
@@ -95,7 +112,7 @@ class LinkGroups:
     def _walk(self, path: bytes) -> Directory | None:
         """The directory at *path* of the copy as users see it."""
         current: Directory | None = self._overlay.nodes.root
-        for component in path.split(b"/"):
+        for component in path.split(b"/") if path else ():
             if current is None:
                 return None
             current = self._child(current, component)

@@ -1,10 +1,10 @@
 """The merged listing of one directory, with cookies that stay valid while entries come and go.
 
 readdir(2) may be interrupted at any entry and go on later, while names are created and removed, and
-while this file gives the listing up and makes it again.  So the place of a name follows from the
-name alone: it is its hash.  A stream that goes on behind cookie *n* misses nothing that was there
-all the time, and sees nothing twice.  The cookie of a name is its place plus three: `.` and `..`
-come first.
+while this file gives the listing up and makes it again, or another daemon does.  So the place of a
+name follows from the name alone: it is its hash.  A stream that goes on behind cookie *n* misses
+nothing that was there all the time, and sees nothing twice.  The cookie of a name is its place plus
+three: `.` and `..` come first.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
 themselves, since nothing else changes a copy that is mounted.
@@ -12,6 +12,7 @@ themselves, since nothing else changes a copy that is mounted.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from bisect import bisect_left, insort
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
 
 KEPT_LISTINGS = 64
 
-# Two names of one directory share a hash once in 2**62 / n**2 directories; the second one then has
-# the place after it.
+# Two names of one directory share a hash once in 2**62 / n**2 directories; the second one in the
+# order of their bytes then has the place after it, or, until the listing is made anew, the one that
+# came second.
 _PLACES = (1 << 62) - 1
+
+
+def _hash(name: bytes) -> int:
+    """The same in every process."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") & _PLACES
 
 
 class Listing:
@@ -39,27 +46,30 @@ class Listing:
     def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
         self._names: dict[int, bytes] = {}
         self.subdirectories = 0
+        names = []
         for name, is_directory in entries:
-            self._names[self._place(name)] = name
+            names.append((_hash(name), name))
             self.subdirectories += is_directory
+        names.sort()
+        for place, name in names:
+            self._names[self._place(name, place)] = name
         self._order = sorted(self._names)
 
-    def _place(self, name: bytes) -> int:
-        """Where a name is or would be.  The hash is the same as long as the daemon runs."""
-        place = hash(name) & _PLACES
+    def _place(self, name: bytes, place: int) -> int:
+        """Where a name with the hash *place* is or would be."""
         while self._names.get(place, name) != name:
             place += 1
         return place
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name)
+        place = self._place(name, _hash(name))
         if place not in self._names:
             insort(self._order, place)
         self._names[place] = name
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name)
+        place = self._place(name, _hash(name))
         del self._names[place]
         del self._order[bisect_left(self._order, place)]
         self.subdirectories -= is_directory

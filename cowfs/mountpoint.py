@@ -37,9 +37,18 @@ class Mountpoint:
         """A path for mount(2) and umount(2), valid in this process."""
         return ondisk.proc_path(self._parent_fd, self._name)
 
+    @property
+    def mount_id(self) -> int:
+        """Of our mount, as in the mount table; -1 before there is one."""
+        return self._mount_id
+
     def mounted(self) -> None:
         """Something was mounted there just now, and is ours."""
         self._mount_id = self._top()
+
+    def found(self, mount_id: int) -> None:
+        """This mount is ours, made by another process."""
+        self._mount_id = mount_id
 
     def is_ours(self) -> bool:
         """Whether our mount is there, and none on top of it."""

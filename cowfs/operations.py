@@ -53,6 +53,19 @@ UNNAMED = b"/"
 TAKES_SETGID = b"/"
 STATX = b"/statx"
 
+# A request that the kernel has sent again, since the daemon that read it has ended without an
+# answer: it may have been done, and is then answered so.  The kernel still holds the locks of the
+# directories, and every change comes from it: a name is there only if it was there when the request
+# was made, or was made by it.  The channel puts the mark before a new name, and before the name to
+# be removed; in a rename before both.
+AGAIN = b"/"
+# The same for attributes; in a SETXATTR it stands for XATTR_CREATE, which the channel takes out
+# (all others may be done twice, and pyfuse3 would look by itself whether the attribute is there).
+ATTRIBUTE_AGAIN = b"//"
+# An exchange cannot be told by its names: the channel puts the number of each one, as the kernel
+# first sent it, before the old name: "/<decimal>/<name>".
+EXCHANGE_NUMBER = b"/"
+
 _FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
 
 # struct fuse_statx_out: how long the attributes are valid (seconds, nanoseconds), flags, two words
@@ -163,6 +176,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._writable_directory(parent_inode)
+        name, again = _unmark(name)
+        if again and (made := self._find(parent, name)) is not None:
+            return self._entry(made)
         node = self._overlay.create_directory(parent, name, mode, ctx.umask, (ctx.uid, ctx.gid))
         return self._entry(node)
 
@@ -171,6 +187,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._writable_directory(parent_inode)
+        name, again = _unmark(name)
+        if again and (made := self._find(parent, name)) is not None:
+            return self._entry(made)
         owner = (ctx.uid, ctx.gid)
         if stat.S_ISREG(mode):
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
@@ -184,6 +203,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._writable_directory(parent_inode)
+        name, again = _unmark(name)
+        if again and (made := self._find(parent, name)) is not None:
+            return self._entry(made)
         return self._entry(self._overlay.create_symlink(parent, name, target, (ctx.uid, ctx.gid)))
 
     @handler
@@ -191,12 +213,17 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._writable_directory(parent_inode)
-        owner = (ctx.uid, ctx.gid)
+        owner, access = (ctx.uid, ctx.gid), flags & os.O_ACCMODE
         if name == UNNAMED:
+            # Done twice, it leaves the first one behind, empty, until the mount ends.
             node, fd = self._overlay.create_unnamed(parent, mode, ctx.umask, owner)
         else:
+            name, again = _unmark(name)
+            if again and (made := self._find(parent, name)) is not None:
+                await self._backing.open_changing(made, access, truncate=False)
+                return FileInfo(fh=made.nodeid), self._entry(made)
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
-        self._backing.created(node, fd, flags & os.O_ACCMODE)
+        self._backing.created(node, fd, access)
         return FileInfo(fh=node.nodeid), self._entry(node)
 
     @handler
@@ -205,6 +232,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._writable_directory(new_parent_inode)
         node = self._overlay.current(self._nodes.get(inode))
+        new_name, again = _unmark(new_name)
+        if again and self._find(parent, new_name) is node:
+            return self._entry(node)
         async with lock_of(node):
             if not node.replaced:
                 await self._backing.before_link(node)
@@ -215,7 +245,10 @@ class Operations(pyfuse3.Operations):
     @handler
     async def unlink(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
         parent = self._writable_directory(parent_inode)
-        node, _st = self._overlay.lookup(parent, name)
+        name, again = _unmark(name)
+        if again and self._find(parent, name) is None:
+            return
+        node = self._held(parent, name)
         if self._overlay.links.is_grouped(node):
             await self._private(node)  # its other names count as links from now on
         self._priming.take_back(node)
@@ -224,7 +257,11 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
-        self._overlay.rmdir(self._writable_directory(parent_inode), name)
+        parent = self._writable_directory(parent_inode)
+        name, again = _unmark(name)
+        if again and self._find(parent, name) is None:
+            return
+        self._overlay.rmdir(parent, name)
 
     @handler
     async def rename(
@@ -239,27 +276,53 @@ class Operations(pyfuse3.Operations):
         overlay = self._overlay
         old_parent = self._writable_directory(parent_inode_old)
         new_parent = self._writable_directory(parent_inode_new)
+        request, name_old = (
+            _numbered(name_old) if flags & syscalls.RENAME_EXCHANGE else (None, name_old)
+        )
+        name_new, again = _unmark(name_new)
+        if again:
+            name_old, _ = _unmark(name_old)
+            if self._was_renamed(old_parent, name_old, new_parent, name_new, flags, request):
+                if old_parent is not new_parent:
+                    self._backing.moved(overlay.lookup(new_parent, name_new)[0])
+                    if flags & syscalls.RENAME_EXCHANGE:
+                        self._backing.moved(overlay.lookup(old_parent, name_old)[0])
+                return
         # The kernel holds the locks of both directories: the names stay what they are over the
         # awaits.
-        source, _st = overlay.lookup(old_parent, name_old)
+        source = self._held(old_parent, name_old)
         if not isinstance(source, Directory):
             await self._private(source)
-        try:
-            target, _st = overlay.lookup(new_parent, name_new)
-        except FileNotFoundError:
-            pass
-        else:
+        target = self._find(new_parent, name_new)
+        if target is not None:
+            target = self._nodes.get(target.nodeid)
             moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
             if moves or overlay.links.is_grouped(target):
                 await self._private(target)
             self._priming.take_back(target)
-        replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags)
+        replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags, request)
         if replaced is not None:
             self._backing.removed(replaced)
         if old_parent is not new_parent:
             self._backing.moved(source)
             if flags & syscalls.RENAME_EXCHANGE:
+                assert target is not None
                 self._backing.moved(target)
+
+    def _was_renamed(
+        self,
+        old_parent: Directory,
+        old_name: bytes,
+        new_parent: Directory,
+        new_name: bytes,
+        flags: int,
+        request: int | None,
+    ) -> bool:
+        """Whether a rename that comes again has been done."""
+        if flags & syscalls.RENAME_EXCHANGE:
+            return self._overlay.was_exchanged(request, old_parent, old_name)
+        gone = self._find(old_parent, old_name) is None
+        return gone and self._find(new_parent, new_name) is not None
 
     @handler
     async def readlink(self, inode: int, _ctx: RequestContext) -> bytes:
@@ -346,23 +409,30 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: RequestContext) -> None:
+        name, again = _unmark(name, ATTRIBUTE_AGAIN)
         takes_setgid = name.startswith(TAKES_SETGID)
         name = name.removeprefix(TAKES_SETGID)
         self._refuse_internal(name)
         node = await self._private(self._nodes.get(inode))
-        ondisk.set_xattr(self._overlay.layers.path(node), name, value)
+        path = self._overlay.layers.path(node)
+        try:
+            ondisk.set_xattr(path, name, value, os.XATTR_CREATE if again else 0)
+        except FileExistsError:
+            if ondisk.get_xattr(path, name) != value:
+                raise
         if takes_setgid:
             mode = self._overlay.getattr(node).st_mode
             self._overlay.set_mode(node, mode & ~stat.S_ISGID)
 
     @handler
     async def removexattr(self, inode: int, name: bytes, _ctx: RequestContext) -> None:
+        name, again = _unmark(name, ATTRIBUTE_AGAIN)
         self._refuse_internal(name)
         node = self._overlay.current(self._nodes.get(inode))
         try:
             ondisk.get_xattr(self._overlay.layers.path(node), name)
         except OSError as error:
-            if error.errno == errno.ENODATA and name in ondisk.ACLS:
+            if error.errno == errno.ENODATA and (again or name in ondisk.ACLS):
                 return  # no ACL but the mode is what there is then, too
             raise  # and nothing is copied up
         node = await self._private(node)
@@ -436,6 +506,20 @@ class Operations(pyfuse3.Operations):
     def _writable_directory(self, nodeid: int) -> Directory:
         self._refuse_read_only()
         return self._nodes.directory(nodeid)
+
+    def _find(self, parent: Directory, name: bytes) -> Node | None:
+        """What has that name now."""
+        try:
+            return self._overlay.lookup(parent, name)[0]
+        except FileNotFoundError:
+            return None
+
+    def _held(self, parent: Directory, name: bytes) -> Node:
+        """The node of a name that the kernel has looked up, so that it holds the node.
+
+        OSError as `Overlay.lookup`.
+        """
+        return self._nodes.get(self._overlay.lookup(parent, name)[0].nodeid)
 
     async def _private(self, node: Node) -> Node:
         """The node that stands for the same file today, copied up."""
@@ -523,6 +607,19 @@ class Operations(pyfuse3.Operations):
             entry.st_mode, entry.st_uid, entry.st_gid = now.st_mode, now.st_uid, now.st_gid
             entry.st_nlink = self._overlay.nlink(current, now)
         return entry
+
+
+def _unmark(name: bytes, mark: bytes = AGAIN) -> tuple[bytes, bool]:
+    """The name itself, and whether it says that the request has come again."""
+    return name.removeprefix(mark), name.startswith(mark)
+
+
+def _numbered(name: bytes) -> tuple[int | None, bytes]:
+    """The number of an exchange, and the old name."""
+    if not name.startswith(EXCHANGE_NUMBER):
+        return None, name
+    number, _, name = name.removeprefix(EXCHANGE_NUMBER).partition(b"/")
+    return int(number), name
 
 
 def _is_in_group(ctx: RequestContext, gid: int) -> bool:

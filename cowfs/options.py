@@ -39,6 +39,9 @@ PassthroughMode = Literal["auto", "on", "off"]
 
 MIB = 1 << 20
 
+# Seconds: long for any answer, short for whoever waits for one that will not come.
+WATCHDOG = 60
+
 DEFAULT_MOUNT_FLAGS = MS_NOSUID | MS_NODEV
 
 _ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
@@ -110,6 +113,8 @@ DESCRIPTIONS: dict[str, str] = {
     "the default), refuse to mount where it cannot (on), or do without (off).",
     "share_min=SIZE": "Readers of a shared file of at least SIZE bytes (with k, M, G or T) are "
     "passed through to the template's file; smaller ones are cached for each copy (default 1M).",
+    "watchdog=SECONDS": "Replace a daemon that has not answered for this long (default 60; 0: "
+    "never).",
 }
 """What the options that are cowfs's own, and those that mean more than in mount(8), do."""
 
@@ -125,6 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _SIZE = re.compile(r"([0-9]{1,19})(?:([kmgtKMGT])(?:iB)?)?", re.ASCII)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _MAX_SIZE = (1 << 63) - 1  # st_size is an off_t
+_MAX_SECONDS = 86400
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Options:
     """How a copy is mounted.
 
     share_min: bytes; a shared file of at least this size is passed through when opened read-only.
+    watchdog: seconds without an answer after which a daemon is replaced; 0: never.
     mount_flags: MS_* bits for mount(2), read_only included as MS_RDONLY.
     given: the items as the user wrote them, for display only.
     """
@@ -143,6 +150,7 @@ class Options:
     clone: CloneMode = "write"
     passthrough: PassthroughMode = "auto"
     share_min: int = MIB
+    watchdog: int = WATCHDOG
     mount_flags: int = DEFAULT_MOUNT_FLAGS
     given: tuple[str, ...] = ()
 
@@ -201,6 +209,9 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         clone=cast(CloneMode, values.get("clone", "write")),
         passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
         share_min=parse_size("share_min", values["share_min"]) if "share_min" in values else MIB,
+        watchdog=parse_seconds("watchdog", values["watchdog"])
+        if "watchdog" in values
+        else WATCHDOG,
         mount_flags=flags,
         given=tuple(given),
     )
@@ -242,6 +253,15 @@ def parse_size(option: str, text: str) -> int:
     )
 
 
+def parse_seconds(option: str, text: str) -> int:
+    """Seconds as a whole number, up to a day.  Raises UsageError naming the option."""
+    if text.isascii() and text.isdecimal() and int(text) <= _MAX_SECONDS:
+        return int(text)
+    raise UsageError(
+        f"option {option}={text}: {text!r} is no whole number of seconds up to {_MAX_SECONDS}"
+    )
+
+
 def known_options() -> str:
     """Every word that says how to mount, for messages and help."""
     return ", ".join([*_VALUES.values(), "ephemeral", *GENERIC])
@@ -252,6 +272,8 @@ def _checked_value(item: str, name: str, value: str | None) -> str:
         raise UsageError(f"option {item!r} needs a value: write {_VALUES[name]}")
     if name == "share_min":
         parse_size(name, value)
+    elif name == "watchdog":
+        parse_seconds(name, value)
     elif name in CHOICES and value not in CHOICES[name]:
         raise UsageError(f"option {item!r}: write {_VALUES[name]}")
     elif name == "store" and not value:

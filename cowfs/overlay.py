@@ -26,9 +26,12 @@ from cowfs.inodes import ROOT_ID, Directory, Node, NodeTable
 from cowfs.layers import Layers
 from cowfs.links import LinkGroups
 from cowfs.listing import Listings
+from cowfs.vault import Exchanges, NullVault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from cowfs.vault import Vault
 
 NAME_MAX = 255
 
@@ -42,7 +45,7 @@ class Overlay:
 
     *tree_fd* is the template's tree, *upper_fd* and *work_fd* the copy's directories (work None:
     read-only), all three taken over; *hard_links* the template's groups of paths that name one
-    inode.
+    inode; *vault* keeps what a daemon to come cannot read from the disk.
     """
 
     def __init__(
@@ -51,8 +54,11 @@ class Overlay:
         upper_fd: int,
         work_fd: int | None,
         hard_links: Sequence[Sequence[bytes]],
+        vault: Vault | None = None,
     ) -> None:
-        self.layers = Layers(tree_fd, upper_fd, work_fd)
+        vault = vault or NullVault()
+        self.layers = Layers(tree_fd, upper_fd, work_fd, vault)
+        self.exchanges = Exchanges(vault)
         root = Directory(ROOT_ID, b"")
         root.upper = True
         root.upper_fd = self.layers.upper_root_fd
@@ -89,40 +95,56 @@ class Overlay:
 
     def _lower_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         node = self.nodes.by_ino(st.st_ino)
+        lower = None
+        if stat.S_ISDIR(st.st_mode):
+            assert parent.lower is not None
+            lower = _join(parent.lower, name)
         if node is None:
-            if stat.S_ISDIR(st.st_mode):
-                assert parent.lower is not None
-                node = Directory(st.st_ino, _join(parent.lower, name))
-            else:
-                node = Node(st.st_ino)
+            node = Node(st.st_ino) if lower is None else Directory(st.st_ino, lower)
             self.nodes.add(node)
-        node.place(parent, name)
+        self._place(node, parent, name, lower)
         return node
+
+    def _place(self, node: Node, parent: Directory, name: bytes, lower: bytes | None) -> None:
+        """A name was found that leads to the node; *lower* is what a directory is merged with.
+
+        The node may have been taken for one without a name: its removal was about to be done when
+        an earlier daemon ended.
+        """
+        node.place(parent, name)
+        if node.held_fd >= 0:
+            if isinstance(node, Directory):
+                node.lower = lower
+            self.layers.release(node)
 
     def _upper_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         where = ondisk.proc_path(self.layers.upper(parent), name)
         if stat.S_ISDIR(st.st_mode):
-            lower = self._merged_with(parent, name, where)
+            lower = self.merged_with(parent.lower, name, where)
             ino = st.st_ino if lower is None else lower[1]
             node = self.nodes.by_ino(ino)
             if node is None:
                 node = Directory(ino, None if lower is None else lower[0])
                 self.nodes.add(node)
         else:
+            lower = None
             ino = ondisk.get_ino(where) or st.st_ino
             node = self.nodes.by_ino(ino)
             if node is None:
                 node = Node(ino)
                 self.nodes.add(node)
         node.upper = True
-        node.place(parent, name)
+        self._place(node, parent, name, None if lower is None else lower[0])
         return node
 
-    def _merged_with(
-        self, parent: Directory, name: bytes, where: bytes
+    def merged_with(
+        self, parent_lower: bytes | None, name: bytes, where: bytes
     ) -> tuple[bytes, int] | None:
-        """Path and inode number of the lower directory that shows through an upper one."""
-        path = ondisk.lower_path(where, name, parent.lower)
+        """Path and inode number of the lower directory that shows through an upper one.
+
+        *where* leads to the upper one; *parent_lower* is the same path of the directory it is in.
+        """
+        path = ondisk.lower_path(where, name, parent_lower)
         if path is None:
             return None
         try:
@@ -170,7 +192,9 @@ class Overlay:
         return os.readlink(node.name, dir_fd=side(node.parent))
 
     def forget(self, nodeid: int, count: int) -> list[int]:
-        """Take back lookups; gives the node ids that are no longer in the table."""
+        """Take back lookups; gives the node ids that are not in the table any more."""
+        if nodeid not in self.nodes:
+            return [nodeid]  # of an earlier daemon, and nobody has asked for it since
         return self._dropped(self.nodes.forget(nodeid, count))
 
     def prune(self, node: Node) -> None:
@@ -239,9 +263,7 @@ class Overlay:
         if node.parent is not None:
             self._link_all(copy_up.fd, self.links.names_of(node))
         if node.held_fd >= 0 or node.parent is None:
-            self.layers.close_node(node)
-            node.held_fd = os.dup(copy_up.fd)
-        node.origin = copy_up.origin
+            self.layers.hold_by(node, os.dup(copy_up.fd), upper=True)
         node.upper = True
 
     def _copy_up_removed(self, node: Node) -> None:
@@ -257,8 +279,7 @@ class Overlay:
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
         finally:
             self._discard(layers.work_fd, temporary)
-        layers.close_node(node)
-        node.held_fd = fd
+        layers.hold_by(node, fd, upper=True)
         node.upper = True
 
     def _link_all(self, fd: int, names: list[tuple[Directory, bytes]]) -> None:
@@ -287,13 +308,25 @@ class Overlay:
             if group is not None:
                 self._discard(layers.work_fd, group)
 
-    def hand_over(self, node: Node) -> list[tuple[Directory, bytes]]:
+    def hand_over(self, node: Node, readers_fd: int) -> list[tuple[int, bytes]]:
         """Let a new node stand for the file of *node*, which was copied up under its readers.
 
-        Gives the names that lead to the new node from now on.
+        *readers_fd* is the file that these have open.  Gives the names that lead to the new node
+        from now on, with the node ids of their directories.
         """
-        names = [] if node.parent is None else self.links.names_of(node)
-        self.nodes.replace(node)
+        names = self.links.upper_names_of(node)
+        origin = os.fstat(readers_fd)
+        layers = self.layers
+        fd = os.open(
+            layers.path(node),
+            os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
+        )
+        try:
+            heir = self.nodes.replace(node)
+            node.origin = origin
+            layers.replaced(node, heir, readers_fd, fd)
+        finally:
+            os.close(fd)
         return names
 
     def copy_up_special(self, node: Node) -> None:
@@ -356,7 +389,7 @@ class Overlay:
         fd = self._open_new(self.layers.upper(parent), mode, umask, owner)
         try:
             node = Node(os.fstat(fd).st_ino)
-            node.held_fd = os.dup(fd)
+            self.layers.hold_by(node, os.dup(fd), upper=True)
         except BaseException:
             os.close(fd)
             raise
@@ -439,8 +472,7 @@ class Overlay:
                 syscalls.link_fd(fd, parent_fd, name)
         finally:
             os.close(fd)
-        layers.close_node(node)  # its new name leads to it
-        node.place(parent, name)
+        self._place(node, parent, name, None)
         self.listings.added(parent, name, is_directory=False)
 
     def _free_name(self, parent: Directory, name: bytes) -> bool:
@@ -608,7 +640,7 @@ class Overlay:
             yield
         except BaseException:
             if not was_held:
-                self.layers.close_node(node)
+                self.layers.release(node)
             raise
         node.displace()
 
@@ -621,10 +653,12 @@ class Overlay:
         new_parent: Directory,
         new_name: bytes,
         flags: int,
+        request: int | None = None,
     ) -> Node | None:
         """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE.
 
         Files that take part must be in the upper layer already.  Gives the node that was replaced.
+        *request* is the number by which an exchange is known again (`was_exchanged`).
         Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, EINVAL for other flags.
         """
         if len(new_name) > NAME_MAX:
@@ -650,12 +684,20 @@ class Overlay:
             self._mark_moved(source, new_parent, new_name)
         if exchange:
             assert target is not None
-            self._exchange(source, old_parent, old_name, target, new_parent, new_name)
+            self._exchange(source, old_parent, old_name, target, new_parent, new_name, request)
             return None
         if target is not None:
             self._check_replaceable(source, target)
         self._move(source, old_parent, old_name, target, new_parent, new_name)
         return target
+
+    def was_exchanged(self, request: int | None, old_parent: Directory, old_name: bytes) -> bool:
+        """Whether an exchange that comes again has been done.  OSError as `lookup`."""
+        begun = None if request is None else self.exchanges.begun(request)
+        if begun is None:
+            return False
+        _source, target = begun
+        return self.lookup(old_parent, old_name)[0].ino == target
 
     def _check_replaceable(self, source: Node, target: Node) -> None:
         if isinstance(source, Directory):
@@ -685,10 +727,14 @@ class Overlay:
         target: Node,
         new_parent: Directory,
         new_name: bytes,
+        request: int | None,
     ) -> None:
         if isinstance(target, Directory):
             self.ensure_upper(target)
             self._mark_moved(target, old_parent, old_name)
+        if request is not None:
+            fd = self.layers.upper(old_parent)
+            self.exchanges.begin(request, source.ino, target.ino, fd)
         syscalls.renameat2(
             self.layers.upper(old_parent),
             old_name,
@@ -717,12 +763,12 @@ class Overlay:
     ) -> None:
         layers = self.layers
         is_directory = isinstance(source, Directory)
-        if isinstance(target, Directory) and target.upper:
-            self._clear_whiteouts(target)
         leaves_whiteout = layers.lower_entry(old_parent, old_name) is not None
         raw = layers.upper_entry(new_parent, new_name)
         old_fd, new_fd = layers.upper(old_parent), layers.upper(new_parent)
         with self._replacing(target, new_parent, new_name):
+            if isinstance(target, Directory) and target.upper:
+                self._clear_whiteouts(target)
             if is_directory and raw is not None and ondisk.is_whiteout(raw):
                 # rename(2) puts no directory over a device: swap them, so the old place gets the
                 # whiteout, which is right there too or does no harm until it is taken away.

@@ -1,6 +1,8 @@
 """Records of running mounts: one JSON file for each in /run/cowfs.
 
     /run/cowfs/<major>:<minor>.json   mode 0600, named after the mount's device
+    /run/cowfs/<major>:<minor>.sock   the keeper listens there for an upgrade
+    /run/cowfs/<major>:<minor>.log    what a mount in the background has to say
 
 A daemon writes its record when its mount answers and removes it at the end. A killed one leaves it
 behind: whoever reads the records drops those that are not true any more. Nothing here touches a
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -25,6 +28,7 @@ from cowfs.mountinfo import Mount
 RUN_DIR = "/run/cowfs"
 
 _SUFFIX = ".json"
+_SOCKET = ".sock"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -33,7 +37,7 @@ class Record:
     """One running mount.
 
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
-    options: as they were given, one value of -o. keeper_pid: None where there is no keeper.
+    options: as they were given, one value of -o. version: of the cowfs that serves.
     """
 
     device: str
@@ -43,10 +47,11 @@ class Record:
     copy: str
     template: str
     daemon_pid: int
-    keeper_pid: int | None
+    keeper_pid: int
     started: float
     options: str
     persistent: bool
+    version: str
 
 
 def write(record: Record) -> None:
@@ -64,6 +69,8 @@ def remove(device: str) -> None:
         record = _parse(directory, name)
         if record is not None and record.daemon_pid == os.getpid():
             os.unlink(name, dir_fd=directory)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(device + _SOCKET, dir_fd=directory)
 
 
 def open_log(device: str) -> int:
@@ -74,6 +81,23 @@ def open_log(device: str) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with _open_directory(create=True) as directory:
         return os.open(device + ".log", flags, 0o600, dir_fd=directory)
+
+
+def control_socket(device: str) -> socket.socket:
+    """Listen for who asks the keeper of a mount for something; only root may.  OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _open_directory(create=True) as directory:
+        # A bound socket's path is short: of a directory of ours, which only root may enter.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(device + _SOCKET, dir_fd=directory)
+        listener.bind(f"/proc/self/fd/{directory}/{device}{_SOCKET}")
+    listener.listen(1)
+    return listener
+
+
+def control_path(device: str) -> str:
+    """Where the keeper of a mount listens."""
+    return os.path.join(RUN_DIR, device + _SOCKET)
 
 
 def find(mountpoint: str) -> Record | None:
@@ -142,10 +166,9 @@ def _is_true(record: Record | None, name: str) -> bool:
 def _is_running(record: Record) -> bool:
     # The mount is looked for where its daemon lives: it may not be in our mount namespace.
     for pid in (record.daemon_pid, record.keeper_pid):
-        if pid is not None:
-            with contextlib.suppress(OSError):
-                if _shows(mountinfo.read(f"/proc/{pid}/mountinfo"), record):
-                    return True
+        with contextlib.suppress(OSError):
+            if _shows(mountinfo.read(f"/proc/{pid}/mountinfo"), record):
+                return True
     return False
 
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,6 +72,8 @@ _FICLONE = 0x40049409
 _FS_IOC_FIEMAP = 0xC020660B
 _FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
 _FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+
+_PR_SET_PDEATHSIG = 1
 
 _SYS_OPENAT2 = 437  # one number on every architecture but alpha
 _SYS_CACHESTAT = 451
@@ -377,6 +380,14 @@ def birth_time(path: bytes, *, follow: bool) -> int | None:
         return None
     seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process as soon as its parent has ended: PR_SET_PDEATHSIG, prctl(2)."""
+    parent = os.getppid()
+    _call(_libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was quicker
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def umount2(target: bytes, flags: int) -> None:

@@ -209,13 +209,12 @@ def _pidfds(record: Record) -> list[int]:
     """Descriptors that tell when the processes of a mount have ended (pidfd_open(2))."""
     fds = []
     for pid in (record.daemon_pid, record.keeper_pid):
-        if pid is not None:
-            try:
-                fds.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                continue
-            except OSError as error:
-                raise SystemFailure(f"cannot watch process {pid}: {error.strerror}") from None
+        try:
+            fds.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            continue
+        except OSError as error:
+            raise SystemFailure(f"cannot watch process {pid}: {error.strerror}") from None
     return fds
 
 

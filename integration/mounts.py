@@ -106,11 +106,18 @@ class MountCopy:
         return result
 
     def kill(self, mountpoint: Path) -> None:
-        """End the daemon by SIGKILL, and take the dead mount away."""
+        """End keeper and daemon by SIGKILL, and take the dead mount away."""
+        self.orphan(mountpoint)
+        kernel.detach(os.path.realpath(mountpoint))
+
+    def orphan(self, mountpoint: Path) -> None:
+        """End keeper and daemon by SIGKILL; the mount stays, and nobody answers."""
         daemon = self._watch(mountpoint)
+        keeper = self.record(mountpoint)["keeper_pid"]
+        os.kill(keeper, signal.SIGKILL)  # first, or it starts another daemon
         os.kill(daemon.pid, signal.SIGKILL)
         complaint = daemon.wait_for_end()
-        kernel.detach(os.path.realpath(mountpoint))
+        assert kernel.wait_for_end(keeper, 10)
         assert complaint is None, complaint
 
     def log(self, mountpoint: Path) -> str:

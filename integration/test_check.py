@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from cowfs.errors import CHECK_LEFT, CHECK_REPAIRED, MountFailure, UsageError
-from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
 from integration.hand import Hand
 from integration.mounts import MountCopy
@@ -492,10 +490,7 @@ def test_copy_of_a_killed_daemon_has_nothing_but_what_the_next_mount_removes(
     root = mount_copy(model, None, *options)
     (root / "hard1").write_text("changed")
     (root / "many").rename(root / "few")
-    pid = mount_copy.daemon_pid(root)
-    os.kill(pid, signal.SIGKILL)
-    assert kernel.wait_for_end(pid, 10)
-    kernel.detach(str(root))
+    mount_copy.kill(root)
     code, found = check(store, "killed")
     assert code == 0
     assert {finding["status"] for finding in found["findings"]} <= {"harmless"}

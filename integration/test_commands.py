@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -16,10 +15,7 @@ from typing import Any
 
 import pytest
 
-from cowfs import __version__, daemon, launch
-from cowfs.config import Config
-from cowfs.errors import MountFailure
-from cowfs.options import Options
+from cowfs import __version__
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
 from integration.mounts import MountCopy
@@ -164,7 +160,9 @@ def test_a_daemon_keeps_nothing_of_its_caller(mount_plain: MountCopy, model: Pat
     os.close(reading)
     pid = mount_plain.daemon_pid(mountpoint)
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
-    assert os.getsid(pid) == pid
+    keeper = mount_plain.record(mountpoint)["keeper_pid"]
+    assert os.readlink(f"/proc/{keeper}/cwd") == "/"
+    assert os.getsid(pid) == os.getsid(keeper) == keeper
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
 
 
@@ -172,7 +170,7 @@ def test_foreground_serves_until_it_is_unmounted(mount_plain: MountCopy, model: 
     mountpoint = mount_plain.mountpoint()
     with in_foreground(model, mountpoint) as process:
         wait_until(lambda: (mountpoint / "config.json").exists())
-        wait_until(lambda: mount_plain.record(mountpoint)["daemon_pid"] == process.pid)
+        wait_until(lambda: mount_plain.record(mountpoint)["keeper_pid"] == process.pid)
         (mountpoint / "mine").touch()
         assert "kept copy" in cowfs("umount", mountpoint).stdout
         assert process.wait(20) == 0
@@ -187,7 +185,7 @@ def test_foreground_unmounts_when_it_is_asked_to_end(
     mountpoint = mount_plain.mountpoint()
     with in_foreground(model, mountpoint, "-o", "ephemeral") as process:
         wait_until(lambda: (mountpoint / "config.json").exists())
-        wait_until(lambda: bool(listed(xfs)) and listed(xfs)[0]["daemon_pid"] == process.pid)
+        wait_until(lambda: bool(listed(xfs)) and listed(xfs)[0]["keeper_pid"] == process.pid)
         process.send_signal(number)
         assert process.wait(20) == 0
     assert mounted(mountpoint) is None
@@ -249,30 +247,6 @@ def test_a_mount_that_is_interrupted_while_it_becomes_ready_is_undone(
     assert mounted(mountpoint) is None
     assert list(copies.iterdir()) == []
     assert kernel.wait_for_end(pid, 0)
-
-
-def test_foreground_failure_gives_back_the_copy_that_was_made_for_it(
-    model: Path, xfs_volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[str]] = []
-
-    def serve(config: Config, ready: object) -> int:
-        os.close(config.lock_fd)  # whoever serves owns it
-        seen.append(os.listdir(Path(config.store) / "copies"))
-        raise MountFailure("the kernel does not want to")
-
-    monkeypatch.setattr(daemon, "serve", serve)
-    with pytest.raises(MountFailure, match="does not want to"):
-        launch.mount(
-            str(model),
-            str(tmp_path),
-            Options(copy="fresh"),
-            foreground=True,
-            warn=print,
-            progress=contextlib.nullcontext,
-        )
-    assert seen == [["fresh"]]
-    assert list((xfs_volume.mountpoint / ".cowfs" / "copies").iterdir()) == []
 
 
 # --- umount ---------------------------------------------------------------------------------------
@@ -364,9 +338,7 @@ def test_lazy_umount_lets_a_user_finish(mount_copy: MountCopy, model: Path) -> N
 
 def test_umount_of_a_mount_whose_daemon_was_killed(mount_plain: MountCopy, model: Path) -> None:
     mountpoint = mount_plain(model, None, "copy=orphan")
-    pid = mount_plain.daemon_pid(mountpoint)
-    os.kill(pid, signal.SIGKILL)
-    assert kernel.wait_for_end(pid, 10)
+    mount_plain.orphan(mountpoint)
     with pytest.raises(OSError, match="Transport endpoint"):
         os.listdir(mountpoint)
     said = cowfs("umount", mountpoint).stdout

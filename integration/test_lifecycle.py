@@ -98,7 +98,7 @@ def test_copy_is_listed_with_what_it_is(mount_copy: MountCopy, model: Path, xfs:
     assert entry["mountpoint"] == str(mountpoint)
     assert entry["persistent"] is True
     assert entry["daemon_pid"] == record["daemon_pid"]
-    assert entry["keeper_pid"] is None
+    assert entry["keeper_pid"] == record["keeper_pid"]
     assert entry["template"] == record["template"]
     assert entry["private_bytes"] >= 1_000_000
     mount_copy.unmount(mountpoint)
@@ -139,11 +139,13 @@ def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: 
     mountpoint = mount_plain(model)
     (mountpoint / "mine").write_text("mine")
     (mountpoint / "weights.bin").write_bytes(b"changed")
-    pid = mount_plain.daemon_pid(mountpoint)
-    os.kill(pid, signal.SIGKILL if ends == "killed" else signal.SIGTERM)
-    assert kernel.wait_for_end(pid, 10)
     if ends == "killed":
+        mount_plain.orphan(mountpoint)
         cowfs("umount", mountpoint)
+    else:
+        keeper = mount_plain.record(mountpoint)["keeper_pid"]
+        os.kill(keeper, signal.SIGTERM)
+        assert kernel.wait_for_end(keeper, 10)
     mount_plain(model, mountpoint)
     assert (mountpoint / "mine").read_text() == "mine"
     assert (mountpoint / "weights.bin").read_bytes() == b"changed"

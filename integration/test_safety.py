@@ -353,7 +353,6 @@ def test_killed_daemon_frees_its_callers_and_loses_nothing(
     mount_copy: MountCopy, model: Path
 ) -> None:
     root = mount_copy(model)
-    pid = mount_copy.daemon_pid(root)
     script = """
         i=0
         while printf %s $i > "$1/w$2-$i.tmp" && mv "$1/w$2-$i.tmp" "$1/w$2-$i"; do
@@ -371,7 +370,7 @@ def test_killed_daemon_frees_its_callers_and_loses_nothing(
         for n in range(4)
     ]
     time.sleep(0.5)
-    os.kill(pid, signal.SIGKILL)
+    mount_copy.orphan(root)
     done = [name for w in writers for name in w.communicate(timeout=10)[0].split()]
     assert done
     cowfs("umount", root)

@@ -18,14 +18,14 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli commands completion doctor helper install interrupts launch manpages "
-    "messages mounthelper preflight probes remount report umounthelper unmount",
+    "messages mounthelper preflight probes remount report umounthelper unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
-    "daemon": "daemon keeper config mountpoint",
+    "daemon": "daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing priming",
-    "overlay": "overlay links",
-    "inodes": "inodes layers listing",
+    "overlay": "overlay links restore",
+    "inodes": "inodes layers listing vault",
     "copyup": "copyup",
     "store": "store storedir copies templates garbage removal names seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",

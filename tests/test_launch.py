@@ -1,4 +1,4 @@
-"""Starting a daemon process and getting rid of it, with small scripts in the daemon's place."""
+"""Starting the keeper and getting rid of it, with small scripts in the keeper's place."""
 
 from __future__ import annotations
 
@@ -16,54 +16,55 @@ from cowfs import launch
 from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, Interrupted, SystemFailure
 from cowfs.interrupts import Interrupts
-from cowfs.launch import Daemon
+from cowfs.launch import Keeper
 from cowfs.options import Options
 
-Start = Callable[[str], Daemon]
+Start = Callable[[str], Keeper]
 
 CONFIG = Config("/data/model", "/mnt/a", "/data/.cowfs", "mnt-a", 0, Options())
 
 PREAMBLE = """
 import os, socket, sys, time
-from cowfs.config import receive_config, send_answer
-sock = socket.socket(fileno=int(sys.argv[1]))
+from cowfs.conversation import receive_order, send_answer
+sock = socket.socket(fileno=int(sys.argv[2]))
 """
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Start a daemon whose program is PREAMBLE and the given lines."""
-    started: list[Daemon] = []
+    """Start a keeper whose program is PREAMBLE and the given lines."""
+    started: list[Keeper] = []
 
-    def start(program: str) -> Daemon:
-        script = tmp_path / "daemon.py"
+    def start(program: str) -> Keeper:
+        script = tmp_path / "keeper.py"
         script.write_text(PREAMBLE + program)
-        monkeypatch.setattr(launch, "DAEMON_COMMAND", (sys.executable, "-I", str(script)))
-        started.append(Daemon.start())
+        monkeypatch.setattr(launch, "KEEPER_COMMAND", (sys.executable, "-I", str(script)))
+        started.append(Keeper.start())
         return started[-1]
 
     yield start
-    for daemon in started:
-        daemon.dismiss()
-        daemon.end()
+    for keeper in started:
+        keeper.dismiss()
+        keeper.end()
         with pytest.raises(ProcessLookupError):
-            os.kill(daemon.pid, 0)
+            os.kill(keeper.pid, 0)
 
 
-def test_a_daemon_that_is_ready_is_told_apart(start: Start) -> None:
-    daemon = start(
-        "config = receive_config(sock)\n"
-        "send_answer(sock, {'ready': True, 'pid': os.getpid(), 'source': config.source})\n"
+def test_a_keeper_that_is_ready_is_told_apart(start: Start) -> None:
+    keeper = start(
+        "import json\norder, lock = receive_order(sock)\n"
+        "source = json.loads(order)['source']\n"
+        "send_answer(sock, {'ready': True, 'pid': os.getpid(), 'source': source})\n"
     )
-    assert daemon.serve(CONFIG) == {"ready": True, "pid": daemon.pid, "source": "/data/model"}
+    assert keeper.serve(CONFIG) == {"ready": True, "pid": keeper.pid, "source": "/data/model"}
 
 
-def test_what_the_daemon_refuses_is_the_users_error_with_its_exit_code(start: Start) -> None:
-    daemon = start(
-        "receive_config(sock)\nsend_answer(sock, {'error': 'no room for it', 'exit_code': 2})\n"
+def test_what_the_keeper_refuses_is_the_users_error_with_its_exit_code(start: Start) -> None:
+    keeper = start(
+        "receive_order(sock)\nsend_answer(sock, {'error': 'no room for it', 'exit_code': 2})\n"
     )
     with pytest.raises(CowfsError, match=r"^no room for it$") as failure:
-        daemon.serve(CONFIG)
+        keeper.serve(CONFIG)
     assert failure.value.exit_code == 2
 
 
@@ -71,59 +72,59 @@ def test_what_the_daemon_refuses_is_the_users_error_with_its_exit_code(start: St
     ("program", "end"),
     [
         ("sys.exit(3)", "exit code 3"),
-        ("receive_config(sock); os.kill(os.getpid(), 9)", "killed by signal 9"),
+        ("receive_order(sock); os.kill(os.getpid(), 9)", "killed by signal 9"),
         ("os._exit(0)", "exit code 0"),
     ],
 )
-def test_a_daemon_that_dies_is_an_internal_error_that_says_how(
+def test_a_keeper_that_dies_is_an_internal_error_that_says_how(
     start: Start, program: str, end: str
 ) -> None:
-    daemon = start(program)
+    keeper = start(program)
     with pytest.raises(InternalError, match=end):
-        daemon.serve(CONFIG)
+        keeper.serve(CONFIG)
 
 
-def test_a_daemon_that_has_nothing_to_serve_leaves(start: Start) -> None:
-    daemon = start("assert receive_config(sock) is None\n")
-    daemon.dismiss()
-    daemon.end()
+def test_a_keeper_that_has_nothing_to_serve_leaves(start: Start) -> None:
+    keeper = start("assert receive_order(sock) is None\n")
+    keeper.dismiss()
+    keeper.end()
 
 
-def test_a_daemon_that_does_not_leave_is_ended(
+def test_a_keeper_that_does_not_leave_is_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "GIVE_UP_SECONDS", 0.2)
-    daemon = start("import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: time.sleep(9)\n")
-    daemon.dismiss()
-    daemon.end()
+    keeper = start("import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: time.sleep(9)\n")
+    keeper.dismiss()
+    keeper.end()
 
 
 def test_a_program_that_cannot_be_started_is_a_system_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "DAEMON_COMMAND", ("/nowhere/python", "-I"))
+    monkeypatch.setattr(launch, "KEEPER_COMMAND", ("/nowhere/python", "-I"))
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(SystemFailure, match="/nowhere/python"):
-        Daemon.start()
+        Keeper.start()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_daemon_has_a_session_of_its_own_and_no_descriptor_of_its_caller(start: Start) -> None:
+def test_the_keeper_has_a_session_of_its_own_and_no_descriptor_of_its_caller(start: Start) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     try:
-        daemon = start(
-            "config = receive_config(sock)\n"
-            "os.close(config.lock_fd)\n"
+        keeper = start(
+            "order, lock_fd = receive_order(sock)\n"
+            "os.close(lock_fd)\n"
             "fds = {n: os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')\n"
             "       if os.path.lexists(f'/proc/self/fd/{n}')}\n"
             "send_answer(sock, {'ready': True, 'session': os.getsid(0), 'fds': fds})\n"
         )
-        answer = daemon.serve(CONFIG)
+        answer = keeper.serve(CONFIG)
     finally:
         os.close(reading)
         os.close(writing)
-    assert answer["session"] == daemon.pid
+    assert answer["session"] == keeper.pid
     fds = answer["fds"]
     assert fds.pop("0") == "/dev/null"
     assert set(fds) - {"1", "2"} == {n for n, target in fds.items() if "socket" in target} - {
@@ -133,25 +134,25 @@ def test_the_daemon_has_a_session_of_its_own_and_no_descriptor_of_its_caller(sta
     assert not any("pipe" in target for number, target in fds.items() if int(number) > 2)
 
 
-def test_the_daemon_does_not_import_from_the_callers_directory_or_environment(
+def test_the_keeper_does_not_import_from_the_callers_directory_or_environment(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "struct.py").write_text("raise SystemExit(77)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    daemon = start("receive_config(sock)\nsend_answer(sock, {'ready': True})\n")
-    assert daemon.serve(CONFIG) == {"ready": True}
+    keeper = start("receive_order(sock)\nsend_answer(sock, {'ready': True})\n")
+    assert keeper.serve(CONFIG) == {"ready": True}
 
 
-def test_signals_reach_the_daemon_even_when_the_caller_ignores_them(start: Start) -> None:
+def test_signals_reach_the_keeper_even_when_the_caller_ignores_them(start: Start) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        daemon = start(
-            "import signal\nreceive_config(sock)\n"
+        keeper = start(
+            "import signal\nreceive_order(sock)\n"
             "send_answer(sock, {'ready': True,\n"
             "  'default': signal.getsignal(signal.SIGTERM) == signal.SIG_DFL})\n"
         )
-        assert daemon.serve(CONFIG)["default"]
+        assert keeper.serve(CONFIG)["default"]
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -17,7 +17,17 @@ from ._channel import (
     PRIVATE,
     SHARED,
     Channel,
+    check_ledger,
     probe_io_uring,
 )
 
-__all__ = ["BYPASS", "CACHED", "PASSTHROUGH", "PRIVATE", "SHARED", "Channel", "probe_io_uring"]
+__all__ = [
+    "BYPASS",
+    "CACHED",
+    "PASSTHROUGH",
+    "PRIVATE",
+    "SHARED",
+    "Channel",
+    "check_ledger",
+    "probe_io_uring",
+]

@@ -26,15 +26,21 @@ BYPASS: Final[int]
 class Channel:
     """The native end of one mount.
 
-    The order of a life: `mount`, `start`, `pyfuse3.init` with `/dev/fd/<daemon_fd>`, `drain` before
-    every wait of the event loop; at the end `pyfuse3.terminate`, `pyfuse3.close`, `close`.
+    The order of a life: `mount`, `start` (or `resume`), `pyfuse3.init` with
+    `/dev/fd/<daemon_fd>`, `drain` before every wait of the event loop; at the end
+    `pyfuse3.terminate`, `pyfuse3.close`, `close`.
 
     All methods may be called from any thread. After `close` those about nodes and notifications
     do nothing (`attach` raises EBADF).
     """
 
-    def __init__(self, *, passthrough: bool, root_ino: int, max_kept: int = 16384) -> None:
+    def __init__(
+        self, *, passthrough: bool, root_ino: int, max_kept: int = 16384, ledger_fd: int = -1
+    ) -> None:
         """Make the socket pair; nothing is mounted yet.
+
+        `ledger_fd`: that of the daemon before, for `resume`; taken over. Raises OSError: EPROTO for
+        the ledger of a version with another layout.
 
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
         `max_kept`: how many SHARED backings stay open after their last release; cut to half of
@@ -55,6 +61,25 @@ class Channel:
         Call it before `pyfuse3.init`: libfuse finds its INIT waiting. Raises OSError: EPROTO for a
         kernel before 3.15, ETIMEDOUT when no INIT comes.
         """
+
+    def resume(self, dev_fd: int, volume_fd: int) -> int:
+        """Go on with the connection of a daemon that is gone, in the place of `mount` and `start`.
+
+        Opens the files again that the ledger says are open (file handles, see open_by_handle_at(2);
+        `volume_fd` is a directory of the volume), and has the kernel send every request again that
+        was not answered. Takes `dev_fd` over. Returns how many open files could not be opened: what
+        passthrough does not cover is answered with EIO for them. Raises OSError: EPROTO when this
+        version agrees with the kernel on something else than was agreed, EINVAL when the kernel has
+        no FUSE_NOTIFY_RESEND (before Linux 6.9).
+        """
+
+    @property
+    def dev_fd(self) -> int:
+        """/dev/fuse; -1 before `mount`. Whoever has a duplicate keeps the connection alive."""
+
+    @property
+    def ledger_fd(self) -> int:
+        """The memory that the next daemon has to have."""
 
     @property
     def daemon_fd(self) -> int:
@@ -116,6 +141,22 @@ class Channel:
     def writers(self, nodeid: int) -> int:
         """How many opens of the node allow writing."""
 
+    def mark_mappable(self, nodeid: int) -> None:
+        """A mapping may change the node's file from now on, also when nobody has it open; until
+        `forget`. To be called while something backs the node."""
+
+    def is_volatile(self, nodeid: int) -> bool:
+        """Whether the file may change unseen: it is open for writing, or was marked mappable."""
+
+    def backing_fd(self, nodeid: int) -> int:
+        """A duplicate of the descriptor that backs the node. OSError: EBADF when nothing does."""
+
+    def knows(self, nodeid: int) -> bool:
+        """Whether the kernel holds the node. It asks for the attributes again, as a side effect."""
+
+    def oldest(self) -> float:
+        """The age in seconds of the oldest request that libfuse has not answered; 0.0: none."""
+
     def forget(self, nodeid: int) -> None:
         """Python has dropped the node: close its backing.
 
@@ -160,6 +201,10 @@ class Channel:
         Let pyfuse3 end first: it takes the end of the socket for an error. Does not unmount; the
         kernel ends the connection when nobody else holds its descriptor. May be called twice.
         """
+
+def check_ledger(fd: int) -> None:
+    """Whether this version can take over such a ledger. OSError: EPROTO for another layout, EINVAL
+    for what is none."""
 
 def probe_io_uring() -> str | None:
     """None when io_uring works here, else one line that says why not."""

@@ -62,15 +62,16 @@ static struct channel *channel_of(PyObject *self)
 
 static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"passthrough", "root_ino", "max_kept", NULL};
+	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd", NULL};
 	struct channel_object *me = (struct channel_object *)self;
 	int passthrough = -1;
 	uint64_t root_ino = 0;
 	unsigned int max_kept = 16384;
+	int ledger_fd = -1;
 
 	/* '$' cannot stand without '|' before it, so "required" is checked by hand. */
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&I:Channel", names, &passthrough,
-					 to_u64, &root_ino, &max_kept))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Ii:Channel", names, &passthrough,
+					 to_u64, &root_ino, &max_kept, &ledger_fd))
 		return -1;
 	if (passthrough < 0 || root_ino == 0) {
 		PyErr_SetString(PyExc_TypeError, "Channel() needs passthrough and root_ino");
@@ -80,7 +81,8 @@ static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "a Channel is initialised once");
 		return -1;
 	}
-	me->ch = channel_new(passthrough, root_ino, max_kept, &kernel_backing_ops);
+	me->ch = channel_new(passthrough, root_ino, max_kept, &kernel_backing_ops,
+			     ledger_fd);
 	if (!me->ch) {
 		PyErr_SetFromErrno(PyExc_OSError);
 		return -1;
@@ -135,6 +137,25 @@ static PyObject *Channel_start(PyObject *self, PyObject *unused)
 	}
 	Py_END_ALLOW_THREADS
 	return none_or_error(err);
+}
+
+static PyObject *Channel_resume(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	int dev_fd, volume_fd;
+	int err = -EBADF;
+
+	if (!ch || !PyArg_ParseTuple(args, "ii:resume", &dev_fd, &volume_fd))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	if (channel_enter(ch)) {
+		err = channel_resume(ch, dev_fd, volume_fd);
+		channel_leave(ch);
+	} else {
+		close(dev_fd);
+	}
+	Py_END_ALLOW_THREADS
+	return err < 0 ? os_error(err) : PyLong_FromLong(err);
 }
 
 static PyObject *Channel_close(PyObject *self, PyObject *unused)
@@ -262,6 +283,65 @@ static PyObject *Channel_writers(PyObject *self, PyObject *args)
 		channel_leave(ch);
 	}
 	return PyLong_FromUnsignedLong(writers);
+}
+
+static PyObject *Channel_is_volatile(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	bool changes = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:is_volatile", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		changes = nodes_is_volatile(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(changes);
+}
+
+static PyObject *Channel_mark_mappable(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:mark_mappable", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_mark_mappable(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *Channel_backing_fd(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int fd = -EBADF;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:backing_fd", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		fd = nodes_backing_fd(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	return fd < 0 ? os_error(fd) : PyLong_FromLong(fd);
+}
+
+static PyObject *Channel_knows(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	bool knows = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:knows", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		knows = ch->dev_fd >= 0 && ch->nodes.ops->knows(ch->dev_fd, nodeid);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(knows);
 }
 
 static PyObject *Channel_forget(PyObject *self, PyObject *args)
@@ -414,7 +494,7 @@ static PyObject *Channel_counters(PyObject *self, PyObject *unused)
 	if (!all)
 		return NULL;
 	for (uint32_t i = 0; i < OPCODES; i++) {
-		struct counter *k = &ch->counters.by_opcode[i];
+		struct counter *k = &ch->counters->by_opcode[i];
 		PyObject *one;
 
 		if (atomic_load(&k->count) == 0)
@@ -434,6 +514,45 @@ static PyObject *Channel_counters(PyObject *self, PyObject *unused)
 		Py_DECREF(one);
 	}
 	return all;
+}
+
+static PyObject *Channel_oldest(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t age = 0;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	if (channel_enter(ch)) {
+		age = channel_oldest(ch);
+		channel_leave(ch);
+	}
+	return PyFloat_FromDouble((double)age / 1e9);
+}
+
+static PyObject *check_ledger(PyObject *module, PyObject *args)
+{
+	int fd;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "i:check_ledger", &fd))
+		return NULL;
+	return none_or_error(ledger_check(fd));
+}
+
+static PyObject *Channel_get_ledger_fd(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(ch->ledger->fd) : NULL;
+}
+
+static PyObject *Channel_get_dev_fd(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(ch->dev_fd) : NULL;
 }
 
 static PyObject *Channel_get_daemon_fd(PyObject *self, void *closure)
@@ -491,12 +610,17 @@ static PyObject *probe_io_uring(PyObject *module, PyObject *unused)
 static PyMethodDef channel_methods[] = {
 	{"mount", Channel_mount, METH_VARARGS, NULL},
 	{"start", Channel_start, METH_NOARGS, NULL},
+	{"resume", Channel_resume, METH_VARARGS, NULL},
 	{"drain", Channel_drain, METH_NOARGS, NULL},
 	{"open", Channel_open, METH_VARARGS, NULL},
 	{"attach", Channel_attach, METH_VARARGS, NULL},
 	{"switch", Channel_switch, METH_VARARGS, NULL},
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},
 	{"writers", Channel_writers, METH_VARARGS, NULL},
+	{"is_volatile", Channel_is_volatile, METH_VARARGS, NULL},
+	{"mark_mappable", Channel_mark_mappable, METH_VARARGS, NULL},
+	{"backing_fd", Channel_backing_fd, METH_VARARGS, NULL},
+	{"knows", Channel_knows, METH_VARARGS, NULL},
 	{"forget", Channel_forget, METH_VARARGS, NULL},
 	{"prime", Channel_prime, METH_VARARGS, NULL},
 	{"unprime", Channel_unprime, METH_VARARGS, NULL},
@@ -504,6 +628,7 @@ static PyMethodDef channel_methods[] = {
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
 	{"invalidate_listing", Channel_invalidate_listing, METH_VARARGS, NULL},
 	{"counters", Channel_counters, METH_NOARGS, NULL},
+	{"oldest", Channel_oldest, METH_NOARGS, NULL},
 	{"close", Channel_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
@@ -511,6 +636,8 @@ static PyMethodDef channel_methods[] = {
 static PyGetSetDef channel_getset[] = {
 	{"daemon_fd", Channel_get_daemon_fd, NULL, NULL, NULL},
 	{"closed_fd", Channel_get_closed_fd, NULL, NULL, NULL},
+	{"dev_fd", Channel_get_dev_fd, NULL, NULL, NULL},
+	{"ledger_fd", Channel_get_ledger_fd, NULL, NULL, NULL},
 	{"passthrough", Channel_get_passthrough, NULL, NULL, NULL},
 	{"max_stack_depth", Channel_get_max_stack_depth, NULL, NULL, NULL},
 	{NULL, NULL, NULL, NULL, NULL},
@@ -553,6 +680,7 @@ static int module_exec(PyObject *module)
 
 static PyMethodDef module_methods[] = {
 	{"probe_io_uring", probe_io_uring, METH_NOARGS, NULL},
+	{"check_ledger", check_ledger, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

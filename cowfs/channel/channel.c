@@ -50,15 +50,18 @@ static uint32_t cut_to_nofile(uint32_t max_kept)
 }
 
 struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
-			    const struct backing_ops *ops)
+			    const struct backing_ops *ops, int ledger_fd)
 {
 	struct channel *ch = calloc(1, sizeof(*ch));
 	pthread_rwlockattr_t attr;
 	int pair[2] = {-1, -1};
 	int err = ENOMEM;
 
-	if (!ch)
+	if (!ch) {
+		if (ledger_fd >= 0)
+			close(ledger_fd);
 		return NULL;
+	}
 	ch->want_passthrough = passthrough;
 	ch->root_ino = root_ino;
 	ch->dev_fd = ch->relay_fd = ch->daemon_fd = ch->closed_fd = -1;
@@ -80,7 +83,14 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (ch->drain_buffer == MAP_FAILED)
 		ch->drain_buffer = NULL;
-	if (!ch->drain_buffer || nodes_init(&ch->nodes, cut_to_nofile(max_kept), ops) ||
+	ch->ledger = ledger_fd < 0 ? ledger_new() : ledger_open(ledger_fd);
+	if (!ch->ledger) {
+		err = errno;
+		goto fail;
+	}
+	ch->counters = ledger_counters(ch->ledger);
+	if (!ch->drain_buffer ||
+	    nodes_init(&ch->nodes, cut_to_nofile(max_kept), ops, ch->ledger) ||
 	    pending_init(&ch->pending))
 		goto fail;
 
@@ -160,6 +170,7 @@ void channel_free(struct channel *ch)
 	channel_close(ch);
 	pending_destroy(&ch->pending);
 	primed_destroy(&ch->primed);
+	ledger_free(ch->ledger);
 	/* Whoever waits for closed_fd, or is still to be told about a daemon_fd that it has not
 	 * taken, has a reference to the object, so these two stay open until here. Once libfuse
 	 * has answered INIT, its end is libfuse's to close. */

@@ -8,8 +8,8 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, pending.c, primed.c,
- * counters.c and opcodes.c know nothing of this struct.
+ * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, ledger.c, pending.c,
+ * primed.c, counters.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
@@ -27,6 +27,7 @@
 #include <sys/uio.h>
 
 #include "counters.h"
+#include "ledger.h"
 #include "nodes.h"
 #include "pending.h"
 #include "primed.h"
@@ -80,10 +81,11 @@ struct channel {
 	int closed_fd; /* eventfd; readable when the kernel's end is gone */
 	char *mountpoint; /* set by channel_mount(), used by channel_start() */
 
+	struct ledger *ledger; /* never changes; what the next daemon takes over */
 	struct node_table nodes;
 	struct pending_table pending;
 	struct primed_table primed;
-	struct counters counters;
+	struct counters *counters; /* in the ledger */
 	struct worker_pool pool;
 	struct notifier notifier;
 
@@ -99,14 +101,22 @@ struct request {
 	uint64_t start_ns;
 	uint8_t *body;
 	uint32_t body_len;
+	bool resent;	  /* an earlier daemon has read it, and may have done what it asks for */
 	uint8_t *scratch; /* WIRE_MAX_DATA bytes; may overlap the payload of a WRITE, no more */
 };
 
+/* The number of a request, whether it comes for the first time or again. */
+static inline uint64_t first_unique(uint64_t unique)
+{
+	return unique & ~WIRE_UNIQUE_RESEND;
+}
+
 /* ---- channel.c ---------------------------------------------------------------------------------- */
 
-/* NULL with errno set. max_kept is cut to half of RLIMIT_NOFILE. */
+/* NULL with errno set. max_kept is cut to half of RLIMIT_NOFILE. ledger_fd is the ledger of the daemon
+ * before, which is taken over (see ledger_open()), or -1 for a new one. */
 struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
-			    const struct backing_ops *ops);
+			    const struct backing_ops *ops, int ledger_fd);
 /* Stop everything and close every descriptor but daemon_fd and closed_fd. Idempotent. */
 void channel_close(struct channel *ch);
 /* Close, and free. Nobody may use the channel any more. */
@@ -124,6 +134,11 @@ int channel_mount(struct channel *ch, const char *source, const char *mountpoint
 void channel_adopt(struct channel *ch, int dev_fd);
 /* INIT with both sides, then start the threads. 0 or -errno. */
 int channel_start(struct channel *ch);
+/* Go on with a connection that another daemon has started: INIT with libfuse alone, the open files of
+ * the ledger, and the kernel is asked for every request that had no answer. Takes dev_fd over;
+ * volume_fd is a directory of the volume. How many open files are lost, or -errno: -EPROTO when this
+ * version would have agreed on something else at INIT, -EINVAL when the kernel cannot send again. */
+int channel_resume(struct channel *ch, int dev_fd, int volume_fd);
 
 /* ---- serve.c ------------------------------------------------------------------------------------- */
 
@@ -147,6 +162,8 @@ int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodei
 
 /* Pass on every reply that libfuse has written so far; returns how many. Never blocks. */
 int channel_drain(struct channel *ch);
+/* The age in nanoseconds of the oldest request that libfuse has not answered; 0: there is none. */
+uint64_t channel_oldest(struct channel *ch);
 /* The inode number that users see for a node id. */
 uint64_t shown_ino(const struct channel *ch, uint64_t nodeid);
 
@@ -178,5 +195,7 @@ int notify_inval_data(struct channel *ch, uint64_t nodeid);
 /* FUSE_NOTIFY_INVAL_INODE for the pages of a range, queued: it waits for those that a READ has
  * locked. 0 or -ENOMEM. */
 int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size);
+/* FUSE_NOTIFY_RESEND: every request that has no answer yet comes again. 0 or -errno. */
+int notify_resend(struct channel *ch);
 
 #endif

@@ -197,9 +197,15 @@ static void answer_copy(struct channel *ch, const struct request *rq, const stru
 static void answer_release(struct channel *ch, const struct request *rq)
 {
 	TAKE(fuse_release_in, in);
+	uint64_t unique = first_unique(rq->head.unique);
+	struct ledger_doubt *doubt = NULL;
 
-	nodes_release(&ch->nodes, rq->head.nodeid, (in.flags & O_ACCMODE) != O_RDONLY);
+	if (!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt))
+		nodes_release(&ch->nodes, rq->head.nodeid, (in.flags & O_ACCMODE) != O_RDONLY,
+			      unique, &doubt);
 	answer_here(ch, rq, 0, NULL, 0);
+	if (doubt)
+		ledger_settle(doubt);
 }
 
 void dataplane_answer(struct channel *ch, const struct request *rq)
@@ -217,8 +223,10 @@ void dataplane_answer(struct channel *ch, const struct request *rq)
 	}
 
 	b = nodes_borrow(&ch->nodes, rq->head.nodeid);
-	if (!b) {
+	if (!b || b->fd < 0) { /* nothing backs it, or it was lost with the daemon before */
 		answer_here(ch, rq, EIO, NULL, 0);
+		if (b)
+			nodes_return(&ch->nodes, b);
 		return;
 	}
 	switch (rq->head.opcode) {

@@ -160,15 +160,14 @@ static int read_init(struct channel *ch, struct init_request *init)
 	return 0;
 }
 
-/* Answer the kernel's INIT, and note what was agreed. 0 or -errno. */
-static int answer_init(struct channel *ch, const struct init_request *init)
+/* What this channel agrees on, given what the kernel offers. */
+static struct wire_init_out agree(const struct channel *ch, const struct wire_init_in_ext *in)
 {
-	const struct wire_init_in *base = &init->in.base;
-	uint64_t offered = base->flags;
+	uint64_t offered = in->base.flags;
 	uint64_t agreed;
 	struct wire_init_out out = {
 		.major = FUSE_KERNEL_VERSION,
-		.minor = base->minor < WIRE_MINOR ? base->minor : WIRE_MINOR,
+		.minor = in->base.minor < WIRE_MINOR ? in->base.minor : WIRE_MINOR,
 		.max_readahead = MAX_READAHEAD,
 		.max_background = 64,
 		.congestion_threshold = 48,
@@ -178,23 +177,29 @@ static int answer_init(struct channel *ch, const struct init_request *init)
 	};
 
 	if (offered & FUSE_INIT_EXT)
-		offered |= (uint64_t)init->in.flags2 << 32;
+		offered |= (uint64_t)in->flags2 << 32;
 	agreed = offered & wanted;
 	if (ch->want_passthrough && (offered & FUSE_PASSTHROUGH) && (agreed & FUSE_INIT_EXT)) {
 		agreed |= FUSE_PASSTHROUGH;
 		out.max_stack_depth = 1; /* 0 would silently switch passthrough off */
-		ch->passthrough = true;
 	}
+	out.flags = (uint32_t)agreed;
+	out.flags2 = (uint32_t)(agreed >> 32);
+	return out;
+}
+
+static void note_agreement(struct channel *ch, const struct wire_init_out *out)
+{
+	uint64_t agreed = out->flags | (uint64_t)out->flags2 << 32;
+
+	ch->passthrough = agreed & FUSE_PASSTHROUGH;
 	ch->nodes.may_bypass = agreed & FUSE_DIRECT_IO_ALLOW_MMAP;
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
-	out.flags = (uint32_t)agreed;
-	out.flags2 = (uint32_t)(agreed >> 32);
-	return kernel_answer(ch, init->head.unique, 0, &out, sizeof(out));
 }
 
 /* Put an INIT of libfuse's taste into the socket; channel_drain() drops the reply. 0 or -errno. */
-static int replay_init(struct channel *ch, const struct init_request *init)
+static int replay_init(struct channel *ch, const struct ledger_init *init)
 {
 	struct {
 		struct fuse_in_header head;
@@ -218,30 +223,73 @@ static int replay_init(struct channel *ch, const struct init_request *init)
 	return send(ch->relay_fd, &m, sizeof(m), MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
+static int start_threads(struct channel *ch)
+{
+	int err = notifier_start(ch);
+
+	return err ? err : serve_start(ch);
+}
+
 int channel_start(struct channel *ch)
 {
-	struct init_request init;
+	struct ledger_init init = {0};
+	struct init_request request;
 	int err;
 
 	if (ch->dev_fd < 0)
 		return -ENOTCONN;
-	err = read_init(ch, &init);
+	err = read_init(ch, &request);
 	if (err)
 		return err;
-	counters_came(&ch->counters, FUSE_INIT);
-	counters_answer(&ch->counters, FUSE_INIT, false, true);
+	counters_came(ch->counters, FUSE_INIT);
+	counters_answer(ch->counters, FUSE_INIT, false, true);
 	/* 7.23 (Linux 3.15) is where today's layout of INIT begins. */
-	if (init.in.base.major != FUSE_KERNEL_VERSION || init.in.base.minor < 23) {
-		kernel_answer(ch, init.head.unique, EPROTO, NULL, 0);
+	if (request.in.base.major != FUSE_KERNEL_VERSION || request.in.base.minor < 23) {
+		kernel_answer(ch, request.head.unique, EPROTO, NULL, 0);
 		return -EPROTO;
 	}
-	err = answer_init(ch, &init);
+	init.head = request.head;
+	init.in = request.in;
+	init.out = agree(ch, &request.in);
+	note_agreement(ch, &init.out);
+	ledger_set_init(ch->ledger, &init);
+	err = kernel_answer(ch, init.head.unique, 0, &init.out, sizeof(init.out));
 	if (!err)
 		err = replay_init(ch, &init);
 	if (err)
 		return err;
 	if (ch->mountpoint)
 		raise_readahead(ch->mountpoint);
-	err = notifier_start(ch);
-	return err ? err : serve_start(ch);
+	return start_threads(ch);
+}
+
+int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
+{
+	const struct ledger_init *init = ledger_init(ch->ledger);
+	struct wire_init_out out;
+	int lost, err;
+
+	if (ch->dev_fd >= 0 || !init) {
+		close(dev_fd);
+		return init ? -EBUSY : -ENOTCONN;
+	}
+	channel_adopt(ch, dev_fd);
+	out = agree(ch, &init->in);
+	/* What was agreed holds as long as the connection: nobody may go on with it who thinks that
+	 * something else was. */
+	if (memcmp(&out, &init->out, sizeof(out)))
+		return -EPROTO;
+	note_agreement(ch, &out);
+	err = replay_init(ch, init);
+	if (err)
+		return err;
+	lost = nodes_restore(&ch->nodes, volume_fd);
+	if (lost < 0)
+		return lost;
+	err = notify_resend(ch);
+	/* ENODEV: unmounted meanwhile, as the workers are about to find out */
+	if (err && err != -ENODEV && err != -ENOTCONN)
+		return err;
+	err = start_threads(ch);
+	return err ? err : lost;
 }

@@ -56,9 +56,9 @@ int answer_here(struct channel *ch, const struct request *rq, int error, const v
 {
 	int err;
 
-	counters_answer(&ch->counters, rq->head.opcode, error != 0, true);
+	counters_answer(ch->counters, rq->head.opcode, error != 0, true);
 	err = kernel_answer(ch, rq->head.unique, error, body, len);
-	counters_answered(&ch->counters, rq->head.opcode, rq->start_ns);
+	counters_answered(ch->counters, rq->head.opcode, rq->start_ns);
 	return err;
 }
 
@@ -210,6 +210,14 @@ int notify_inval_attr(struct channel *ch, uint64_t nodeid)
 int notify_inval_data(struct channel *ch, uint64_t nodeid)
 {
 	return send_inval_inode(ch, nodeid, 0);
+}
+
+int notify_resend(struct channel *ch)
+{
+	struct fuse_out_header head = {.len = sizeof(head), .error = WIRE_NOTIFY_RESEND};
+	struct iovec iov = {&head, sizeof(head)};
+
+	return kernel_write(ch, &iov, 1);
 }
 
 int notify_inval_pages(struct channel *ch, uint64_t nodeid, uint64_t offset, uint32_t size)

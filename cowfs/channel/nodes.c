@@ -14,13 +14,17 @@
  *
  * It does not know names, requests or the socket, and never decides what should back a node.
  *
+ * Every change is written to the ledger, from which the next daemon makes the table again.
+ *
  * Locking: one mutex over everything. System calls are made without it: a backing that lost its
  * last reference is moved to a list of the caller's and closed after unlocking.
  */
 #include "nodes.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "wire.h"
@@ -44,9 +48,24 @@ static int kernel_backing_close(int dev_fd, int32_t id)
 	return ioctl(dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &arg) < 0 ? -errno : 0;
 }
 
+/* A notification about the attributes alone takes no lock, and fails for a node that is not there. */
+static bool kernel_knows(int dev_fd, uint64_t nodeid)
+{
+	struct {
+		struct fuse_out_header head;
+		struct fuse_notify_inval_inode_out out;
+	} m = {
+		.head = {.len = sizeof(m), .error = FUSE_NOTIFY_INVAL_INODE},
+		.out = {.ino = nodeid, .off = -1},
+	};
+
+	return write(dev_fd, &m, sizeof(m)) >= 0 || errno != ENOENT;
+}
+
 const struct backing_ops kernel_backing_ops = {
 	.open = kernel_backing_open,
 	.close = kernel_backing_close,
+	.knows = kernel_knows,
 };
 
 /* ---- backings -------------------------------------------------------------------------------- */
@@ -68,7 +87,10 @@ static void bury(struct node_table *t, struct backing *dead)
 		dead = b->next_dead;
 		if (b->id > 0)
 			t->ops->close(t->dev_fd, b->id);
-		close(b->fd);
+		if (b->dying)
+			atomic_store(b->dying, 0);
+		if (b->fd >= 0)
+			close(b->fd);
 		free(b);
 	}
 }
@@ -111,32 +133,98 @@ static void grow(struct node_table *t)
 	free(old);
 }
 
-static struct node *find_or_make(struct node_table *t, uint64_t nodeid)
+static struct node *enter(struct node_table *t, uint64_t nodeid, uint32_t slot)
 {
-	struct node *n = find(t, nodeid);
+	struct node *n = calloc(1, sizeof(*n));
 
-	if (n)
-		return n;
-	n = calloc(1, sizeof(*n));
 	if (!n)
 		return NULL;
 	if (t->count > t->mask)
 		grow(t);
 	n->nodeid = nodeid;
+	n->slot = slot;
 	n->next = t->buckets[bucket_of(t, nodeid)];
 	t->buckets[bucket_of(t, nodeid)] = n;
 	t->count++;
 	return n;
 }
 
+static struct node *find_or_make(struct node_table *t, uint64_t nodeid)
+{
+	struct node *n = find(t, nodeid);
+	uint32_t slot;
+
+	if (n)
+		return n;
+	slot = ledger_take_slot(t->ledger);
+	if (slot == LEDGER_NO_SLOT)
+		return NULL;
+	n = enter(t, nodeid, slot);
+	if (!n)
+		ledger_give_slot(t->ledger, slot);
+	return n;
+}
+
+/* ---- the ledger; called with the lock -------------------------------------------------------------- */
+
+static struct ledger_slot slot_of(const struct node *n)
+{
+	struct ledger_slot s = {
+		.nodeid = n->nodeid,
+		.readers = n->readers,
+		.writers = n->writers,
+		.flags = (uint8_t)((n->revoked ? SLOT_REVOKED : 0) |
+				   (n->forgotten ? SLOT_FORGOTTEN : 0) |
+				   (n->was_passthrough ? SLOT_WAS_PASSTHROUGH : 0) |
+				   (n->mappable ? SLOT_MAPPABLE : 0)),
+	};
+
+	if (n->backing) {
+		s.flags |= (uint8_t)(SLOT_BACKED | (n->backing->bypass ? SLOT_BYPASS : 0));
+		s.id = n->backing->id;
+		s.kind = n->backing->kind;
+		s.handle_len = n->backing->handle_len;
+		s.handle = n->backing->handle;
+	}
+	return s;
+}
+
+static void record(struct node_table *t, const struct node *n)
+{
+	struct ledger_slot s = slot_of(n);
+	ledger_write(t->ledger, n->slot, &s, NULL, 0, 0, 0);
+}
+
+/* The same together with a doubt, in one step. */
+static struct ledger_doubt *record_doubt(struct node_table *t, const struct node *n,
+					 uint64_t unique, enum doubt_of what)
+{
+	struct ledger_slot s = slot_of(n);
+	struct ledger_doubt *d = ledger_doubt(t->ledger);
+
+	ledger_write(t->ledger, n->slot, &s, d, unique, n->nodeid, what);
+	return d;
+}
+
 static void unlink_node(struct node_table *t, struct node *n)
 {
+	const struct ledger_slot nobody = {0};
 	struct node **link = &t->buckets[bucket_of(t, n->nodeid)];
+
 	while (*link != n)
 		link = &(*link)->next;
 	*link = n->next;
 	t->count--;
+	ledger_write(t->ledger, n->slot, &nobody, NULL, 0, 0, 0);
+	ledger_give_slot(t->ledger, n->slot);
 	free(n);
+}
+
+/* ---- what nodes go through; called with the lock ---------------------------------------------------- */
+
+static bool is_open(const struct node *n)
+{
+	return n->readers + n->writers + n->promised_readers + n->promised_writers > 0;
 }
 
 static void leave_kept(struct node_table *t, struct node *n)
@@ -161,22 +249,49 @@ static void enter_kept(struct node_table *t, struct node *n)
 }
 
 /* Take the backing from a node without opens. What is left of the node is only worth keeping for
- * its memory of a stale page cache. */
+ * its memory of a stale page cache, or of a mapping. */
 static void drop_backing(struct node_table *t, struct node *n, struct backing **dead)
 {
 	leave_kept(t, n);
-	if (n->backing)
+	if (n->backing) {
+		if (n->backing->id > 0)
+			n->backing->dying = ledger_dying(t->ledger, n->backing->id);
 		let_go(n->backing, dead);
+	}
 	n->backing = NULL;
-	n->readers = n->writers = 0;
-	if (n->forgotten || !n->was_passthrough)
+	n->readers = n->writers = n->promised_readers = n->promised_writers = 0;
+	if (n->forgotten || !(n->was_passthrough || n->mappable))
 		unlink_node(t, n);
+	else
+		record(t, n);
 }
 
-static void count_open(struct node_table *t, struct node *n, bool writing)
+/* The last open has gone. */
+static void close_node(struct node_table *t, struct node *n, struct backing **dead)
+{
+	if (n->backing->kind == NODE_SHARED && !n->revoked) {
+		enter_kept(t, n);
+		if (t->kept > t->max_kept)
+			drop_backing(t, t->oldest, dead);
+	} else {
+		drop_backing(t, n, dead);
+	}
+}
+
+/* Never below zero, whatever Python took the access mode for. */
+static void count_down(uint32_t *readers, uint32_t *writers, bool writing)
+{
+	if (writing ? *writers > 0 : *readers == 0 && *writers > 0)
+		*writers -= 1;
+	else if (*readers > 0)
+		*readers -= 1;
+}
+
+/* Python has counted an open. */
+static void promise(struct node_table *t, struct node *n, bool writing)
 {
 	leave_kept(t, n);
-	*(writing ? &n->writers : &n->readers) += 1;
+	*(writing ? &n->promised_writers : &n->promised_readers) += 1;
 }
 
 static void describe(const struct node *n, struct open_answer *out)
@@ -197,10 +312,14 @@ static void describe(const struct node *n, struct open_answer *out)
 
 /* ---- making and ending --------------------------------------------------------------------------- */
 
-int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops)
+int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops,
+	       struct ledger *ledger)
 {
-	*t = (struct node_table){
-		.mask = FIRST_BUCKETS - 1, .max_kept = max_kept, .ops = ops, .dev_fd = -1};
+	*t = (struct node_table){.mask = FIRST_BUCKETS - 1,
+				 .max_kept = max_kept,
+				 .ops = ops,
+				 .ledger = ledger,
+				 .dev_fd = -1};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
 		return -ENOMEM;
@@ -227,6 +346,123 @@ void nodes_destroy(struct node_table *t)
 	pthread_mutex_destroy(&t->lock);
 }
 
+/* So that the next daemon can open the same file, whatever it is called then, or when it has no
+ * name any more. */
+static void note_handle(struct backing *b)
+{
+	union {
+		struct file_handle head;
+		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
+	} h;
+	int mount_id;
+
+	h.head.handle_bytes = LEDGER_HANDLE;
+	if (name_to_handle_at(b->fd, "", &h.head, &mount_id, AT_EMPTY_PATH) < 0)
+		return; /* restoring says so, should it come to that */
+	b->handle_len = (uint8_t)h.head.handle_bytes;
+	b->handle.type = h.head.handle_type;
+	memcpy(b->handle.bytes, h.head.f_handle, h.head.handle_bytes);
+}
+
+static int open_handle(int volume_fd, const struct ledger_slot *s)
+{
+	union {
+		struct file_handle head;
+		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
+	} h;
+	int access = s->kind == NODE_PRIVATE ? O_RDWR : O_RDONLY;
+	int fd;
+
+	if (s->handle_len == 0 || s->handle_len > LEDGER_HANDLE)
+		return -1;
+	h.head.handle_bytes = s->handle_len;
+	h.head.handle_type = s->handle.type;
+	memcpy(h.head.f_handle, s->handle.bytes, s->handle_len);
+	fd = open_by_handle_at(volume_fd, &h.head, access | O_NOATIME | O_CLOEXEC);
+	if (fd < 0 && access == O_RDWR && (errno == EROFS || errno == EPERM))
+		fd = open_by_handle_at(volume_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
+	return fd;
+}
+
+static bool is_alive(const struct node_table *t, int32_t id)
+{
+	for (uint32_t i = 0; i < ledger_used(t->ledger); i++)
+		if (t->ledger->slots[i].nodeid && t->ledger->slots[i].id == id)
+			return true;
+	return false;
+}
+
+/* 1: taken over, but its file cannot be opened. 0 or -ENOMEM. */
+static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
+{
+	const struct ledger_slot *s = &t->ledger->slots[slot];
+	bool open = s->flags & SLOT_BACKED && s->readers + s->writers > 0;
+	struct backing *b;
+	struct node *n;
+
+	if (!open) {
+		const struct ledger_slot nobody = {0};
+		bool remembers = s->flags & (SLOT_WAS_PASSTHROUGH | SLOT_MAPPABLE) &&
+				 !(s->flags & SLOT_FORGOTTEN) && t->ops->knows(t->dev_fd, s->nodeid);
+
+		if (s->id > 0)
+			t->ops->close(t->dev_fd, s->id);
+		if (!remembers) {
+			ledger_write(t->ledger, slot, &nobody, NULL, 0, 0, 0);
+			ledger_give_slot(t->ledger, slot);
+			return 0;
+		}
+	}
+	n = enter(t, s->nodeid, slot);
+	if (!n)
+		return -ENOMEM;
+	n->revoked = s->flags & SLOT_REVOKED;
+	n->forgotten = s->flags & SLOT_FORGOTTEN;
+	n->was_passthrough = s->flags & SLOT_WAS_PASSTHROUGH;
+	n->mappable = s->flags & SLOT_MAPPABLE;
+	if (!open) {
+		record(t, n);
+		return 0;
+	}
+	b = malloc(sizeof(*b));
+	if (!b)
+		return -ENOMEM;
+	*b = (struct backing){.fd = open_handle(volume_fd, s),
+			      .id = s->id,
+			      .kind = s->kind,
+			      .bypass = s->flags & SLOT_BYPASS,
+			      .refs = 1,
+			      .handle_len = s->handle_len,
+			      .handle = s->handle};
+	n->backing = b;
+	n->readers = s->readers;
+	n->writers = s->writers;
+	return b->fd < 0;
+}
+
+int nodes_restore(struct node_table *t, int volume_fd)
+{
+	int32_t strays[LEDGER_STRAYS];
+	uint32_t count = ledger_stray_ids(t->ledger, strays, LEDGER_STRAYS);
+	int lost = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		if (!is_alive(t, strays[i]))
+			t->ops->close(t->dev_fd, strays[i]); /* ENOENT: nobody's either */
+	for (uint32_t i = 0; i < ledger_used(t->ledger); i++) {
+		int one = 0;
+
+		if (t->ledger->slots[i].nodeid)
+			one = restore_one(t, i, volume_fd);
+		else
+			ledger_give_slot(t->ledger, i);
+		if (one < 0)
+			return one;
+		lost += one;
+	}
+	return lost;
+}
+
 /* ---- called by Python ------------------------------------------------------------------------- */
 
 bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
@@ -238,8 +474,11 @@ bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
 	n = find(t, nodeid);
 	backed = n && n->backing;
 	if (backed) {
-		count_open(t, n, writing);
-		n->forgotten = false; /* Python knows it again */
+		promise(t, n, writing);
+		if (n->forgotten) { /* Python knows it again */
+			n->forgotten = false;
+			record(t, n);
+		}
 	}
 	pthread_mutex_unlock(&t->lock);
 	return backed;
@@ -262,12 +501,14 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 			      .kind = (uint8_t)kind,
 			      .bypass = reading == READ_BYPASS && t->may_bypass,
 			      .refs = 1};
+	note_handle(b);
 	if (passthrough) {
 		int id = t->ops->open(t->dev_fd, fd);
 		if (id < 0) {
 			bury(t, b);
 			return id;
 		}
+		ledger_registered(t->ledger, id);
 		b->id = id;
 	}
 
@@ -280,7 +521,8 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 		n->backing = b;
 		n->revoked = n->forgotten = false;
 		n->was_passthrough |= passthrough;
-		count_open(t, n, writing);
+		promise(t, n, writing);
+		record(t, n);
 	}
 	pthread_mutex_unlock(&t->lock);
 	bury(t, dead);
@@ -297,10 +539,11 @@ int nodes_switch(struct node_table *t, uint64_t nodeid, int fd)
 	if (!b)
 		return -ENOMEM;
 	*b = (struct backing){.fd = fd, .kind = NODE_PRIVATE, .refs = 1};
+	note_handle(b);
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
-	if (!n || !n->backing || n->readers + n->writers == 0) {
+	if (!n || !n->backing || !is_open(n)) {
 		done = 0;
 	} else if (n->backing->kind != NODE_SHARED || n->backing->id > 0) {
 		done = -EINVAL;
@@ -309,6 +552,7 @@ int nodes_switch(struct node_table *t, uint64_t nodeid, int fd)
 		 * anything was written, and both files hold the same bytes at this moment. */
 		let_go(n->backing, &dead);
 		n->backing = b;
+		record(t, n);
 		done = 1;
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -328,18 +572,45 @@ bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out)
 	n = find(t, nodeid);
 	if (n && n->backing) {
 		n->revoked = true;
-		open = n->readers + n->writers > 0;
-		if (open)
+		open = is_open(n);
+		if (open) {
 			*out = (struct node_state){.kind = n->backing->kind,
-						   .readers = n->readers,
-						   .writers = n->writers,
+						   .readers = n->readers + n->promised_readers,
+						   .writers = n->writers + n->promised_writers,
 						   .passthrough = n->backing->id > 0};
-		else
+			record(t, n);
+		} else {
 			drop_backing(t, n, &dead);
+		}
 	}
 	pthread_mutex_unlock(&t->lock);
 	bury(t, dead);
 	return open;
+}
+
+void nodes_mark_mappable(struct node_table *t, uint64_t nodeid)
+{
+	struct node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (n && !n->mappable) {
+		n->mappable = true;
+		record(t, n);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool nodes_is_volatile(struct node_table *t, uint64_t nodeid)
+{
+	struct node *n;
+	bool changes;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	changes = n && (n->mappable || n->writers + n->promised_writers > 0);
+	pthread_mutex_unlock(&t->lock);
+	return changes;
 }
 
 uint32_t nodes_writers(struct node_table *t, uint64_t nodeid)
@@ -349,7 +620,7 @@ uint32_t nodes_writers(struct node_table *t, uint64_t nodeid)
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
-	writers = n ? n->writers : 0;
+	writers = n ? n->writers + n->promised_writers : 0;
 	pthread_mutex_unlock(&t->lock);
 	return writers;
 }
@@ -364,6 +635,20 @@ bool nodes_is_shared(struct node_table *t, uint64_t nodeid)
 	shared = n && n->backing && n->backing->kind == NODE_SHARED;
 	pthread_mutex_unlock(&t->lock);
 	return shared;
+}
+
+int nodes_backing_fd(struct node_table *t, uint64_t nodeid)
+{
+	struct backing *b = nodes_borrow(t, nodeid);
+	int fd;
+
+	if (!b)
+		return -EBADF;
+	fd = fcntl(b->fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		fd = -errno;
+	nodes_return(t, b);
+	return fd;
 }
 
 /*
@@ -381,7 +666,9 @@ void nodes_forget(struct node_table *t, uint64_t nodeid)
 	n = find(t, nodeid);
 	if (n) {
 		n->forgotten = n->revoked = true;
-		if (n->readers + n->writers == 0)
+		if (is_open(n))
+			record(t, n);
+		else
 			drop_backing(t, n, &dead);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -390,7 +677,8 @@ void nodes_forget(struct node_table *t, uint64_t nodeid)
 
 /* ---- called by the channel's threads ------------------------------------------------------------ */
 
-bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, struct open_answer *out)
+bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
+		       struct open_answer *out, struct ledger_doubt **doubt)
 {
 	struct node *n;
 	bool here;
@@ -399,14 +687,17 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, struct open_answer
 	n = find(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
 	if (here) {
-		count_open(t, n, false);
+		leave_kept(t, n);
+		n->readers++;
 		describe(n, out);
+		*doubt = record_doubt(t, n, unique, DOUBT_READER);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return here;
 }
 
-bool nodes_describe(struct node_table *t, uint64_t nodeid, struct open_answer *out)
+bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
+		  struct open_answer *out, struct ledger_doubt **doubt)
 {
 	struct node *n;
 	bool backed;
@@ -414,37 +705,84 @@ bool nodes_describe(struct node_table *t, uint64_t nodeid, struct open_answer *o
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	backed = n && n->backing;
-	if (backed)
+	if (backed) {
+		count_down(&n->promised_readers, &n->promised_writers, writing);
+		leave_kept(t, n);
+		*(writing ? &n->writers : &n->readers) += 1;
 		describe(n, out);
+		*doubt = record_doubt(t, n, unique, writing ? DOUBT_WRITER : DOUBT_READER);
+	}
 	pthread_mutex_unlock(&t->lock);
 	return backed;
 }
 
-void nodes_release(struct node_table *t, uint64_t nodeid, bool writing)
+/* One open less; what it is done for is said by `unique` (0: a doubt that goes) and `what`. */
+static void uncount(struct node_table *t, struct node *n, bool writing,
+		    struct ledger_doubt *doubt, uint64_t unique, struct backing **dead)
+{
+	struct ledger_slot s;
+
+	count_down(&n->readers, &n->writers, writing);
+	s = slot_of(n);
+	ledger_write(t->ledger, n->slot, &s, doubt, unique, n->nodeid, DOUBT_RELEASE);
+	if (!is_open(n))
+		close_node(t, n, dead);
+}
+
+void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
+		      struct ledger_doubt *doubt)
 {
 	struct backing *dead = NULL;
 	struct node *n;
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
+	if (n && n->readers + n->writers > 0)
+		uncount(t, n, writing, doubt, 0, &dead);
+	else
+		ledger_settle(doubt);
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+}
+
+void nodes_release(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
+		   struct ledger_doubt **doubt)
+{
+	struct backing *dead = NULL;
+	struct node *n;
+
+	*doubt = NULL;
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
 	if (n && n->readers + n->writers > 0) {
-		/* Never below zero, whatever Python took the access mode for. */
-		if (writing ? n->writers > 0 : n->readers == 0)
-			n->writers--;
-		else
-			n->readers--;
-		if (n->readers + n->writers == 0) {
-			if (n->backing->kind == NODE_SHARED && !n->revoked) {
-				enter_kept(t, n);
-				if (t->kept > t->max_kept)
-					drop_backing(t, t->oldest, &dead);
-			} else {
-				drop_backing(t, n, &dead);
-			}
-		}
+		*doubt = ledger_doubt(t->ledger);
+		uncount(t, n, writing, *doubt, unique, &dead);
 	}
 	pthread_mutex_unlock(&t->lock);
 	bury(t, dead);
+}
+
+bool nodes_resent(struct node_table *t, uint64_t unique, struct ledger_doubt **doubt)
+{
+	struct backing *dead = NULL;
+	struct ledger_doubt *d;
+	bool done = false;
+
+	pthread_mutex_lock(&t->lock);
+	d = ledger_find_doubt(t->ledger, unique);
+	if (d && d->what == DOUBT_RELEASE) {
+		done = true;
+		*doubt = d;
+	} else if (d) {
+		struct node *n = find(t, d->nodeid);
+		if (n && n->readers + n->writers > 0)
+			uncount(t, n, d->what == DOUBT_WRITER, d, 0, &dead);
+		else
+			ledger_settle(d);
+	}
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+	return done;
 }
 
 struct backing *nodes_borrow(struct node_table *t, uint64_t nodeid)

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ledger.h"
+
 enum node_kind {
 	NODE_SHARED = 0,  /* a template's file: read-only, kept after the last release */
 	NODE_PRIVATE = 1, /* the copy's own file */
@@ -21,10 +23,11 @@ enum node_reading {
 			       * The same as READ_CACHED where the kernel has no such thing. */
 };
 
-/* The two ioctls of /dev/fuse that a socket pair cannot do; the tests bring their own. */
+/* What a socket pair cannot do in the place of /dev/fuse; the tests bring their own. */
 struct backing_ops {
 	int (*open)(int dev_fd, int fd);	 /* a backing id > 0, or -errno */
 	int (*close)(int dev_fd, int32_t id);	 /* 0 or -errno */
+	bool (*knows)(int dev_fd, uint64_t nodeid); /* whether the kernel holds the node */
 };
 extern const struct backing_ops kernel_backing_ops;
 
@@ -36,19 +39,29 @@ struct backing {
 	uint8_t kind;	/* never changes; enum node_kind */
 	bool bypass;	/* never changes; READ_BYPASS */
 	uint32_t refs;	/* node_table.lock */
+	uint8_t handle_len; /* never changes, like handle: see ledger.h */
+	struct ledger_handle handle;
+	_Atomic int32_t *dying; /* node_table.lock; where the ledger notes that the id goes */
 	struct backing *next_dead;
 };
 
-/* A node that is or was backed. Every word is guarded by node_table.lock. */
+/* A node that is or was backed. Every word is guarded by node_table.lock; what the next daemon needs
+ * is written to the node's slot of the ledger before the lock is let go. */
 struct node {
 	uint64_t nodeid;
+	uint32_t slot;	   /* never changes */
 	struct node *next; /* in its bucket */
 	struct backing *backing; /* NULL: nothing backs it now */
 	uint32_t readers;
 	uint32_t writers;
+	/* Python has counted these opens, and the kernel has not been told. Should the daemon die now
+	 * the kernel asks again. */
+	uint32_t promised_readers;
+	uint32_t promised_writers;
 	bool revoked;	      /* the channel may not answer an OPEN of it by itself */
 	bool forgotten;	      /* goes away with its last open */
 	bool was_passthrough; /* FUSE's own cache of it may be stale: never FOPEN_KEEP_CACHE */
+	bool mappable;	      /* a mapping may change the file with no descriptor left */
 	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
 	struct node *newer, *older;
 };
@@ -62,6 +75,7 @@ struct node_table {
 	uint32_t kept;	       /* lock */
 	uint32_t max_kept;     /* never changes */
 	const struct backing_ops *ops; /* never changes */
+	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
 	bool may_bypass;       /* the same: what the kernel said at INIT */
 };
@@ -79,7 +93,12 @@ struct node_state {
 	bool passthrough;
 };
 
-int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops);
+int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops,
+	       struct ledger *ledger);
+/* Take over what the ledger says of the daemon before: its open files are opened again, on the file
+ * system of volume_fd, and what nobody needs any more is closed. Before any thread runs. Gives how
+ * many open files cannot be opened again (EIO for whatever passthrough does not cover), or -ENOMEM. */
+int nodes_restore(struct node_table *t, int volume_fd);
 /* Closes every backing. Nobody else may use the table any more. */
 void nodes_destroy(struct node_table *t);
 
@@ -93,20 +112,36 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
  * cases fd stays the caller's. */
 int nodes_switch(struct node_table *t, uint64_t nodeid, int fd);
 bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out);
+void nodes_mark_mappable(struct node_table *t, uint64_t nodeid);
+bool nodes_is_volatile(struct node_table *t, uint64_t nodeid);
 uint32_t nodes_writers(struct node_table *t, uint64_t nodeid);
+/* A duplicate of the descriptor that backs the node, or -EBADF, -EMFILE. */
+int nodes_backing_fd(struct node_table *t, uint64_t nodeid);
 /* Whether the node is open, or kept, as a file of the template. */
 bool nodes_is_shared(struct node_table *t, uint64_t nodeid);
 void nodes_forget(struct node_table *t, uint64_t nodeid);
 
-/* ---- called by the channel's threads ---------------------------------------------------------- */
+/* ---- called by the channel's threads ----------------------------------------------------------
+ *
+ * What changes a count gives a doubt, to be settled when the kernel has the reply (ledger.h). unique
+ * is that of the request without WIRE_UNIQUE_RESEND. */
 
 /* Count one reader of a node whose opens the channel may answer; false: relay the OPEN. */
-bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, struct open_answer *out);
-/* How to answer an OPEN that Python has counted; false: nothing backs the node. */
-bool nodes_describe(struct node_table *t, uint64_t nodeid, struct open_answer *out);
+bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
+		       struct open_answer *out, struct ledger_doubt **doubt);
+/* The reply to an OPEN that Python has counted is on its way; false: nothing backs the node. */
+bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
+		  struct open_answer *out, struct ledger_doubt **doubt);
+/* The kernel did not take that reply. */
+void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
+		      struct ledger_doubt *doubt);
 /* One open less. A node that is not known is no error: after a failed reply both sides may
- * disagree for a moment. */
-void nodes_release(struct node_table *t, uint64_t nodeid, bool writing);
+ * disagree for a moment. The doubt may be NULL. */
+void nodes_release(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
+		   struct ledger_doubt **doubt);
+/* The kernel has sent a request again. Of an OPEN: take back what it was counted as. Of a RELEASE:
+ * true when it was counted already, and is only to be answered; then the doubt is to be settled. */
+bool nodes_resent(struct node_table *t, uint64_t unique, struct ledger_doubt **doubt);
 /* The backing of a node with a reference of the caller's own, or NULL. */
 struct backing *nodes_borrow(struct node_table *t, uint64_t nodeid);
 void nodes_return(struct node_table *t, struct backing *b);

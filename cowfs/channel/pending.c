@@ -141,6 +141,19 @@ bool pending_take_any(struct pending_table *t, struct pending *out)
 	return found;
 }
 
+uint64_t pending_oldest(struct pending_table *t)
+{
+	uint64_t oldest = 0;
+
+	pthread_mutex_lock(&t->lock);
+	for (uint32_t i = 0; i <= t->mask; i++)
+		for (const struct pending *p = t->buckets[i]; p; p = p->next)
+			if (oldest == 0 || p->start_ns < oldest)
+				oldest = p->start_ns;
+	pthread_mutex_unlock(&t->lock);
+	return oldest;
+}
+
 bool pending_any(struct pending_table *t)
 {
 	return atomic_load(&t->count) != 0;

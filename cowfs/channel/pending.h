@@ -39,6 +39,9 @@ bool pending_take(struct pending_table *t, uint64_t unique, struct pending *out)
 /* Take any request out; false when there is none left. */
 bool pending_take_any(struct pending_table *t, struct pending *out);
 
+/* start_ns of the oldest request, 0 when there is none. Looks at every one. */
+uint64_t pending_oldest(struct pending_table *t);
+
 /* Is a reply expected at all? Costs no lock. A request that is being added by another thread may
  * not be seen yet, but the reply to a request that the asking thread has read always is. */
 bool pending_any(struct pending_table *t);

@@ -67,12 +67,21 @@ static bool complete_statx(struct channel *ch, struct reply *r, uint64_t nodeid)
 	return true;
 }
 
-static bool complete_open(struct channel *ch, struct wire_open_out *out, uint64_t nodeid)
+/* An open that the reply tells the kernel of. */
+struct opened {
+	uint64_t nodeid; /* 0: none */
+	struct ledger_doubt *doubt;
+};
+
+static bool complete_open(struct channel *ch, const struct pending *p, struct wire_open_out *out,
+			  uint64_t nodeid, struct opened *opened)
 {
 	struct open_answer answer;
 
-	if (!nodes_describe(&ch->nodes, nodeid, &answer))
+	if (!nodes_opened(&ch->nodes, nodeid, p->writing, first_unique(p->unique), &answer,
+			  &opened->doubt))
 		return false;
+	opened->nodeid = nodeid;
 	*out = (struct wire_open_out){.fh = nodeid,
 				      .open_flags = answer.open_flags,
 				      .backing_id = answer.backing_id};
@@ -99,10 +108,10 @@ static bool complete_readdirplus(struct channel *ch, struct reply *r)
 	return true;
 }
 
-/* *opened is set to the node of an OPEN or CREATE, whose count goes back if the kernel does not
- * take the reply. */
+/* *opened is set for an OPEN or CREATE, whose count goes back if the kernel does not take the
+ * reply. */
 static bool complete(struct channel *ch, const struct pending *p, struct reply *r,
-		     uint64_t *opened)
+		     struct opened *opened)
 {
 	struct wire_create_out *create = (struct wire_create_out *)r->body;
 
@@ -121,16 +130,12 @@ static bool complete(struct channel *ch, const struct pending *p, struct reply *
 	case FUSE_READDIRPLUS:
 		return complete_readdirplus(ch, r);
 	case FUSE_OPEN:
-		if (r->len != sizeof(struct wire_open_out))
-			return false;
-		*opened = p->nodeid;
-		return complete_open(ch, (struct wire_open_out *)r->body, p->nodeid);
+		return r->len == sizeof(struct wire_open_out) &&
+		       complete_open(ch, p, (struct wire_open_out *)r->body, p->nodeid, opened);
 	case FUSE_CREATE:
 	case FUSE_TMPFILE:
-		if (r->len != sizeof(*create) || !complete_entry(ch, r))
-			return false;
-		*opened = create->entry.nodeid;
-		return complete_open(ch, &create->open, create->entry.nodeid);
+		return r->len == sizeof(*create) && complete_entry(ch, r) &&
+		       complete_open(ch, p, &create->open, create->entry.nodeid, opened);
 	default:
 		return true;
 	}
@@ -158,7 +163,7 @@ static void pass_on_notification(struct channel *ch, const struct reply *r, size
 static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 {
 	struct pending p;
-	uint64_t opened = 0;
+	struct opened opened = {0};
 	int error;
 	int err;
 
@@ -176,11 +181,20 @@ static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 		error = -r->head->error;
 	if (!error && !complete(ch, &p, r, &opened))
 		error = EIO;
-	counters_answer(&ch->counters, p.opcode, error != 0, false);
+	counters_answer(ch->counters, p.opcode, error != 0, false);
 	err = kernel_answer(ch, p.unique, error, r->body, r->len);
-	if (opened && (err || error))
-		nodes_release(&ch->nodes, opened, p.writing);
-	counters_answered(&ch->counters, p.opcode, p.start_ns);
+	if (opened.nodeid && err)
+		nodes_not_opened(&ch->nodes, opened.nodeid, p.writing, opened.doubt);
+	else if (opened.nodeid)
+		ledger_settle(opened.doubt);
+	counters_answered(ch->counters, p.opcode, p.start_ns);
+}
+
+uint64_t channel_oldest(struct channel *ch)
+{
+	uint64_t start = pending_oldest(&ch->pending);
+
+	return start ? now_ns() - start : 0;
 }
 
 int channel_drain(struct channel *ch)

@@ -22,11 +22,14 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +48,9 @@
 #define REQUEST_OFFSET (DATA_OFFSET - WIRE_WRITE_PREFIX)
 #define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
 #define REQUEST_MAX (BUFFER_SIZE - REQUEST_OFFSET)
+
+/* Bytes that marking a request adds at most: the number of an exchange, and two slashes. */
+#define MAX_MARK 24
 
 #define WAKE_SIGNAL (SIGRTMIN + 9)
 #define WAKE_AGAIN_NS (5 * 1000 * 1000)
@@ -158,6 +164,115 @@ static void adjust(const struct channel *ch, struct request *rq)
 	}
 }
 
+/* Where the names of a request begin that must not be done twice; 0: it may be. */
+static uint32_t names_of_a_change(const struct request *rq)
+{
+	switch (rq->head.opcode) {
+	case FUSE_MKNOD:
+		return sizeof(struct fuse_mknod_in);
+	case FUSE_MKDIR:
+		return sizeof(struct fuse_mkdir_in);
+	case FUSE_LINK:
+		return sizeof(struct fuse_link_in);
+	case FUSE_CREATE:
+		return sizeof(struct fuse_create_in);
+	case FUSE_RENAME:
+		return sizeof(struct fuse_rename_in);
+	case FUSE_RENAME2:
+		return sizeof(struct fuse_rename2_in);
+	case FUSE_SETXATTR:
+		return FUSE_COMPAT_SETXATTR_IN_SIZE;
+	default: /* SYMLINK, UNLINK, RMDIR, REMOVEXATTR: nothing stands before */
+		return 0;
+	}
+}
+
+static bool is_change(uint32_t opcode)
+{
+	switch (opcode) {
+	case FUSE_MKNOD:
+	case FUSE_MKDIR:
+	case FUSE_SYMLINK:
+	case FUSE_LINK:
+	case FUSE_CREATE:
+	case FUSE_UNLINK:
+	case FUSE_RMDIR:
+	case FUSE_RENAME:
+	case FUSE_RENAME2:
+	case FUSE_SETXATTR:
+	case FUSE_REMOVEXATTR:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Put a mark before a name at this place of the body. There is room behind it: the caller has seen that
+ * the whole is no larger than RELAY_MAX. */
+static void insert(struct request *rq, uint32_t at, const char *mark)
+{
+	uint32_t len = (uint32_t)strlen(mark);
+
+	memmove(rq->body + at + len, rq->body + at, rq->body_len - at);
+	memcpy(rq->body + at, mark, len);
+	rq->body_len += len;
+	rq->head.len += len;
+}
+
+/* An attribute that had to be new may have been made by this request: whether it was is seen by its
+ * value, which libfuse's peer must not prevent by looking first. All others may be set twice. */
+static void mark_setxattr(struct request *rq, uint32_t at)
+{
+	struct fuse_setxattr_in in = {0};
+
+	memcpy(&in, rq->body, FUSE_COMPAT_SETXATTR_IN_SIZE);
+	if (!(in.flags & XATTR_CREATE))
+		return;
+	in.flags &= ~(uint32_t)XATTR_CREATE;
+	memcpy(rq->body, &in, FUSE_COMPAT_SETXATTR_IN_SIZE);
+	insert(rq, at, "//");
+}
+
+/* The handler has to know that the change may have been made already: a slash says so, two before the
+ * name of an attribute, where one has a meaning. TMPFILE makes no name, and is not marked. */
+static void mark_resent(struct request *rq)
+{
+	uint32_t at = names_of_a_change(rq);
+
+	switch (rq->head.opcode) {
+	case FUSE_SETXATTR:
+		mark_setxattr(rq, at);
+		break;
+	case FUSE_REMOVEXATTR:
+		insert(rq, at, "//");
+		break;
+	case FUSE_RENAME:
+	case FUSE_RENAME2:
+		insert(rq, at, "/");
+		insert(rq, at + (uint32_t)strlen((const char *)rq->body + at) + 1, "/");
+		break;
+	default:
+		insert(rq, at, "/");
+		break;
+	}
+}
+
+/* Which of two names stood where before is not to be seen afterwards: an exchange has its number
+ * before the old name, by which it is known again. */
+static void number_exchange(struct request *rq)
+{
+	struct fuse_rename2_in in;
+	char number[MAX_MARK];
+
+	if (rq->head.opcode != FUSE_RENAME2)
+		return;
+	memcpy(&in, rq->body, sizeof(in));
+	if (!(in.flags & RENAME_EXCHANGE))
+		return;
+	snprintf(number, sizeof(number), "/%" PRIu64 "/", first_unique(rq->head.unique));
+	insert(rq, sizeof(in), number);
+}
+
 /* Blocks while the socket is full, which is how a busy Python slows its callers down. */
 static int send_relay(struct channel *ch, struct iovec *iov, size_t count)
 {
@@ -185,6 +300,11 @@ static void relay(struct channel *ch, struct request *rq)
 		p.writing = (flags & O_ACCMODE) != O_RDONLY;
 	}
 	adjust(ch, rq);
+	if (is_change(p.opcode) && rq->head.len + MAX_MARK <= RELAY_MAX) {
+		if (rq->resent)
+			mark_resent(rq);
+		number_exchange(rq);
+	}
 	iov[0] = (struct iovec){&rq->head, sizeof(rq->head)};
 	iov[1] = (struct iovec){rq->body, rq->body_len};
 	if (rq->head.len > RELAY_MAX || pending_add(&ch->pending, &p)) {
@@ -234,15 +354,19 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 {
 	struct fuse_open_in in;
 	struct open_answer answer;
+	struct ledger_doubt *doubt;
 
 	memcpy(&in, rq->body, sizeof(in));
 	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
-	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, &answer)) {
+	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique), &answer,
+			      &doubt)) {
 		struct wire_open_out out = {.fh = rq->head.nodeid,
 					    .open_flags = answer.open_flags,
 					    .backing_id = answer.backing_id};
 		if (answer_here(ch, rq, 0, &out, sizeof(out)))
-			nodes_release(&ch->nodes, rq->head.nodeid, false);
+			nodes_not_opened(&ch->nodes, rq->head.nodeid, false, doubt);
+		else
+			ledger_settle(doubt);
 		return;
 	}
 	relay(ch, rq);
@@ -264,6 +388,12 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry);
 }
 
+/* Requests that may have been counted as an open by the daemon before. */
+static bool takes_back_an_open(uint32_t opcode)
+{
+	return opcode == FUSE_OPEN || opcode == FUSE_CREATE || opcode == FUSE_TMPFILE;
+}
+
 void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch)
 {
 	struct request rq = {.start_ns = now_ns(), .scratch = scratch};
@@ -274,8 +404,9 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 	memcpy(&rq.head, message, sizeof(rq.head));
 	rq.body = message + sizeof(rq.head);
 	rq.body_len = (uint32_t)(len - sizeof(rq.head));
+	rq.resent = rq.head.unique & WIRE_UNIQUE_RESEND;
 	op = opcode_info(rq.head.opcode);
-	counters_came(&ch->counters, rq.head.opcode);
+	counters_came(ch->counters, rq.head.opcode);
 
 	if (rq.head.len != len || !well_formed(ch, &rq, op)) {
 		if (op->route != ROUTE_RELAY_MUTE && op->route != ROUTE_DROP)
@@ -285,6 +416,10 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 	if (is_reserved_name(ch, &rq)) {
 		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0);
 		return;
+	}
+	if (rq.resent && takes_back_an_open(rq.head.opcode)) {
+		struct ledger_doubt *none;
+		nodes_resent(&ch->nodes, first_unique(rq.head.unique), &none);
 	}
 	switch ((enum route)op->route) {
 	case ROUTE_REFUSE:

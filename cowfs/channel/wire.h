@@ -26,6 +26,9 @@
 /* The bit that the kernel sets in the unique of a request it sends again after a RESEND. */
 #define WIRE_UNIQUE_RESEND (UINT64_C(1) << 63)
 
+/* FUSE_NOTIFY_RESEND, an enumerator since 7.40: no #ifdef can find it. */
+#define WIRE_NOTIFY_RESEND 7
+
 /* ---- numbers that older headers lack ------------------------------------------------------- */
 
 #if FUSE_KERNEL_MINOR_VERSION < 39

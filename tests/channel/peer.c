@@ -13,9 +13,13 @@
 
 /* ---- backing ids ------------------------------------------------------------------------------- */
 
+#define MAX_IDS (1 << 20)
+
 _Atomic int fake_open_error;
+_Atomic uint64_t fake_unknown;
 _Atomic int fake_ids_open;
 static _Atomic int last_id;
+static _Atomic bool id_is_open[MAX_IDS];
 
 static int fake_open(int dev_fd, int fd)
 {
@@ -24,18 +28,30 @@ static int fake_open(int dev_fd, int fd)
 	if (fake_open_error)
 		return -fake_open_error;
 	fake_ids_open++;
-	return ++last_id;
+	int id = ++last_id;
+	CHECK(id < MAX_IDS);
+	id_is_open[id] = true;
+	return id;
 }
 
 static int fake_close(int dev_fd, int32_t id)
 {
 	(void)dev_fd;
-	CHECK(id > 0 && id <= last_id);
+	CHECK(id > 0);
+	if (id >= MAX_IDS || !atomic_exchange(&id_is_open[id], false))
+		return -ENOENT;
 	fake_ids_open--;
 	return 0;
 }
 
-const struct backing_ops fake_ops = {.open = fake_open, .close = fake_close};
+static bool fake_knows(int dev_fd, uint64_t nodeid)
+{
+	(void)dev_fd;
+	return nodeid != fake_unknown;
+}
+
+const struct backing_ops fake_ops = {
+	.open = fake_open, .close = fake_close, .knows = fake_knows};
 
 /* ---- running ----------------------------------------------------------------------------------- */
 
@@ -79,7 +95,7 @@ void peer_new(struct peer *p, bool passthrough, uint32_t max_kept)
 	for (int i = 0; i < 2; i++)
 		if (setsockopt(pair[i], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
 			setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-	p->ch = channel_new(passthrough, ROOT_INO, max_kept, &fake_ops);
+	p->ch = channel_new(passthrough, ROOT_INO, max_kept, &fake_ops, -1);
 	CHECK(p->ch);
 	p->kernel = pair[0];
 	p->next_unique = 2;

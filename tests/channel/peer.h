@@ -30,6 +30,7 @@ void run(const char *name, void (*test)(void));
 
 extern const struct backing_ops fake_ops;
 extern _Atomic int fake_open_error;	/* positive errno: the next BACKING_OPENs fail with it */
+extern _Atomic uint64_t fake_unknown;	/* the one node that the kernel does not hold */
 extern _Atomic int fake_ids_open;	/* ids opened and not closed */
 
 struct peer {

@@ -105,7 +105,7 @@ static void what_is_no_init_is_refused(void)
 
 static void start_without_a_mount_fails(void)
 {
-	struct channel *ch = channel_new(true, ROOT_INO, 10, &fake_ops);
+	struct channel *ch = channel_new(true, ROOT_INO, 10, &fake_ops, -1);
 
 	CHECK(channel_start(ch) == -ENOTCONN);
 	channel_free(ch);
@@ -164,6 +164,117 @@ static void a_request_that_was_sent_again_keeps_its_mark(void)
 	CHECK(libfuse_gets(&p)->in.unique == unique && (unique & WIRE_UNIQUE_RESEND));
 	libfuse_replies(&p, unique, 0, NULL, 0);
 	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+/* Bytes behind the fixed part, as libfuse gets them of a request that the kernel sends again. */
+static void expect_names(struct peer *p, uint32_t opcode, size_t fixed, const char *sent, size_t len,
+			 const char *got, size_t got_len)
+{
+	char body[64] = {0};
+	struct message *m;
+	uint64_t unique;
+
+	memcpy(body + fixed, sent, len);
+	p->next_unique |= WIRE_UNIQUE_RESEND;
+	unique = ask(p, opcode, 7, body, fixed + len);
+	m = libfuse_gets(p);
+	CHECK(m->in.unique == unique && m->in.len == sizeof(m->in) + fixed + got_len);
+	CHECK(!memcmp((char *)IN_BODY(m) + fixed, got, got_len));
+	libfuse_replies(p, unique, EIO, NULL, 0);
+	expect_reply(p, unique, EIO, 0);
+}
+
+static void changes_that_may_have_been_made_already_are_marked(void)
+{
+	struct peer p;
+	struct fuse_setxattr_in set = {.size = 1};
+	char value[sizeof(set) + 4] = {0};
+
+	peer_start(&p, true, 10);
+	expect_names(&p, FUSE_UNLINK, 0, "a", 2, "/a", 3);
+	expect_names(&p, FUSE_RMDIR, 0, "a", 2, "/a", 3);
+	expect_names(&p, FUSE_SYMLINK, 0, "a\0to", 5, "/a\0to", 6);
+	expect_names(&p, FUSE_MKDIR, sizeof(struct fuse_mkdir_in), "a", 2, "/a", 3);
+	expect_names(&p, FUSE_MKNOD, sizeof(struct fuse_mknod_in), "a", 2, "/a", 3);
+	expect_names(&p, FUSE_LINK, sizeof(struct fuse_link_in), "a", 2, "/a", 3);
+	expect_names(&p, FUSE_CREATE, sizeof(struct fuse_create_in), "a", 2, "/a", 3);
+	expect_names(&p, FUSE_RENAME, sizeof(struct fuse_rename_in), "a\0b", 4, "/a\0/b", 6);
+	expect_names(&p, FUSE_RENAME2, sizeof(struct fuse_rename2_in), "a\0b", 4, "/a\0/b", 6);
+	{
+		/* an exchange has its number, too */
+		struct fuse_rename2_in in = {.newdir = 7, .flags = RENAME_EXCHANGE};
+		char body[sizeof(in) + 4], names[64];
+		uint64_t unique;
+
+		memcpy(body, &in, sizeof(in));
+		memcpy(body + sizeof(in), "a\0b", 4);
+		p.next_unique = 4242;
+		for (int again = 0; again < 2; again++) {
+			size_t len = (size_t)snprintf(names, sizeof(names), "/4242/%sa%c%sb",
+						      again ? "/" : "", 0, again ? "/" : "") + 1;
+			struct message *m;
+
+			p.next_unique = 4242 | (again ? WIRE_UNIQUE_RESEND : 0);
+			unique = ask(&p, FUSE_RENAME2, 7, body, sizeof(body));
+			m = libfuse_gets(&p);
+			CHECK(m->in.len == sizeof(m->in) + sizeof(in) + len);
+			CHECK(!memcmp((char *)IN_BODY(m) + sizeof(in), names, len));
+			libfuse_replies(&p, unique, EIO, NULL, 0);
+			expect_reply(&p, unique, EIO, 0);
+		}
+	}
+	expect_names(&p, FUSE_REMOVEXATTR, 0, "user.a", 7, "//user.a", 9);
+	expect_names(&p, FUSE_LOOKUP, 0, "a", 2, "a", 2); /* changes nothing */
+
+	memcpy(value, &set, sizeof(set));
+	memcpy(value + sizeof(set), "u.a", 4);
+	CHECK(p.ch->setxattr_head == sizeof(set));
+	uint64_t unique = ask(&p, FUSE_SETXATTR, 7, value, sizeof(value));
+	expect_reply(&p, unique, EINVAL, 0); /* the value is missing */
+	peer_stop(&p);
+}
+
+static void an_attribute_that_is_set_again_is_marked_in_its_short_form(void)
+{
+	struct peer p;
+	struct {
+		struct fuse_setxattr_in in;
+		char rest[5];
+	} set = {.in = {.size = 1, .flags = 1}, .rest = "u.a\0v"};
+	struct message *m;
+	uint64_t unique;
+
+	memcpy(set.rest, "u.a\0v", 5);
+	peer_start(&p, true, 10);
+	p.next_unique |= WIRE_UNIQUE_RESEND;
+	unique = ask(&p, FUSE_SETXATTR, 7, &set, offsetof(__typeof__(set), rest) + 5);
+	m = libfuse_gets(&p);
+	CHECK(m->in.len == sizeof(m->in) + FUSE_COMPAT_SETXATTR_IN_SIZE + 7);
+	CHECK(!memcmp((char *)IN_BODY(m) + FUSE_COMPAT_SETXATTR_IN_SIZE, "//u.a\0v", 7));
+	CHECK(((uint32_t *)IN_BODY(m))[1] == 0); /* XATTR_CREATE is gone: pyfuse3 would look first */
+	libfuse_replies(&p, unique, 0, NULL, 0);
+	expect_reply(&p, unique, 0, 0);
+	peer_stop(&p);
+}
+
+static void an_open_that_comes_again_is_counted_once(void)
+{
+	struct fuse_open_in in = {.flags = O_RDONLY};
+	struct ledger_doubt *doubt;
+	struct open_answer answer;
+	struct node_state s;
+	struct peer p;
+	uint64_t unique;
+
+	peer_start(&p, true, 10);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	/* told to the kernel by a daemon that did not live to see it */
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, p.next_unique, &answer, &doubt));
+	p.next_unique |= WIRE_UNIQUE_RESEND;
+	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
+	expect_reply(&p, unique, 0, sizeof(struct wire_open_out));
+	CHECK(nodes_revoke(&p.ch->nodes, 5, &s) && s.readers == 1);
 	peer_stop(&p);
 }
 
@@ -281,11 +392,11 @@ static void counters_tell_who_answered(void)
 	libfuse_gets(&p);
 	libfuse_replies(&p, unique, ENOTDIR, NULL, 0);
 	expect_reply(&p, unique, ENOTDIR, 0);
-	k = &p.ch->counters.by_opcode[FUSE_RMDIR];
+	k = &p.ch->counters->by_opcode[FUSE_RMDIR];
 	CHECK(k->count == 1 && k->errors == 1 && k->answered_here == 0 && k->total_ns > 0);
 	CHECK(k->max_ns == k->total_ns);
 	release_node(&p, 99, O_RDONLY); /* unknown: answered all the same */
-	k = &p.ch->counters.by_opcode[FUSE_RELEASE];
+	k = &p.ch->counters->by_opcode[FUSE_RELEASE];
 	CHECK(k->count == 1 && k->errors == 0);
 	peer_stop(&p);
 }
@@ -580,17 +691,21 @@ static void an_open_that_python_refuses_counts_nothing(void)
 static void repeat_opens_are_answered_without_python(void)
 {
 	struct peer p;
+	struct open_answer answer;
+	struct ledger_doubt *doubt;
 	struct wire_open_out first, again;
 
 	peer_start(&p, true, 10);
 	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
+	ledger_settle(doubt);
 	first = repeat_open(&p, 5);
 	release_node(&p, 5, O_RDONLY);
 	release_node(&p, 5, O_RDONLY);
 	CHECK(p.ch->nodes.kept == 1);
 	again = repeat_open(&p, 5);
 	CHECK(again.fh == 5 && again.backing_id == first.backing_id);
-	CHECK(p.ch->counters.by_opcode[FUSE_OPEN].answered_here == 2);
+	CHECK(p.ch->counters->by_opcode[FUSE_OPEN].answered_here == 2);
 	CHECK(libfuse_gets_nothing(&p));
 	peer_stop(&p);
 }
@@ -636,11 +751,15 @@ static void a_revoked_node_is_relayed_again(void)
 {
 	struct peer p;
 	struct node_state s;
+	struct open_answer answer;
+	struct ledger_doubt *doubt;
 	struct fuse_open_in in = {.flags = O_RDONLY};
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
 	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
+	ledger_settle(doubt);
 	repeat_open(&p, 5);
 	CHECK(nodes_revoke(&p.ch->nodes, 5, &s) && s.readers == 2);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
@@ -764,6 +883,9 @@ int main(void)
 	RUN(a_request_and_its_reply_pass_unchanged);
 	RUN(replies_may_come_in_any_order);
 	RUN(a_request_that_was_sent_again_keeps_its_mark);
+	RUN(changes_that_may_have_been_made_already_are_marked);
+	RUN(an_attribute_that_is_set_again_is_marked_in_its_short_form);
+	RUN(an_open_that_comes_again_is_counted_once);
 	RUN(drain_does_nothing_when_nothing_is_expected);
 	RUN(listings_and_directory_syncs_get_the_node_as_handle);
 	RUN(forgets_are_relayed_and_batches_split);

@@ -14,8 +14,70 @@ static bool is_open(int fd)
 static struct node_table *table(uint32_t max_kept)
 {
 	static struct node_table t;
-	CHECK(nodes_init(&t, max_kept, &fake_ops) == 0);
+	struct ledger *ledger = ledger_new();
+	CHECK(ledger);
+	CHECK(nodes_init(&t, max_kept, &fake_ops, ledger) == 0);
 	return &t;
+}
+
+static void destroy(struct node_table *t)
+{
+	nodes_destroy(t);
+	ledger_free(t->ledger);
+}
+
+/* ---- each step with the reply that the kernel gets of it --------------------------------------- */
+
+#define UNIQUE 4242
+
+static bool tell(struct node_table *t, uint64_t id, bool writing, struct open_answer *a)
+{
+	struct ledger_doubt *doubt;
+	if (!nodes_opened(t, id, writing, UNIQUE, a, &doubt))
+		return false;
+	ledger_settle(doubt);
+	return true;
+}
+
+static int attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind,
+		  enum node_reading reading, bool writing)
+{
+	struct open_answer a;
+	int err = nodes_attach(t, id, fd, kind, reading, writing);
+	CHECK(err || tell(t, id, writing, &a));
+	return err;
+}
+
+static bool count_open(struct node_table *t, uint64_t id, bool writing)
+{
+	struct open_answer a;
+	return nodes_open(t, id, writing) && tell(t, id, writing, &a);
+}
+
+static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
+{
+	struct ledger_doubt *doubt;
+	if (!nodes_opened(t, id, false, UNIQUE, a, &doubt))
+		return false;
+	nodes_not_opened(t, id, false, doubt);
+	return true;
+}
+
+static bool again(struct node_table *t, uint64_t id, struct open_answer *a)
+{
+	struct ledger_doubt *doubt;
+	if (!nodes_repeat_open(t, id, UNIQUE, a, &doubt))
+		return false;
+	ledger_settle(doubt);
+	return true;
+}
+
+static void release(struct node_table *t, uint64_t id, bool writing)
+{
+	struct ledger_doubt *doubt;
+	nodes_release(t, id, writing, UNIQUE, &doubt);
+	if (doubt)
+		ledger_settle(doubt);
 }
 
 static int null_fd(void)
@@ -30,15 +92,15 @@ static void a_node_without_backing_is_not_opened(void)
 	struct node_table *t = table(10);
 	struct open_answer a;
 
-	CHECK(!nodes_open(t, 5, false));
-	CHECK(!nodes_repeat_open(t, 5, &a));
-	CHECK(!nodes_describe(t, 5, &a));
+	CHECK(!count_open(t, 5, false));
+	CHECK(!again(t, 5, &a));
+	CHECK(!describe(t, 5, &a));
 	CHECK(!nodes_borrow(t, 5));
 	CHECK(nodes_writers(t, 5) == 0);
-	nodes_release(t, 5, false);
+	release(t, 5, false);
 	nodes_forget(t, 5);
 	CHECK(t->count == 0);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void a_shared_backing_is_kept_and_reopened_with_the_same_id(void)
@@ -46,16 +108,16 @@ static void a_shared_backing_is_kept_and_reopened_with_the_same_id(void)
 	struct node_table *t = table(10);
 	struct open_answer a, b;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	CHECK(nodes_describe(t, 5, &a));
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(describe(t, 5, &a));
 	CHECK(a.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH) && a.backing_id > 0);
-	nodes_release(t, 5, false);
+	release(t, 5, false);
 	CHECK(t->kept == 1);
-	CHECK(nodes_repeat_open(t, 5, &b));
+	CHECK(again(t, 5, &b));
 	CHECK(b.backing_id == a.backing_id && b.open_flags == a.open_flags);
 	CHECK(t->kept == 0);
-	nodes_release(t, 5, false);
-	nodes_destroy(t);
+	release(t, 5, false);
+	destroy(t);
 }
 
 static void a_private_backing_is_closed_with_its_last_open(void)
@@ -64,15 +126,15 @@ static void a_private_backing_is_closed_with_its_last_open(void)
 	struct open_answer a;
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
-	CHECK(!nodes_repeat_open(t, 5, &a));
-	CHECK(nodes_open(t, 5, false));
+	CHECK(attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(!again(t, 5, &a));
+	CHECK(count_open(t, 5, false));
 	CHECK(nodes_writers(t, 5) == 1);
-	nodes_release(t, 5, true);
+	release(t, 5, true);
 	CHECK(nodes_writers(t, 5) == 0 && is_open(fd));
-	nodes_release(t, 5, false);
+	release(t, 5, false);
 	CHECK(!is_open(fd) && fake_ids_open == 0);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void the_least_recently_released_is_closed_first(void)
@@ -82,17 +144,17 @@ static void the_least_recently_released_is_closed_first(void)
 	int fd[4];
 
 	for (int i = 0; i < 4; i++)
-		CHECK(nodes_attach(t, 10 + i, fd[i] = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	nodes_release(t, 12, false);
-	nodes_release(t, 10, false);
-	nodes_release(t, 11, false); /* 12 goes */
+		CHECK(attach(t, 10 + i, fd[i] = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	release(t, 12, false);
+	release(t, 10, false);
+	release(t, 11, false); /* 12 goes */
 	CHECK(!is_open(fd[2]) && is_open(fd[0]) && is_open(fd[1]));
-	CHECK(nodes_repeat_open(t, 10, &a)); /* from the middle of the list to its newest end */
-	nodes_release(t, 10, false);
-	nodes_release(t, 13, false); /* 11 goes */
+	CHECK(again(t, 10, &a)); /* from the middle of the list to its newest end */
+	release(t, 10, false);
+	release(t, 13, false); /* 11 goes */
 	CHECK(!is_open(fd[1]) && is_open(fd[0]) && is_open(fd[3]));
 	CHECK(t->kept == 2);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void a_limit_of_zero_keeps_nothing(void)
@@ -100,10 +162,10 @@ static void a_limit_of_zero_keeps_nothing(void)
 	struct node_table *t = table(0);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_CACHED, false) == 0);
-	nodes_release(t, 5, false);
+	CHECK(attach(t, 5, fd, NODE_SHARED, READ_CACHED, false) == 0);
+	release(t, 5, false);
 	CHECK(!is_open(fd) && t->count == 0);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void bypass_is_said_where_the_kernel_has_it(void)
@@ -111,17 +173,17 @@ static void bypass_is_said_where_the_kernel_has_it(void)
 	struct node_table *t = table(10);
 	struct open_answer a;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
-	CHECK(nodes_describe(t, 5, &a) && a.backing_id == 0);
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
+	CHECK(describe(t, 5, &a) && a.backing_id == 0);
 	CHECK(a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
 	t->may_bypass = true;
-	CHECK(nodes_attach(t, 6, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
-	CHECK(nodes_repeat_open(t, 6, &a) && a.backing_id == 0);
+	CHECK(attach(t, 6, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
+	CHECK(again(t, 6, &a) && a.backing_id == 0);
 	CHECK(a.open_flags == (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
 	/* the copy's own file, which others write, is read through the cache as they write it */
 	CHECK(nodes_switch(t, 6, null_fd()) == 1);
-	CHECK(nodes_describe(t, 6, &a) && a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
-	nodes_destroy(t);
+	CHECK(describe(t, 6, &a) && a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
+	destroy(t);
 }
 
 static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
@@ -132,18 +194,18 @@ static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 	int fd = null_fd();
 
 	CHECK(!nodes_revoke(t, 5, &s));
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	CHECK(nodes_repeat_open(t, 5, &a));
+	CHECK(attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(again(t, 5, &a));
 	CHECK(nodes_revoke(t, 5, &s));
 	CHECK(s.kind == NODE_SHARED && s.readers == 2 && s.writers == 0 && s.passthrough);
-	CHECK(!nodes_repeat_open(t, 5, &a));
-	CHECK(nodes_open(t, 5, false)); /* Python still may */
+	CHECK(!again(t, 5, &a));
+	CHECK(count_open(t, 5, false)); /* Python still may */
 	for (int i = 0; i < 3; i++)
-		nodes_release(t, 5, false);
+		release(t, 5, false);
 	CHECK(!is_open(fd)); /* not kept */
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	CHECK(nodes_repeat_open(t, 5, &a)); /* a new backing may be reopened again */
-	nodes_destroy(t);
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(again(t, 5, &a)); /* a new backing may be reopened again */
+	destroy(t);
 }
 
 static void revoke_closes_what_nobody_has_open(void)
@@ -152,12 +214,12 @@ static void revoke_closes_what_nobody_has_open(void)
 	struct node_state s;
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	nodes_release(t, 5, false);
+	CHECK(attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	release(t, 5, false);
 	CHECK(is_open(fd));
 	CHECK(!nodes_revoke(t, 5, &s));
 	CHECK(!is_open(fd) && fake_ids_open == 0 && t->kept == 0);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void switch_moves_readers_to_the_private_file(void)
@@ -167,7 +229,7 @@ static void switch_moves_readers_to_the_private_file(void)
 	int shared = null_fd(), private = null_fd();
 	struct backing *reading;
 
-	CHECK(nodes_attach(t, 5, shared, NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(attach(t, 5, shared, NODE_SHARED, READ_CACHED, false) == 0);
 	reading = nodes_borrow(t, 5);
 	CHECK(nodes_switch(t, 5, private) == 1);
 	CHECK(is_open(shared)); /* a read is under way */
@@ -175,12 +237,12 @@ static void switch_moves_readers_to_the_private_file(void)
 	CHECK(!is_open(shared));
 	CHECK(nodes_revoke(t, 5, &s));
 	CHECK(s.kind == NODE_PRIVATE && s.readers == 1 && s.writers == 0 && !s.passthrough);
-	CHECK(nodes_open(t, 5, true)); /* the writer that it was done for */
-	nodes_release(t, 5, false);
+	CHECK(count_open(t, 5, true)); /* the writer that it was done for */
+	release(t, 5, false);
 	CHECK(is_open(private) && nodes_writers(t, 5) == 1);
-	nodes_release(t, 5, true);
+	release(t, 5, true);
 	CHECK(!is_open(private));
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void switch_refuses_and_leaves_the_descriptor_alone(void)
@@ -189,16 +251,16 @@ static void switch_refuses_and_leaves_the_descriptor_alone(void)
 	int fd = null_fd();
 
 	CHECK(nodes_switch(t, 5, fd) == 0); /* unknown */
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
-	nodes_release(t, 5, false);
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
+	release(t, 5, false);
 	CHECK(nodes_switch(t, 5, fd) == 0); /* kept, not open */
-	CHECK(nodes_attach(t, 6, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(attach(t, 6, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	CHECK(nodes_switch(t, 6, fd) == -EINVAL); /* passed through */
-	CHECK(nodes_attach(t, 7, null_fd(), NODE_PRIVATE, READ_CACHED, false) == 0);
+	CHECK(attach(t, 7, null_fd(), NODE_PRIVATE, READ_CACHED, false) == 0);
 	CHECK(nodes_switch(t, 7, fd) == -EINVAL); /* private already */
 	CHECK(is_open(fd));
 	close(fd);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void attach_closes_its_descriptor_on_every_error(void)
@@ -206,14 +268,14 @@ static void attach_closes_its_descriptor_on_every_error(void)
 	struct node_table *t = table(10);
 	int fd;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
-	CHECK(nodes_attach(t, 5, fd = null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == -EEXIST);
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(attach(t, 5, fd = null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == -EEXIST);
 	CHECK(!is_open(fd) && fake_ids_open == 1);
 	fake_open_error = EPERM;
-	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == -EPERM);
+	CHECK(attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == -EPERM);
 	CHECK(!is_open(fd) && t->count == 1);
-	CHECK(!nodes_open(t, 6, false));
-	nodes_destroy(t);
+	CHECK(!count_open(t, 6, false));
+	destroy(t);
 }
 
 static void cached_pages_are_not_trusted_after_passthrough(void)
@@ -221,22 +283,22 @@ static void cached_pages_are_not_trusted_after_passthrough(void)
 	struct node_table *t = table(10);
 	struct open_answer a;
 
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
-	CHECK(nodes_describe(t, 5, &a) && a.backing_id == 0);
+	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(describe(t, 5, &a) && a.backing_id == 0);
 	CHECK(a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
-	nodes_destroy(t);
+	destroy(t);
 
 	t = table(10);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
-	nodes_release(t, 5, true);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
-	CHECK(nodes_describe(t, 5, &a) && a.open_flags == FOPEN_NOFLUSH);
-	nodes_release(t, 5, true);
+	CHECK(attach(t, 5, null_fd(), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	release(t, 5, true);
+	CHECK(attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
+	CHECK(describe(t, 5, &a) && a.open_flags == FOPEN_NOFLUSH);
+	release(t, 5, true);
 	nodes_forget(t, 5); /* the kernel's inode is gone, and its pages with it */
 	CHECK(t->count == 0);
-	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
-	CHECK(nodes_describe(t, 5, &a) && (a.open_flags & FOPEN_KEEP_CACHE));
-	nodes_destroy(t);
+	CHECK(attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
+	CHECK(describe(t, 5, &a) && (a.open_flags & FOPEN_KEEP_CACHE));
+	destroy(t);
 }
 
 static void a_release_after_forget_takes_nothing_from_a_later_open(void)
@@ -244,20 +306,20 @@ static void a_release_after_forget_takes_nothing_from_a_later_open(void)
 	struct node_table *t = table(10);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
 	nodes_forget(t, 5); /* overtook the RELEASE */
 	CHECK(is_open(fd));
-	CHECK(nodes_open(t, 5, true)); /* looked up and opened again meanwhile */
-	nodes_release(t, 5, true);     /* the late one */
+	CHECK(count_open(t, 5, true)); /* looked up and opened again meanwhile */
+	release(t, 5, true);     /* the late one */
 	CHECK(is_open(fd) && nodes_writers(t, 5) == 1);
-	nodes_release(t, 5, true);
+	release(t, 5, true);
 	CHECK(!is_open(fd));
 
-	CHECK(nodes_attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(attach(t, 6, fd = null_fd(), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	nodes_forget(t, 6);
-	nodes_release(t, 6, false);
+	release(t, 6, false);
 	CHECK(!is_open(fd)); /* forgotten: not kept */
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void counts_never_fall_below_zero(void)
@@ -265,13 +327,13 @@ static void counts_never_fall_below_zero(void)
 	struct node_table *t = table(10);
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true) == 0);
-	nodes_release(t, 5, false); /* Python and the kernel disagree about the access mode */
+	CHECK(attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true) == 0);
+	release(t, 5, false); /* Python and the kernel disagree about the access mode */
 	CHECK(!is_open(fd));
-	nodes_release(t, 5, false);
-	nodes_release(t, 5, true);
+	release(t, 5, false);
+	release(t, 5, true);
 	CHECK(nodes_writers(t, 5) == 0);
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void many_nodes_are_all_found_again(void)
@@ -282,19 +344,19 @@ static void many_nodes_are_all_found_again(void)
 	for (uint64_t i = 0; i < 5000; i++) {
 		uint64_t id = (i % 7 << 48) | (i * 64 + 131);
 		int fd = dup(0);
-		CHECK(nodes_attach(t, id, fd, NODE_SHARED, i % 2, false) == 0);
-		nodes_release(t, id, false);
+		CHECK(attach(t, id, fd, NODE_SHARED, i % 2, false) == 0);
+		release(t, id, false);
 		if (i % 10 != 3) { /* stay below any limit of descriptors */
 			nodes_forget(t, id);
-			CHECK(!nodes_repeat_open(t, id, &a));
+			CHECK(!again(t, id, &a));
 		}
 	}
 	CHECK(t->kept == 500);
 	for (uint64_t i = 3; i < 5000; i += 10) {
-		CHECK(nodes_repeat_open(t, (i % 7 << 48) | (i * 64 + 131), &a));
+		CHECK(again(t, (i % 7 << 48) | (i * 64 + 131), &a));
 		CHECK((a.backing_id > 0) == (i % 2));
 	}
-	nodes_destroy(t);
+	destroy(t);
 }
 
 static void a_pending_request_is_taken_once(void)

@@ -139,7 +139,7 @@ static void every_request_is_answered_once_under_load(void)
 	}
 	libfuse_stop(&l);
 	CHECK(!pending_any(&p.ch->pending));
-	CHECK(p.ch->counters.by_opcode[FUSE_OPEN].count == ROUNDS);
+	CHECK(p.ch->counters->by_opcode[FUSE_OPEN].count == ROUNDS);
 	peer_stop(&p);
 }
 
@@ -261,7 +261,7 @@ static void close_wakes_idle_workers_and_may_be_repeated(void)
 
 static void close_before_start_and_before_adopt_is_fine(void)
 {
-	struct channel *ch = channel_new(true, ROOT_INO, 10, &fake_ops);
+	struct channel *ch = channel_new(true, ROOT_INO, 10, &fake_ops, -1);
 	struct peer p;
 
 	channel_close(ch);

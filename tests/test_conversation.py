@@ -1,4 +1,4 @@
-"""The conversation between `cowfs mount` and its daemon, over a real socket pair."""
+"""The conversation between the processes of a mount, over real socket pairs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.config import (
-    MAX_CONFIG,
-    Config,
+from cowfs.config import Config
+from cowfs.conversation import (
+    MAX_ORDER,
     receive_answer,
-    receive_config,
+    receive_order,
+    receive_packet,
     send_answer,
-    send_config,
+    send_order,
+    send_packet,
 )
 from cowfs.options import parse
 
@@ -37,11 +39,20 @@ def config(lock_fd: int, source: str = "/data/model") -> Config:
     return Config(source, "/mnt/\udcff", "/data/.cowfs", "mnt", lock_fd, parse(["ro,copy=x"]))
 
 
+def send_config(sock: socket.socket, what: Config) -> None:
+    send_order(sock, what.to_json(), what.lock_fd)
+
+
+def receive_config(sock: socket.socket) -> Config | None:
+    order = receive_order(sock)
+    return None if order is None else Config.from_json(*order)
+
+
 def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def test_the_daemon_gets_what_was_sent_and_the_same_lock(pair: Pair, tmp_path: Path) -> None:
+def test_the_keeper_gets_what_was_sent_and_the_same_lock(pair: Pair, tmp_path: Path) -> None:
     with (tmp_path / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sent = config(lock.fileno())
@@ -93,10 +104,7 @@ def test_a_message_cut_short_is_an_error_and_its_descriptor_is_closed(
     ("length", "body"),
     [
         (0, b""),
-        (MAX_CONFIG + 1, b""),
-        (4, b"nope"),
-        (2, b"{}"),
-        (2, b"[]"),
+        (MAX_ORDER + 1, b""),
     ],
 )
 def test_nonsense_is_refused_and_its_descriptor_is_closed(
@@ -104,7 +112,7 @@ def test_nonsense_is_refused_and_its_descriptor_is_closed(
 ) -> None:
     before = open_fds()
     socket.send_fds(pair[0], [struct.pack(">I", length) + body], [0])
-    with pytest.raises((ValueError, KeyError, TypeError)):
+    with pytest.raises(ValueError, match="an order of"):
         receive_config(pair[1])
     assert open_fds() == before
 
@@ -134,13 +142,13 @@ def test_an_answer_with_odd_bytes_survives(pair: Pair) -> None:
     assert receive_answer(pair[0]) == {"error": "cannot open a\udcff\nb", "exit_code": 32}
 
 
-def test_a_daemon_that_dies_gives_no_answer(pair: Pair) -> None:
+def test_a_keeper_that_dies_gives_no_answer(pair: Pair) -> None:
     pair[1].sendall(b'{"ready": tr')
     pair[1].close()
     assert receive_answer(pair[0]) is None
 
 
-def test_a_daemon_that_dies_with_our_message_unread_gives_no_answer(pair: Pair) -> None:
+def test_a_keeper_that_dies_with_our_message_unread_gives_no_answer(pair: Pair) -> None:
     send_config(pair[0], config(0))
     pair[1].close()  # the kernel resets a stream whose data nobody read
     assert receive_answer(pair[0]) is None
@@ -148,5 +156,44 @@ def test_a_daemon_that_dies_with_our_message_unread_gives_no_answer(pair: Pair) 
 
 def test_an_answer_that_is_no_answer_is_an_error(pair: Pair) -> None:
     pair[1].sendall(b"[]\n")
-    with pytest.raises(ValueError, match="answered"):
+    with pytest.raises(ValueError, match="the answer was"):
         receive_answer(pair[0])
+
+
+@pytest.mark.parametrize("text", [b"nope", b"{}", b"[]"])
+def test_an_order_of_another_version_is_told_apart(text: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Config.from_json(text, 0)
+
+
+@pytest.fixture
+def packets() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_packets_arrive_one_by_one_with_their_descriptors(packets: Pair, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("content")
+    with kept.open() as file:
+        send_packet(packets[0], "put", "gone-upper-17", file.fileno())
+    send_packet(packets[0], "pong")
+    send_packet(packets[0], "failed", '{"error": "\udcff in a name"}')
+    verb, name, fd = receive_packet(packets[1]) or ("", "", None)
+    assert (verb, name) == ("put", "gone-upper-17")
+    assert fd is not None
+    assert os.pread(fd, 7, 0) == b"content"
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+    assert receive_packet(packets[1]) == ("pong", "", None)
+    assert receive_packet(packets[1]) == ("failed", '{"error": "\udcff in a name"}', None)
+
+
+def test_the_end_of_the_other_side_is_no_packet(packets: Pair) -> None:
+    with pytest.raises(BlockingIOError):
+        receive_packet(packets[1], socket.MSG_DONTWAIT)
+    send_packet(packets[0], "bye", "0")
+    packets[0].close()
+    assert receive_packet(packets[1]) == ("bye", "0", None)
+    assert receive_packet(packets[1]) is None

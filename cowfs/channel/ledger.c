@@ -1,0 +1,311 @@
+/*
+ * ledger.c - what outlives the daemon: shared memory that the keeper holds
+ *
+ * A daemon may be killed between any two instructions, and the kernel's connection lives on. What
+ * only its memory knew, and the disk does not tell, is here: which file backs which open node, by
+ * which backing id, and how many descriptors there are; what was agreed at INIT; the counters.
+ *
+ * A change of several words is made whole by one undo record: the old words are noted first, and the
+ * next daemon puts them back if the change had not come to its end. A killed thread's stores are
+ * there in the order of its program up to some instruction, so it is only the compiler that must keep
+ * the order. Changes are made under node_table.lock, hence one at a time.
+ *
+ * This room knows layouts, and nothing of what the words mean.
+ */
+#include "ledger.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Sparse: what no node has used takes no memory. */
+#define MAX_SLOTS (1u << 22)
+#define SLOTS_AT 16384
+#define LEDGER_SIZE (SLOTS_AT + (size_t)MAX_SLOTS * sizeof(struct ledger_slot))
+
+#define DOUBTS 256
+#define DYING 128
+#define NO_DOUBT UINT32_MAX
+
+static const char magic[8] = "cowfsled";
+
+struct undo {
+	_Atomic uint32_t active;
+	uint32_t slot;
+	struct ledger_slot slot_before;
+	uint32_t doubt;
+	uint64_t unique_before;
+};
+
+struct ledger_header {
+	char magic[8];
+	uint32_t layout;
+	uint32_t used;	/* node_table.lock */
+	uint32_t lives; /* daemons that have opened it */
+	int32_t last_id;
+	uint32_t has_init;
+	struct ledger_init init;
+	struct undo undo; /* node_table.lock */
+	_Atomic int32_t dying[DYING];
+	struct ledger_doubt doubts[DOUBTS];
+	struct counters counters;
+};
+
+_Static_assert(sizeof(struct ledger_header) <= SLOTS_AT, "the slots' place");
+
+/* ---- making and opening ----------------------------------------------------------------------- */
+
+static struct ledger *map(int fd)
+{
+	struct ledger *l = calloc(1, sizeof(*l));
+	void *at;
+
+	if (!l) {
+		close(fd);
+		return NULL;
+	}
+	l->fd = fd;
+	at = mmap(NULL, LEDGER_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (at == MAP_FAILED) {
+		int err = errno;
+		close(fd);
+		free(l);
+		errno = err;
+		return NULL;
+	}
+	l->header = at;
+	l->slots = (struct ledger_slot *)((uint8_t *)at + SLOTS_AT);
+	return l;
+}
+
+struct ledger *ledger_new(void)
+{
+	struct ledger *l;
+	int fd = memfd_create("cowfs-ledger", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0)
+		return NULL;
+	if (ftruncate(fd, LEDGER_SIZE) < 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+		int err = errno;
+		close(fd);
+		errno = err;
+		return NULL;
+	}
+	l = map(fd);
+	if (!l)
+		return NULL;
+	memcpy(l->header->magic, magic, sizeof(magic));
+	l->header->layout = LEDGER_LAYOUT;
+	l->header->lives = 1;
+	return l;
+}
+
+int ledger_check(int fd)
+{
+	struct {
+		char magic[8];
+		uint32_t layout;
+	} head;
+	struct stat st;
+	ssize_t n = pread(fd, &head, sizeof(head), 0);
+
+	if (n < 0)
+		return -errno;
+	if (n != sizeof(head) || memcmp(head.magic, magic, sizeof(magic)))
+		return -EINVAL;
+	if (head.layout != LEDGER_LAYOUT)
+		return -EPROTO;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	return st.st_size == (off_t)LEDGER_SIZE ? 0 : -EPROTO;
+}
+
+static void undo(struct ledger *l)
+{
+	struct undo *u = &l->header->undo;
+
+	if (!atomic_load(&u->active))
+		return;
+	if (u->slot < MAX_SLOTS)
+		l->slots[u->slot] = u->slot_before;
+	if (u->doubt < DOUBTS)
+		atomic_store(&l->header->doubts[u->doubt].unique, u->unique_before);
+	atomic_store(&u->active, 0);
+}
+
+struct ledger *ledger_open(int fd)
+{
+	struct ledger *l;
+	int err = ledger_check(fd);
+
+	if (err) {
+		close(fd);
+		errno = -err;
+		return NULL;
+	}
+	l = map(fd);
+	if (!l)
+		return NULL;
+	undo(l);
+	l->header->lives++;
+	return l;
+}
+
+void ledger_free(struct ledger *l)
+{
+	if (!l)
+		return;
+	munmap(l->header, LEDGER_SIZE);
+	close(l->fd);
+	free(l->unused);
+	free(l);
+}
+
+struct counters *ledger_counters(struct ledger *l)
+{
+	return &l->header->counters;
+}
+
+const struct ledger_init *ledger_init(const struct ledger *l)
+{
+	return l->header->has_init ? &l->header->init : NULL;
+}
+
+void ledger_set_init(struct ledger *l, const struct ledger_init *init)
+{
+	l->header->init = *init;
+	atomic_signal_fence(memory_order_seq_cst);
+	l->header->has_init = 1;
+}
+
+/* ---- slots -------------------------------------------------------------------------------------- */
+
+uint32_t ledger_take_slot(struct ledger *l)
+{
+	if (l->unused_count)
+		return l->unused[--l->unused_count];
+	if (l->header->used == MAX_SLOTS)
+		return LEDGER_NO_SLOT;
+	return l->header->used++;
+}
+
+uint32_t ledger_used(const struct ledger *l)
+{
+	return l->header->used;
+}
+
+/* One that finds no memory is lost until the next daemon looks. */
+void ledger_give_slot(struct ledger *l, uint32_t slot)
+{
+	if (l->unused_count == l->unused_room) {
+		uint32_t room = l->unused_room ? 2 * l->unused_room : 64;
+		uint32_t *bigger = realloc(l->unused, room * sizeof(*bigger));
+		if (!bigger)
+			return;
+		l->unused = bigger;
+		l->unused_room = room;
+	}
+	l->unused[l->unused_count++] = slot;
+}
+
+void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now,
+		  struct ledger_doubt *doubt, uint64_t unique, uint64_t nodeid,
+		  enum doubt_of what)
+{
+	struct undo *u = &l->header->undo;
+
+	u->slot = slot;
+	u->slot_before = l->slots[slot];
+	u->doubt = NO_DOUBT;
+	if (doubt) {
+		u->doubt = (uint32_t)(doubt - l->header->doubts);
+		u->unique_before = atomic_load_explicit(&doubt->unique, memory_order_relaxed);
+	}
+	atomic_store_explicit(&u->active, 1, memory_order_seq_cst);
+	l->slots[slot] = *now;
+	if (doubt) {
+		if (unique) { /* else what it was stays, should this be undone */
+			doubt->nodeid = nodeid;
+			doubt->life = l->header->lives;
+			doubt->what = what;
+		}
+		atomic_store_explicit(&doubt->unique, unique, memory_order_seq_cst);
+	}
+	atomic_store_explicit(&u->active, 0, memory_order_seq_cst);
+}
+
+/* ---- doubts ------------------------------------------------------------------------------------- */
+
+struct ledger_doubt *ledger_doubt(struct ledger *l)
+{
+	struct ledger_doubt *oldest = &l->header->doubts[0];
+
+	/* A thread has one at most, and there are fewer threads than places. What is left of earlier
+	 * daemons is taken only when they fill the rest: the oldest has been settled long ago. */
+	for (uint32_t i = 0; i < DOUBTS; i++) {
+		struct ledger_doubt *d = &l->header->doubts[i];
+		if (atomic_load_explicit(&d->unique, memory_order_acquire) == 0)
+			return d;
+		if (d->life < oldest->life)
+			oldest = d;
+	}
+	return oldest;
+}
+
+struct ledger_doubt *ledger_find_doubt(struct ledger *l, uint64_t unique)
+{
+	for (uint32_t i = 0; i < DOUBTS; i++) {
+		struct ledger_doubt *d = &l->header->doubts[i];
+		if (atomic_load_explicit(&d->unique, memory_order_acquire) == unique)
+			return d;
+	}
+	return NULL;
+}
+
+void ledger_settle(struct ledger_doubt *doubt)
+{
+	atomic_store_explicit(&doubt->unique, 0, memory_order_release);
+}
+
+/* ---- backing ids --------------------------------------------------------------------------------- */
+
+_Atomic int32_t *ledger_dying(struct ledger *l, int32_t id)
+{
+	for (uint32_t i = 0; i < DYING; i++) {
+		_Atomic int32_t *d = &l->header->dying[i];
+		if (atomic_load_explicit(d, memory_order_acquire) == 0) {
+			atomic_store_explicit(d, id, memory_order_release);
+			return d;
+		}
+	}
+	return NULL; /* a kill just now would leave the id to the kernel until the unmount */
+}
+
+void ledger_registered(struct ledger *l, int32_t id)
+{
+	l->header->last_id = id;
+}
+
+uint32_t ledger_stray_ids(struct ledger *l, int32_t *ids, uint32_t room)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < DYING && count < room; i++) {
+		int32_t id = atomic_exchange(&l->header->dying[i], 0);
+		if (id > 0)
+			ids[count++] = id;
+	}
+	/* The kernel counts up: an id that was given out and not noted is the next one. */
+	if (count + 1 < room && l->header->last_id >= 0) {
+		ids[count++] = l->header->last_id + 1;
+		if (l->header->last_id > 0)
+			ids[count++] = l->header->last_id;
+	}
+	return count;
+}

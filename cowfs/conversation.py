@@ -1,0 +1,144 @@
+"""How the processes of a mount talk: the launcher, the keeper, the daemon.
+
+Launcher and keeper, over a stream socket:
+
+    launcher -> keeper   4 bytes length (big endian), the order (JSON of a Config); the first byte
+                         carries the copy's lock descriptor (SCM_RIGHTS)
+    keeper -> launcher   one line of JSON: {"ready": true, "pid": N, "passthrough": bool}
+                         or {"error": "one line", "exit_code": N}
+
+An end of file in place of the order tells the keeper that there is nothing to serve: it leaves
+without a word.  An end of file in place of the answer tells the launcher that the keeper died.
+
+Keeper and daemon, over a SOCK_SEQPACKET pair: packets of a verb, a space and an argument, each with
+at most one descriptor.
+
+    keeper -> daemon   fd NAME +descriptor    one of what the keeper holds
+                       check                  say whether you could take over from these
+                       go | go bound          that was all: serve; bound: die with the keeper
+                       ping                   say pong if requests are answered
+                       undo                   nobody wants the mount any more: detach it
+    daemon -> keeper   put NAME +descriptor   hold this, in the place of the last one of the name
+                       drop NAME              and this no longer
+                       able | unable REASON   what a check has shown
+                       watch SECONDS          ping me, and end me after so long without a pong
+                       ready JSON             the mount answers
+                       failed JSON            it never will: {"error": ..., "exit_code": ...}
+                       bye CODE               it has ended, and all is put away
+                       pong
+
+This file imports little: the keeper has to stay small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+_LENGTH = struct.Struct(">I")
+_FD = struct.Struct("i")
+# An order holds four paths of at most PATH_MAX; whoever sends more is not our launcher.
+MAX_ORDER = 1 << 20
+MAX_ANSWER = 1 << 16
+# A word and a name, or one line of JSON.
+MAX_PACKET = 1 << 16
+
+
+def send_order(sock: socket.socket, order: bytes, fd: int) -> None:
+    """Launcher's side. Blocking; BrokenPipeError, ConnectionResetError: the keeper is gone."""
+    message = _LENGTH.pack(len(order)) + order
+    sent = socket.send_fds(sock, [message], [fd])
+    sock.sendall(message[sent:])
+
+
+def receive_order(sock: socket.socket) -> tuple[bytes, int] | None:
+    """Keeper's side. Blocking; None when the launcher left without a word.
+
+    The descriptor arrives close-on-exec. Raises EOFError for a message cut short, ValueError for
+    one that makes no sense; descriptors that came with it are closed then.
+    """
+    fds: list[int] = []
+    try:
+        data = b""
+        wanted = _LENGTH.size
+        while len(data) < wanted:
+            # recv_fds always, not only for the first byte: the kernel ends a read where the
+            # ancillary data changes, and what comes later brings none.
+            chunk, new_fds, _, _ = socket.recv_fds(sock, wanted - len(data), 1)
+            fds += new_fds
+            for fd in new_fds:
+                os.set_inheritable(fd, False)  # Python before 3.14 drops the flag that would do it
+            if not chunk:
+                if not data:
+                    return None
+                raise EOFError("the launcher left in the middle of its message")
+            data += chunk
+            if len(data) == _LENGTH.size == wanted:
+                (length,) = _LENGTH.unpack(data)
+                if not 0 < length <= MAX_ORDER:
+                    raise ValueError(f"an order of {length} bytes")
+                wanted += length
+        if len(fds) != 1:
+            raise ValueError(f"{len(fds)} descriptors came with the order, not one")
+        return data[_LENGTH.size :], fds.pop()
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def send_answer(sock: socket.socket, answer: Mapping[str, Any]) -> None:
+    """Keeper's side. OSError when the launcher is gone."""
+    sock.sendall(json.dumps(dict(answer)).encode("ascii") + b"\n")
+
+
+def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
+    """Launcher's side: the keeper's line, None if it died without one. ValueError: nonsense."""
+    data = b""
+    while not data.endswith(b"\n"):
+        try:
+            chunk = sock.recv(4096)
+        except ConnectionResetError:
+            return None  # it died with our message unread
+        if not chunk:
+            return None
+        data += chunk
+        if len(data) > MAX_ANSWER:
+            raise ValueError("the answer does not end")
+    answer = json.loads(data)
+    if not isinstance(answer, dict):
+        raise ValueError(f"the answer was {answer!r}")
+    return answer
+
+
+def send_packet(sock: socket.socket, verb: str, argument: str = "", fd: int | None = None) -> None:
+    """Either side of keeper and daemon. OSError when the other one is gone."""
+    packet = f"{verb} {argument}".encode("utf-8", "surrogateescape")
+    if fd is None:
+        sock.sendall(packet)
+    else:
+        socket.send_fds(sock, [packet], [fd])
+
+
+def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int | None] | None:
+    """(verb, argument, descriptor) of one packet; None when the other side is gone.
+
+    BlockingIOError with MSG_DONTWAIT when there is none.
+    """
+    # Not socket.recv_fds: it forgets the flags (Python 3.11).
+    room = socket.CMSG_SPACE(_FD.size)
+    try:
+        packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags | socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    fd = None
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) == _FD.size:
+            (fd,) = _FD.unpack(data)
+    if not packet:
+        return None
+    verb, _, argument = packet.decode("utf-8", "surrogateescape").partition(" ")
+    return verb, argument, fd

@@ -1,0 +1,572 @@
+"""The keeper: the small process that a mount's daemon may die under, and the mount does not.
+
+It holds what must outlive the daemon, as descriptors with names: the kernel's connection, the
+channel's ledger, the lock of the copy, files that have no name any more.  It starts the daemon,
+gives it all of them, and does so again when a daemon ends without having said that it is done.  It
+knows neither FUSE nor copies, and allocates next to nothing once a mount runs, so that there is
+little that it could die of.
+
+    python -m cowfs.keeper launcher FD           the order comes over this socket
+    python -m cowfs.keeper holding NAME=FD ...   go on with these (`order` and `lock` at least)
+
+Under systemd (NOTIFY_SOCKET) all of it is in the service manager's descriptor store too, see
+sd_notify(3): a killed keeper is started again, gets them back, and goes on.
+
+It is one thread and one loop.  The names are those of `conversation.py`; what they mean is the
+daemon's business.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from cowfs import conversation
+
+# The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
+# or the PYTHONPATH of whoever called it.
+DAEMON = ("-I", "-m", "cowfs.daemon")
+KEEPER = ("-I", "-m", "cowfs.keeper")
+
+ORDER, LOCK, DEVICE, LOG, CONTROL = "order", "lock", "device", "log", "control"
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+# A daemon that served for less than this died quickly, and the next one waits: seconds.
+QUICK = 10.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+# So many in a row that never served, and those who wait for the mount are told that it is dead.
+HOPELESS = 12
+# Between the request for its stacks and the end of a daemon that is stuck: seconds.
+STACKS = 0.5
+# Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
+BUNCH = 0.005
+
+INTERNAL_ERROR = 4
+
+
+def log(line: str) -> None:
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        os.write(2, f"{now} cowfs-keeper[{os.getpid()}] {line}\n".encode())
+    except OSError:
+        pass
+
+
+class Daemon:
+    """A daemon that was started, with the pid and our end of its socket."""
+
+    def __init__(self, command: list[str]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            theirs.set_inheritable(True)
+            self.command = command
+            # A process group of its own: Ctrl-C is for us, and we pass it on.
+            self.pid = os.posix_spawn(
+                command[0],
+                [*command, str(theirs.fileno())],
+                _environment(),
+                setpgroup=0,
+                setsigmask=[],
+                setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        self.sock = ours
+        self.started = time.monotonic()
+        self.ready = False
+        # Set by its last word: the exit code that it wants us to have.
+        self.bye: int | None = None
+        self.watchdog = 0.0
+        self.next_ping = 0.0
+        # When the ping was sent that has had no answer; 0: none is under way.
+        self.pinged = 0.0
+
+    def tell(self, verb: str, argument: str = "", fd: int | None = None) -> None:
+        try:
+            conversation.send_packet(self.sock, verb, argument, fd)
+        except OSError:
+            pass  # it is gone, or about to be: its end tells us
+
+    def signal(self, number: int) -> None:
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+
+class Keeper:
+    """One mount, from its first daemon to its last."""
+
+    def __init__(self, launcher: socket.socket | None, held: dict[str, int]) -> None:
+        self.launcher = launcher
+        self.held = held
+        self.command = [sys.executable, *DAEMON]
+        self.daemon: Daemon | None = None
+        # One of another version that has been asked whether it can take over, and who asked.
+        self.standby: Daemon | None = None
+        self.asking: socket.socket | None = None
+        # What to go back to if the version that took over does not serve.
+        self.fallback: list[str] | None = None
+        self.deaths = 0
+        self.restart_at = 0.0
+        self.told_to_end = 0
+        self.exit_code: int | None = None
+        self.notify = _Systemd()
+
+    def run(self) -> int:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for number in (*FORWARDED, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        _protect_from_oom()
+        self.daemon = self._start(self.command)
+        if self.launcher is not None and not self._take_order():
+            self.daemon.sock.close()  # it leaves
+            self._reap(self.daemon.pid)
+            return 0
+        for name, fd in self.held.items():
+            self.notify.store(name, fd)
+        self._hand_over(self.daemon)
+        while self.exit_code is None:
+            self._wait(reading)
+            self._look_after()
+        return self.exit_code
+
+    # ---------------------------------------------------------------- the loop
+
+    def _wait(self, signals: int) -> None:
+        poll = select.poll()
+        poll.register(signals, select.POLLIN)
+        sources: dict[int, Daemon] = {}
+        for daemon in (self.daemon, self.standby):
+            if daemon is not None:
+                poll.register(daemon.sock, select.POLLIN)
+                sources[daemon.sock.fileno()] = daemon
+        if CONTROL in self.held and self.asking is None:
+            poll.register(self.held[CONTROL], select.POLLIN)
+        for fd, _event in poll.poll(self._patience()):
+            if fd == signals:
+                for number in os.read(signals, 64):
+                    self._signalled(number)
+            elif fd in sources:
+                if sources[fd] in (self.daemon, self.standby):  # not ended just now
+                    self._listen(sources[fd])
+            else:
+                self._accept()
+
+    def _patience(self) -> float | None:
+        """Milliseconds until something has to be done unasked."""
+        times = [self.restart_at] if self.daemon is None else []
+        daemon = self.daemon
+        if daemon is not None and daemon.watchdog:
+            times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
+        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+
+    def _look_after(self) -> None:
+        """Start, ping or end the daemon, as the time has come."""
+        now = time.monotonic()
+        daemon = self.daemon
+        if self.exit_code is not None:
+            return
+        if daemon is None:
+            if now >= self.restart_at:
+                self.daemon = self._start(self.command)
+                self._hand_over(self.daemon)
+        elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
+            self._end_stuck(daemon)
+        elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
+            daemon.pinged = now
+            daemon.tell("ping")
+
+    def _signalled(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    return
+                if not pid:
+                    return
+                self._ended(pid, os.waitstatus_to_exitcode(status))
+        elif number in FORWARDED:
+            self.notify.say("STOPPING=1")
+            if self.daemon is not None:
+                self.daemon.signal(number)
+            else:
+                self.told_to_end = number
+
+    # ---------------------------------------------------------------- the daemon's life
+
+    def _start(self, command: list[str]) -> Daemon:
+        while True:
+            try:
+                daemon = Daemon(command)
+                break
+            except OSError as error:
+                log(f"cannot start {' '.join(command)}: {error.strerror}; trying again")
+                time.sleep(1)
+        _restore_oom_score(daemon.pid)
+        return daemon
+
+    def _hand_over(self, daemon: Daemon) -> None:
+        for name, fd in self.held.items():
+            daemon.tell("fd", name, fd)
+        daemon.tell("go", "bound" if self.notify.stores else "")
+        if self.told_to_end:
+            daemon.signal(self.told_to_end)
+            self.told_to_end = 0
+
+    def _listen(self, daemon: Daemon) -> None:
+        """Take what the daemon has said so far."""
+        put = False
+        for _ in range(1000):
+            try:
+                packet = conversation.receive_packet(daemon.sock, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                log(f"cannot read from the daemon: {error.strerror}")
+                break
+            if packet is None:
+                # It is gone, or closed its end: then it is none of ours any more.
+                daemon.signal(signal.SIGKILL)
+                self._ended(*self._reap(daemon.pid))
+                return
+            verb, argument, fd = packet
+            put |= verb in ("put", "drop")
+            self._heard(daemon, verb, argument, fd)
+        if put:
+            time.sleep(BUNCH)
+
+    def _heard(self, daemon: Daemon, verb: str, argument: str, fd: int | None) -> None:
+        if verb == "put" and fd is not None:
+            self._hold(argument, fd)
+        elif verb == "drop":
+            self._let_go(argument)
+        elif verb == "pong":
+            daemon.pinged = 0.0
+            daemon.next_ping = time.monotonic() + daemon.watchdog / 4
+        elif verb == "watch":
+            daemon.watchdog = float(argument)
+            daemon.next_ping = time.monotonic() + daemon.watchdog / 4
+        elif verb == "ready":
+            self._is_ready(daemon, argument)
+        elif verb == "failed":
+            self._answer(argument)
+        elif verb == "bye":
+            daemon.bye = int(argument)
+        elif verb == "able" and daemon is self.standby and self.daemon is not None:
+            self.daemon.signal(signal.SIGKILL)  # its end brings the other one on
+        elif verb == "unable" and daemon is self.standby:
+            self._refuse(argument)
+
+    def _is_ready(self, daemon: Daemon, answer: str) -> None:
+        daemon.ready = True
+        daemon.started = time.monotonic()
+        self._answer(answer)
+        self.notify.say("READY=1\nSTATUS=serving")
+        if self.asking is not None and daemon.command == self.command:
+            self._reply(f"ok {daemon.pid}")
+
+    def _ended(self, pid: int, code: int) -> None:
+        """A child has ended; whichever it was."""
+        how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        if self.standby is not None and pid == self.standby.pid:
+            self.standby.sock.close()
+            self.standby = None
+            if self.asking is not None:
+                self._reply(f"refused the new version does not start ({how}): see the log")
+            return
+        daemon = self.daemon
+        if daemon is None or pid != daemon.pid:
+            return
+        self._drain(daemon)
+        daemon.sock.close()
+        self.daemon = None
+        if daemon.bye is not None:
+            self.exit_code = daemon.bye
+            return
+        if DEVICE not in self.held:
+            self._answer_failure(
+                f"the daemon died before the mount was ready ({how}): what it said is above; "
+                "cowfs doctor tells what this machine lacks"
+            )
+            self.exit_code = INTERNAL_ERROR
+            return
+        if self.standby is not None:
+            self._swap(daemon)
+            return
+        self._plan_restart(daemon, how)
+
+    def _drain(self, daemon: Daemon) -> None:
+        """What it said before it died counts."""
+        while True:
+            try:
+                packet = conversation.receive_packet(daemon.sock, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            if packet is None:
+                return
+            self._heard(daemon, *packet)
+
+    def _plan_restart(self, daemon: Daemon, how: str) -> None:
+        served = time.monotonic() - daemon.started if daemon.ready else 0.0
+        self.deaths = 0 if served >= QUICK else self.deaths + 1
+        if not daemon.ready and self.fallback is not None:
+            log(f"the new version does not serve ({how}): going back to the last one")
+            self._reply("refused it does not serve: the last version does again, see the log")
+            self.command, self.fallback = self.fallback, None
+        elif self.deaths >= HOPELESS and not daemon.ready:
+            log(f"the daemon ended again ({how}) and none can serve: giving the mount up")
+            self.exit_code = INTERNAL_ERROR
+            return
+        # The first one is replaced at once.
+        pause = 0.0 if self.deaths < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.deaths)
+        self.restart_at = time.monotonic() + pause
+        log(
+            f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s: "
+            + (f"the next one starts in {pause:g} s" if pause else "starting the next one")
+        )
+        self.notify.say("STATUS=the daemon has ended, and is started again")
+
+    def _end_stuck(self, daemon: Daemon) -> None:
+        log(
+            f"the daemon {daemon.pid} has answered nothing for {daemon.watchdog:g} s and is "
+            "replaced; it was here:"
+        )
+        for line in _kernel_stacks(daemon.pid):
+            log("  " + line)
+        daemon.pinged = time.monotonic() + 3600  # it has had its last chance
+        # It writes the stacks of its Python threads (faulthandler), if it still can.
+        daemon.signal(signal.SIGUSR2)
+        daemon.signal(signal.SIGCONT)
+        time.sleep(STACKS)
+        daemon.signal(signal.SIGKILL)
+
+    # ---------------------------------------------------------------- what is held
+
+    def _hold(self, name: str, fd: int) -> None:
+        if name in self.held:
+            os.close(self.held[name])
+        self.held[name] = fd
+        self.notify.store(name, fd)
+        if name == LOG:
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+
+    def _let_go(self, name: str) -> None:
+        fd = self.held.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+            self.notify.remove(name)
+
+    # ---------------------------------------------------------------- the launcher
+
+    def _take_order(self) -> bool:
+        assert self.launcher is not None
+        try:
+            order = conversation.receive_order(self.launcher)
+        except (OSError, EOFError, ValueError) as error:
+            log(f"what the launcher said makes no sense: {error}")
+            return False
+        if order is None:
+            return False
+        text, self.held[LOCK] = order
+        fd = os.memfd_create("cowfs-order", os.MFD_CLOEXEC)
+        os.write(fd, text)
+        self.held[ORDER] = fd
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Once: what comes later is nobody's business."""
+        if self.launcher is None:
+            return
+        launcher, self.launcher = self.launcher, None
+        try:
+            with launcher:
+                launcher.sendall(line.encode("ascii") + b"\n")
+        except OSError:
+            if self.daemon is not None:
+                self.daemon.tell("undo")  # who wanted the mount is gone
+
+    def _answer_failure(self, problem: str) -> None:
+        import json
+
+        if self.launcher is None:
+            log(problem)
+        self._answer(json.dumps({"error": problem, "exit_code": INTERNAL_ERROR}))
+
+    # ---------------------------------------------------------------- another version
+
+    def _accept(self) -> None:
+        """Somebody asks for an upgrade: one packet, the new command, its words separated by NUL."""
+        listener = socket.socket(fileno=os.dup(self.held[CONTROL]))
+        try:
+            with listener:
+                asking, _ = listener.accept()
+            asking.settimeout(1)
+            words = asking.recv(conversation.MAX_PACKET).decode().split("\0")
+        except OSError:
+            return
+        self.asking = asking
+        if self.standby is not None or self.daemon is None or not self.daemon.ready:
+            self._reply("refused the daemon is just being replaced: try again")
+            return
+        try:
+            self.standby = Daemon(words)
+        except OSError as error:
+            self._reply(f"refused cannot start {words[0]}: {error.strerror}")
+            return
+        _restore_oom_score(self.standby.pid)
+        for name, fd in self.held.items():
+            self.standby.tell("fd", name, fd)
+        self.standby.tell("check")
+
+    def _refuse(self, reason: str) -> None:
+        assert self.standby is not None
+        self._reply(f"refused {reason}")
+        self.standby.signal(signal.SIGKILL)
+
+    def _swap(self, old: Daemon) -> None:
+        """The one that has just ended makes room for the one that waits."""
+        assert self.standby is not None
+        self.daemon, self.standby = self.standby, None
+        self.fallback, self.command = old.command, self.daemon.command
+        self.deaths = 0
+        self.daemon.started = time.monotonic()
+        self._hand_over(self.daemon)
+
+    def _reply(self, text: str) -> None:
+        if self.asking is not None:
+            asking, self.asking = self.asking, None
+            try:
+                with asking:
+                    asking.sendall(text.encode())
+            except OSError:
+                pass
+
+    def _reap(self, pid: int) -> tuple[int, int]:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return pid, 0
+        return pid, os.waitstatus_to_exitcode(status)
+
+
+class _Systemd:
+    """What the service manager is told: sd_notify(3)."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):
+            self._address = "\0" + self._address[1:]
+        # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
+        limit = os.environ.get("FDSTORE", "")
+        self.stores = bool(self._address) and limit != "0" and bool(limit)
+
+    def say(self, text: str, fd: int | None = None) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect(self._address)
+                if fd is None:
+                    sock.sendall(text.encode())
+                else:
+                    socket.send_fds(sock, [text.encode()], [fd])
+        except OSError as error:
+            log(f"cannot tell systemd: {error.strerror}")
+
+    def store(self, name: str, fd: int) -> None:
+        if self.stores:
+            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
+            self.say(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
+
+    def remove(self, name: str) -> None:
+        if self.stores:
+            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what is for us alone."""
+    ours = ("NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+_OOM = "/proc/{}/oom_score_adj"
+_inherited_oom_score: str | None = None
+
+
+def _protect_from_oom() -> None:
+    """The keeper is small, and what it holds is dear; the daemon can be replaced."""
+    global _inherited_oom_score
+    try:
+        with open(_OOM.format("self")) as file:
+            _inherited_oom_score = file.read()
+        with open(_OOM.format("self"), "w") as file:
+            file.write("-1000")
+    except OSError:
+        _inherited_oom_score = None  # not allowed in this container
+
+
+def _restore_oom_score(pid: int) -> None:
+    if _inherited_oom_score is not None:
+        try:
+            with open(_OOM.format(pid), "w") as file:
+                file.write(_inherited_oom_score)
+        except OSError:
+            pass
+
+
+def _kernel_stacks(pid: int) -> list[str]:
+    """State and kernel stack of each thread."""
+    lines = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            base = f"/proc/{pid}/task/{task}"
+            with open(f"{base}/stat") as stat:
+                state = stat.read().rpartition(")")[2].split()[0]
+            try:
+                with open(f"{base}/stack") as stack:
+                    frames = [line.split("] ")[-1].split("+")[0] for line in stack]
+            except OSError:
+                frames = []
+            lines.append(f"thread {task}, state {state}: {' < '.join(frames[:8])}")
+    except (OSError, IndexError):
+        pass
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """The process that `cowfs mount` starts, or becomes."""
+    launcher = None
+    held: dict[str, int] = {}
+    if arguments[0] == "launcher":
+        launcher = socket.socket(fileno=int(arguments[1]))
+        os.set_inheritable(launcher.fileno(), False)
+    else:
+        for argument in arguments[1:]:
+            name, _, fd = argument.rpartition("=")
+            held[name] = int(fd)
+            os.set_inheritable(held[name], False)
+    _raise_descriptor_limit()
+    os.chdir("/")
+    return Keeper(launcher, held).run()
+
+
+def _raise_descriptor_limit() -> None:
+    """One for each file that has no name any more."""
+    import resource
+
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

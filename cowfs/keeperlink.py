@@ -1,0 +1,113 @@
+"""The daemon's side of its keeper: what is to outlive the daemon, and word of how it is.
+
+What is put into the vault is safe as soon as the call returns, even if this process is killed in
+the next moment: the packet lies in the keeper's socket then.  All of it belongs to the event loop's
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from cowfs.conversation import receive_packet, send_packet
+
+log = logging.getLogger("cowfs")
+
+# Packets that wait for a keeper that is not scheduled, in bytes of the socket's memory.
+_BUFFER = 8 << 20
+# A keeper that takes nothing for so long, in seconds, is as good as dead.
+_PATIENCE = 10.0
+
+
+class KeeperLink:
+    """The keeper, as its daemon sees it.
+
+    A keeper that dies takes nothing from a mount that runs: it is said once, and the daemon goes on
+    without one.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes over the socket that the keeper gave us."""
+        self._sock = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        with contextlib.suppress(OSError):  # not without CAP_NET_ADMIN
+            sock.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE
+        sock.settimeout(_PATIENCE)
+        self.is_alive = True
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def order(self) -> tuple[str, str, dict[str, int]] | None:
+        """The keeper's next word that is no descriptor, (verb, argument, descriptors by name).
+
+        The descriptors are the caller's.  None: there is nothing to serve.
+        """
+        held: dict[str, int] = {}
+        self._sock.settimeout(None)
+        try:
+            while (packet := receive_packet(self._sock)) is not None:
+                verb, argument, fd = packet
+                if verb != "fd":
+                    return verb, argument, held
+                if fd is not None:
+                    held[argument] = fd
+        finally:
+            self._sock.settimeout(_PATIENCE)
+        for fd in held.values():
+            os.close(fd)
+        return None
+
+    def word(self) -> str | None:
+        """What the keeper says while the mount is served; None when it is gone."""
+        try:
+            packet = receive_packet(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ""
+        if packet is None:
+            self._lost()
+            return None
+        return packet[0]
+
+    def put(self, name: str, fd: int) -> None:
+        """Have a duplicate of *fd* held under a name, in the place of what it was before."""
+        self._say("put", name, fd)
+
+    def drop(self, name: str) -> None:
+        """What was put there is not needed any more."""
+        self._say("drop", name)
+
+    def say(self, verb: str, argument: str = "") -> None:
+        """One of the verbs of `conversation.py`."""
+        self._say(verb, argument)
+
+    def ready(self, answer: Mapping[str, Any]) -> None:
+        """The mount answers."""
+        self._say("ready", json.dumps(dict(answer)))
+
+    def failed(self, problem: str, exit_code: int) -> None:
+        """The mount never will: one line for the user, and the exit code of the launcher."""
+        self._say("failed", json.dumps({"error": problem, "exit_code": exit_code}))
+
+    def bye(self, exit_code: int) -> None:
+        """All is put away; to be followed by the end of this process."""
+        self._say("bye", str(exit_code))
+
+    def _say(self, verb: str, argument: str, fd: int | None = None) -> None:
+        if not self.is_alive:
+            return
+        try:
+            send_packet(self._sock, verb, argument, fd)
+        except OSError:
+            self._lost()
+
+    def _lost(self) -> None:
+        if self.is_alive:
+            self.is_alive = False
+            log.warning("the keeper is gone: the mount goes on, and ends with this daemon")
