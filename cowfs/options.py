@@ -113,8 +113,8 @@ DESCRIPTIONS: dict[str, str] = {
     "the default), refuse to mount where it cannot (on), or do without (off).",
     "share_min=SIZE": "Readers of a shared file of at least SIZE bytes (with k, M, G or T) are "
     "passed through to the template's file; smaller ones are cached for each copy (default 1M).",
-    "watchdog=SECONDS": "Replace a daemon that has not answered for this long (default 60; 0: "
-    "never).",
+    "watchdog=SECONDS": "Replace a daemon that has answered nothing for so long (default 60; 0: "
+    "never). What is passed through does not wait for it.",
 }
 """What the options that are cowfs's own, and those that mean more than in mount(8), do."""
 
