@@ -59,13 +59,14 @@ def told(program: str, run: Callable[[], int]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Those that our caller has closed: what is opened next must not become one of them."""
+    """Those that our caller has closed: what is opened next, here and in what we start, must not
+    become one of them."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             try:
                 os.fstat(fd)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it is the lowest free
             setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
 
 
