@@ -497,3 +497,17 @@ def test_a_mount_without_its_daemon(host: Host, model: Path, mnt: Path) -> None:
     host.run("umount", mnt)
     assert host.mounts() == []
     assert "job" in cowfs("list").stdout
+
+
+def test_a_remount_outlives_its_daemon(host: Host, model: Path, mnt: Path) -> None:
+    host.run("mount", "-t", "cowfs", model, mnt, "-o", "noexec")
+    assert write(host.root_of(mnt) / "small.bin") == 0
+    host.run("mount", "-o", "remount,ro,noexec", mnt)
+    for flags in ({"ro", "noexec"}, {"rw", "noexec"}):
+        daemon = host.daemon(mnt)
+        os.kill(daemon, signal.SIGKILL)
+        assert kernel.wait_for_end(daemon, 10)
+        assert (host.root_of(mnt) / "small.bin").read_text() == "changed"
+        assert flags <= set(findmnt(host, mnt)["OPTIONS"].split(","))
+        assert write(host.root_of(mnt) / "config.json") == (errno.EROFS if "ro" in flags else 0)
+        host.run("mount", "-o", "remount,rw,noexec", mnt)
