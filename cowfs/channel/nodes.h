@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ahead.h"
+
 enum node_kind {
 	NODE_SHARED = 0,  /* a template's file: read-only, kept after the last release */
 	NODE_PRIVATE = 1, /* the copy's own file */
@@ -36,6 +38,7 @@ struct backing {
 	uint8_t kind;	/* never changes; enum node_kind */
 	bool bypass;	/* never changes; READ_BYPASS */
 	uint32_t refs;	/* node_table.lock */
+	struct stream stream; /* of its reads; see ahead.h */
 	struct backing *next_dead;
 };
 
