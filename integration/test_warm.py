@@ -6,6 +6,8 @@ import ctypes
 import json
 import mmap
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -162,6 +164,28 @@ def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:
     assert last["resident_before"] + last["read"] == SIZE
     assert not last["limit_reached"]
     assert resident(weights / "model.bin") == SIZE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_report_so_far_and_the_next_run_goes_on(
+    weights: Path, number: signal.Signals
+) -> None:
+    drop(weights / "model.bin")
+    slow = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=preadv,preadv2")
+    slow = (*slow, "-e", "inject=preadv,preadv2:delay_exit=50000")
+    command = [*slow, COWFS, "warm", "--jobs", "1", "--json", weights]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert _eventually(lambda: resident(weights / "model.bin") >= SIZE // 4)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 8
+    outcome = json.loads(said)
+    assert outcome["interrupted"]
+    assert outcome["errors"] == []
+    assert 0 < outcome["read"] < SIZE
+    assert outcome["resident_after"] >= outcome["read"]
+    again = warm(weights)
+    assert again["resident_before"] + again["read"] == SIZE
 
 
 def test_hard_links_count_once_and_holes_links_and_special_files_cost_nothing(xfs: Path) -> None:
