@@ -363,15 +363,16 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
     already is not read again, holes cost nothing, and a file with several names is read once.
 
     Files are read in the order of their names. A PATH that is a symlink is followed, a symlink
-    below it is not, and other mounts below it are left out. An interrupt ends it with the report so
-    far.
+    below it is not, and other mounts below it are left out. SIGINT and SIGTERM end it with the
+    report so far.
     """
     from cowfs import warm as warming
+    from cowfs.interrupts import sigterm_like_sigint
     from cowfs.options import parse_size
 
     size = None if limit is None else parse_size("--limit", limit)
     try:
-        with report.warming_progress() as progress:
+        with sigterm_like_sigint(), report.warming_progress() as progress:
             outcome = warming.warm(paths, limit=size, jobs=jobs, progress=progress)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
