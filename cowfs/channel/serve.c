@@ -104,6 +104,8 @@ static bool is_reserved_name(const struct channel *ch, const struct request *rq)
 		return rq->body[ch->setxattr_head] == '/';
 	case FUSE_GETXATTR:
 		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
+	case FUSE_REMOVEXATTR:
+		return rq->body[0] == '/';
 	default:
 		return false;
 	}

@@ -632,6 +632,21 @@ static void setxattr_reaches_libfuse_in_its_short_form(void)
 	peer_stop(&p);
 }
 
+/* The kernel checks rights by the name that it sees: none may become another one here. */
+static void a_user_cannot_mark_the_name_of_an_attribute(void)
+{
+	struct peer p;
+	uint64_t again;
+
+	peer_start(&p, true, 10);
+	expect_reply(&p, ask(&p, FUSE_REMOVEXATTR, 3, "//trusted.a", 12), EOPNOTSUPP, 0);
+	p.next_unique |= WIRE_UNIQUE_RESEND;
+	again = ask(&p, FUSE_REMOVEXATTR, 3, "/trusted.a", 11);
+	expect_reply(&p, again, EOPNOTSUPP, 0);
+	CHECK(libfuse_gets_nothing(&p));
+	peer_stop(&p);
+}
+
 static void statx_is_asked_for_as_an_attribute(void)
 {
 	struct fuse_statx_in in = {.sx_mask = 0xfff};
@@ -924,6 +939,7 @@ int main(void)
 	RUN(open_is_completed_with_handle_flags_and_backing_id);
 	RUN(create_and_tmpfile_are_completed_for_the_new_node);
 	RUN(setxattr_reaches_libfuse_in_its_short_form);
+	RUN(a_user_cannot_mark_the_name_of_an_attribute);
 	RUN(statx_is_asked_for_as_an_attribute);
 	RUN(fsync_of_a_file_of_the_template_is_relayed);
 	RUN(an_open_that_nothing_backs_fails);
