@@ -205,7 +205,7 @@ class Mapped(Worker):
 
 
 class Small(Worker):
-    """Opens, reads and closes small files of the template, and asks for names that are not there."""
+    """Opens, reads and closes small files of the template, and asks for names that are missing."""
 
     def step(self) -> None:
         number = self.random.randrange(SMALL)
@@ -356,7 +356,7 @@ class Churn(Worker):
 
     def _new(self) -> str:
         self.serial += 1
-        directory = self.random.choice(self._paths(type(None)) + [""])
+        directory = self.random.choice([*self._paths(type(None)), ""])
         # Names come again: what is known of an earlier one must not be mixed up with it.
         while True:
             name = f"n{self.random.randrange(40)}"
@@ -553,16 +553,14 @@ class Churn(Worker):
             return
         value = str(self.random.random()).encode()
         if name in file.xattrs:
-            self.fails(
-                errno.EEXIST, os.setxattr, self._at(path), name, value, os.XATTR_CREATE
-            )
+            self.fails(errno.EEXIST, os.setxattr, self._at(path), name, value, os.XATTR_CREATE)
             self.call(os.setxattr, self._at(path), name, value, os.XATTR_REPLACE)
         else:
             self.call(os.setxattr, self._at(path), name, value, os.XATTR_CREATE)
         file.xattrs[name] = value
 
     def do_list(self) -> None:
-        directory = self.random.choice(self._paths(type(None)) + [""])
+        directory = self.random.choice([*self._paths(type(None)), ""])
         above = f"{directory}/" if directory else ""
         expected = sorted(
             path.removeprefix(above)
