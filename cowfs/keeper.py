@@ -36,9 +36,11 @@ ORDER, LOCK, DEVICE, LOG, CONTROL = "order", "lock", "device", "log", "control"
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
-# A daemon that served for less than this died quickly, and the next one waits: seconds.
-QUICK = 10.0
-FIRST_PAUSE = 0.1
+# A daemon that served for less than this died quickly, and so many of them in a row are replaced at
+# once; before the next ones there is a pause that doubles: seconds.
+QUICK = 1.0
+AT_ONCE = 3
+FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # So many in a row that never served, and those who wait for the mount are told that it is dead.
 HOPELESS = 12
@@ -325,8 +327,8 @@ class Keeper:
             log(f"the daemon ended again ({how}) and none can serve: giving the mount up")
             self.exit_code = INTERNAL_ERROR
             return
-        # The first one is replaced at once.
-        pause = 0.0 if self.deaths < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.deaths)
+        again = self.deaths - AT_ONCE - 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**again) if again >= 0 else 0.0
         self.restart_at = time.monotonic() + pause
         log(
             f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s: "

@@ -39,7 +39,7 @@ class Mountpoint:
 
     @property
     def mount_id(self) -> int:
-        """Of our mount, as in the mount table; -1 before there is one."""
+        """Of our mount, and of no later one (`statx_unique_mount_id`); -1 before there is one."""
         return self._mount_id
 
     def mounted(self) -> None:
@@ -67,6 +67,6 @@ class Mountpoint:
         # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
         fd = os.open(self._name, _ENTRY, dir_fd=self._parent_fd)
         try:
-            return syscalls.statx_mount_id(fd)
+            return syscalls.statx_unique_mount_id(fd)
         finally:
             os.close(fd)

@@ -82,6 +82,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _STATX_BTIME = 0x800
 _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE = 256
 _STATX_MNT_ID_OFFSET = 0x90
 _UTIME_OMIT = (1 << 30) - 2
@@ -365,6 +366,18 @@ def statx_mount_id(fd: int) -> int:
     _call(_libc.statx, fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, buffer)
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
+
+
+def statx_unique_mount_id(fd: int) -> int:
+    """An id that no other mount ever has, for the same; Linux 6.8.
+
+    An older kernel tells the other one, which the next mount may get when this one has gone.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call(_libc.statx, fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID_UNIQUE, buffer)
+    if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID_UNIQUE:
+        return statx_mount_id(fd)
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
 
 

@@ -285,16 +285,16 @@ class Listing(Worker):
 
     def step(self) -> None:
         directory = self.root / "listed"
-        stream = self.call(Stream, directory)
+        stream = Stream(directory)
         try:
             for _ in range(10):
                 name = f"new-{self.random.randrange(1 << 40)}"
                 stream.touched.add(name)
                 self.call((directory / name).touch, exist_ok=False)
-                self.call(stream.read, LISTED // 12)
+                stream.read(LISTED // 12)
                 if self.random.random() < 0.5:
                     self.call(os.unlink, directory / name)
-            check(self.call(stream.rest), [], "names that came not once")
+            check(stream.rest(), [], "names that came not once")
         finally:
             stream.close()
 
@@ -363,7 +363,7 @@ class Churn(Worker):
             path = f"{directory}/{name}" if directory else name
             if path not in self.tree:
                 return path
-            directory = f"{directory}/{name}" if self.tree[path] is None else ""
+            directory = path if self.tree[path] is None else ""
 
     def _paths(self, kind: type | tuple[type, ...]) -> list[str]:
         return [path for path, what in self.tree.items() if isinstance(what, kind)]

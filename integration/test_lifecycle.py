@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration.command import Result, cowfs
+from integration import kernel
+from integration.command import Result, cowfs, run
 from integration.mounts import MountCopy
 from integration.trees import tree_state
 
@@ -173,3 +175,24 @@ def test_group_of_hard_links_whose_copy_up_a_crash_cut_short_is_whole_again(
     assert (root / "other").read_text() == "other"
     assert os.lstat(root).st_mtime_ns == before
     assert os.listdir(copy / "work") == []
+
+
+def test_daemon_that_ends_late_leaves_alone_what_is_mounted_there_by_then(
+    mount_copy: MountCopy, xfs: Path
+) -> None:
+    # The kernel gives the ids and the device number of a mount that has gone to the next one.
+    source = xfs / "source"
+    source.mkdir()
+    mountpoint = mount_copy(source)
+    for number in range(3):
+        late = mount_copy.record(mountpoint)
+        os.kill(late["daemon_pid"], signal.SIGSTOP)
+        try:
+            run("umount", "-l", mountpoint)
+            mount_copy(source, mountpoint, f"copy=next{number}")
+        finally:
+            os.kill(late["daemon_pid"], signal.SIGCONT)
+        assert kernel.wait_for_end(late["keeper_pid"], 10)
+        assert os.path.ismount(mountpoint)
+        (mountpoint / "served").touch()
+        assert mount_copy.record(mountpoint)["copy"] == f"next{number}"
