@@ -44,6 +44,7 @@ from cowfs.overlay import Overlay
 from cowfs.priming import Priming
 from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
+from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
 
@@ -80,11 +81,17 @@ class Place:
 
     def to_fd(self) -> int:
         """A new descriptor of it."""
-        return _memory("cowfs-place", json.dumps(vars(self)).encode())
+        fields = {"state": STATE_VERSION, **vars(self)}
+        return _memory("cowfs-place", json.dumps(fields).encode())
 
     @classmethod
     def from_fd(cls, fd: int) -> Place:
-        return cls(**json.loads(os.pread(fd, 1 << 16, 0)))
+        """OSError; ValueError: the state is one that this version does not know."""
+        fields = json.loads(os.pread(fd, 1 << 16, 0))
+        state = fields.pop("state", 0)
+        if state != STATE_VERSION:
+            raise ValueError(f"its state has version {state}, and this one reads {STATE_VERSION}")
+        return cls(**fields)
 
 
 def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
@@ -445,10 +452,11 @@ def _read_order(held: dict[str, int]) -> Config:
 def _refusal(held: dict[str, int]) -> str | None:
     """Why this version cannot take over from the one that serves; None when it can."""
     try:
+        Place.from_fd(held[PLACE])
         _read_order(held)
         check_ledger(held[LEDGER])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = "its state has another layout" if isinstance(error, OSError) else repr(error)
+        why = "its ledger has another layout" if isinstance(error, OSError) else str(error)
         return f"cowfs {__version__} cannot take over from the version that serves: {why}"
     return None
 

@@ -23,6 +23,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
+# Of what one daemon leaves to the next: here, in the order, and in the daemon's `Place`. It grows
+# with every change that another version would misread. The ledger has a version of its own.
+STATE_VERSION = 1
+
 # Exchanges whose replies may still be on their way: as many as pyfuse3 handles at once, and some.
 KEPT_EXCHANGES = 128
 

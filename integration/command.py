@@ -95,3 +95,11 @@ def _kill(process: subprocess.Popen[str]) -> None:
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
+
+
+def one_error(result: Result) -> str:
+    """The only line of a command that failed as it should."""
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("cowfs: ")
+    return line

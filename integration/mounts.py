@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,16 @@ class MountCopy:
         assert isinstance(pid, int)
         return pid
 
+    def wait_until_served(self, mountpoint: Path, patience: float = 30) -> int:
+        """The pid of the daemon that serves, as soon as it is the one that the keeper runs."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            record = self.record(mountpoint)
+            if record["daemon_pid"] == daemon_of(record["keeper_pid"]):
+                return int(record["daemon_pid"])
+            time.sleep(0.01)
+        raise AssertionError(f"nobody serves {mountpoint} after {patience:g} s")
+
     def clean_up(self) -> None:
         """Unmount everything and see every daemon end. Fails the test when that takes force."""
         complaints = []
@@ -171,6 +182,17 @@ class MountCopy:
                 force_unmount(mount)
         complaints += [line for daemon in self._daemons if (line := daemon.wait_for_end())]
         assert not complaints, "\n".join(complaints)
+
+
+def daemon_of(keeper: int, patience: float = 10) -> int:
+    """The process that the keeper runs just now."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        if children:
+            return int(children[0])
+        time.sleep(0.002)
+    raise AssertionError(f"the keeper {keeper} has started no daemon")
 
 
 def force_unmount(mount: kernel.Mount) -> None:

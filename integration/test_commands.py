@@ -17,7 +17,7 @@ import pytest
 
 from cowfs import __version__
 from integration import kernel
-from integration.command import COWFS, Result, cowfs, run
+from integration.command import COWFS, cowfs, one_error, run
 from integration.mounts import MountCopy
 from integration.volumes import Volume
 
@@ -38,14 +38,6 @@ def listed(xfs: Path) -> list[dict[str, Any]]:
     """The copies of sources in this test's directory."""
     rows: list[dict[str, Any]] = json.loads(cowfs("list", "--json").stdout)
     return [row for row in rows if row["source"].startswith(f"{xfs}/")]
-
-
-def one_error(result: Result) -> str:
-    """The only line of a command that failed as it should."""
-    assert result.stdout == ""
-    [line] = result.stderr.splitlines()
-    assert line.startswith("cowfs: ")
-    return line
 
 
 @contextmanager

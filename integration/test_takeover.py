@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration.command import cowfs
-from integration.mounts import MountCopy
+from integration.mounts import MountCopy, daemon_of
 from integration.takeoverload import Load, Report, make_source
 from integration.trees import differences, tree_state
 
@@ -22,28 +22,6 @@ KILLS = int(os.environ.get("COWFS_TAKEOVER_KILLS", "20"))
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 #: No call waits longer, however busy the machine is: seconds.
 LONGEST = 10.0
-
-
-def daemon_of(keeper: int, patience: float = 10) -> int:
-    """The process that the keeper runs just now."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        if children:
-            return int(children[0])
-        time.sleep(0.002)
-    raise AssertionError(f"the keeper {keeper} has started no daemon")
-
-
-def wait_until_served(mounts: MountCopy, mountpoint: Path, patience: float = 30) -> int:
-    """The pid of the daemon that serves, once it is another than before."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        record = mounts.record(mountpoint)
-        if record["daemon_pid"] == daemon_of(record["keeper_pid"]):
-            return int(record["daemon_pid"])
-        time.sleep(0.01)
-    raise AssertionError(f"nobody serves {mountpoint} after {patience:g} s")
 
 
 def show_gaps(reports: list[Report], kills: list[float], mode: str) -> None:
@@ -94,13 +72,35 @@ def test_daemon_that_is_killed_again_and_again_is_not_missed(
     try:
         time.sleep(2)
         for _ in range(KILLS // 2):
-            wait_until_served(mount_copy, root)
+            mount_copy.wait_until_served(root)
             time.sleep(chance.uniform(1.0, 2.0))
             os.kill(daemon_of(keeper), signal.SIGKILL)
             kills.append(time.monotonic())
-        wait_until_served(mount_copy, root)
+        mount_copy.wait_until_served(root)
         reports = load.end()
     finally:
         load.kill()
     show_gaps(reports, kills, mode)
     finish(mount_copy, source, root, "killed", reports)
+
+
+def test_calls_in_the_very_moment_of_a_kill_only_wait(mount_copy: MountCopy, model: Path) -> None:
+    # A thread that is being killed takes a request all the same, and it must not be lost with it.
+    root = mount_copy(model)
+    block = os.urandom(1 << 20)
+
+    def kill() -> None:
+        pid = mount_copy.wait_until_served(root)
+        time.sleep(1.1)  # one that ends sooner is replaced after a pause
+        os.kill(pid, signal.SIGKILL)
+
+    for number in range(4):
+        with (root / f"written{number}").open("wb", buffering=0) as file:
+            kill()
+            (root / f"made{number}").write_text("made")
+            kill()
+            assert file.write(block) == len(block)
+            os.fsync(file.fileno())
+    for number in range(4):
+        assert (root / f"written{number}").read_bytes() == block
+        assert (root / f"made{number}").read_text() == "made"

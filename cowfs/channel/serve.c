@@ -42,8 +42,7 @@
 #define WORKER_STACK (256 * 1024)
 
 /* The payload of a WRITE, and what is read for a READ, begins on a page; the rest of a request
- * stands before it. Pages that are never touched cost no memory, so a worker that only sees
- * small requests holds 8 KiB. */
+ * stands before it. */
 #define DATA_OFFSET 4096
 #define REQUEST_OFFSET (DATA_OFFSET - WIRE_WRITE_PREFIX)
 #define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
@@ -479,6 +478,15 @@ static void join_finished(struct worker_pool *pool)
 	}
 }
 
+/* A thread that is being killed may still take a request out of the kernel's queue, and a page of its
+ * buffer that is not there then cannot be had any more: the kernel fails the request with EIO, and no
+ * next daemon gets it. So all that a request can need is there before. What is passed through comes
+ * with no payload but that of a name or an attribute, and holds less memory. */
+static void touch_pages(const struct channel *ch, uint8_t *buffer)
+{
+	memset(buffer, 0, ch->passthrough ? DATA_OFFSET + RELAY_MAX : BUFFER_SIZE);
+}
+
 /* Called with the lock. 0 or -errno. */
 static int spawn(struct channel *ch)
 {
@@ -498,6 +506,7 @@ static int spawn(struct channel *ch)
 		free(w);
 		return -ENOMEM;
 	}
+	touch_pages(ch, w->buffer);
 	/* Every other signal is for Python's threads. */
 	sigfillset(&mask);
 	sigdelset(&mask, WAKE_SIGNAL);
