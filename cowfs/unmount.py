@@ -48,7 +48,8 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
     """Unmount, wait until the daemon has put the copy away, and return what was mounted.
 
     force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
-    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind). Raises as unmount().
+    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind, a container). Raises as
+    unmount().
     """
     mount = find(mountpoint)
     from cowfs import runtime, syscalls
@@ -96,7 +97,7 @@ def outcome_of(mount: Mount, record: Record | None, *, lazy: bool) -> str:
         return _detached(mount, record)
     elsewhere = _elsewhere(mount)
     if elsewhere is not None:
-        return f"unmounted {mount.mountpoint}; the copy is still mounted at {elsewhere}"
+        return f"unmounted {mount.mountpoint}; the copy is still mounted {elsewhere}"
     if record is None:
         return (
             f"unmounted {mount.mountpoint}; its daemon had died. A kept copy of it is listed by: "
@@ -191,9 +192,30 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     )
 
 
-def _elsewhere(mount: Mount) -> str | None:
-    """Where the filesystem of this mount, which is gone, is still mounted."""
-    return next((m.mountpoint for m in mountinfo.read() if m.device == mount.device), None)
+def _elsewhere(mount: Mount, proc: str = "/proc") -> str | None:
+    """Where the filesystem of this mount, which is gone, is still mounted.
+
+    A container that was started meanwhile may have a mount of its own of all that was there.
+    """
+    seen = set()
+    for process in ("self", *sorted(filter(str.isdecimal, os.listdir(proc)), key=int)):
+        directory = os.path.join(proc, process)
+        try:
+            namespace = os.readlink(os.path.join(directory, "ns/mnt"))
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            mounts = mountinfo.read(os.path.join(directory, "mountinfo"))
+            for found in mounts:
+                if found.device == mount.device and process == "self":
+                    return f"at {found.mountpoint}"
+                if found.device == mount.device:
+                    with open(os.path.join(directory, "comm"), "rb") as comm:
+                        name = os.fsdecode(comm.read().rstrip(b"\n"))
+                    return f"at {found.mountpoint} in the mount namespace of {name} (pid {process})"
+        except (OSError, ValueError):
+            continue  # it has ended, or is none of our business
+    return None
 
 
 def _detached(mount: Mount, record: Record | None) -> str:

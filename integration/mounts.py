@@ -154,13 +154,16 @@ class MountCopy:
         assert isinstance(pid, int)
         return pid
 
-    def wait_until_served(self, mountpoint: Path, patience: float = 30) -> int:
+    def wait_until_served(
+        self, mountpoint: Path, other_than: int = 0, patience: float = 30
+    ) -> int:
         """The pid of the daemon that serves, as soon as it is the one that the keeper runs."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             record = self.record(mountpoint)
-            if record["daemon_pid"] == daemon_of(record["keeper_pid"]):
-                return int(record["daemon_pid"])
+            pid = int(record["daemon_pid"])
+            if pid == daemon_of(record["keeper_pid"]) and pid != other_than:
+                return pid
             time.sleep(0.01)
         raise AssertionError(f"nobody serves {mountpoint} after {patience:g} s")
 

@@ -328,6 +328,26 @@ def test_lazy_umount_lets_a_user_finish(mount_copy: MountCopy, model: Path) -> N
     assert (mountpoint / "new").read_text() == "before and after"
 
 
+def test_umount_says_in_which_container_the_copy_is_still_mounted(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    mountpoint = mount_copy(model)
+    daemon = mount_copy.daemon_pid(mountpoint)
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"],
+        stdout=subprocess.PIPE,
+    ) as container:
+        assert container.stdout is not None
+        container.stdout.readline()
+        said = cowfs("umount", mountpoint, timeout=20).stdout
+        where = f"at {mountpoint} in the mount namespace of sleep (pid {container.pid})"
+        assert said == f"unmounted {mountpoint}; the copy is still mounted {where}\n"
+        inside = ["nsenter", f"--mount=/proc/{container.pid}/ns/mnt", "cat"]
+        assert run(*inside, mountpoint / "config.json").stdout.startswith("{")
+        container.kill()
+    assert kernel.wait_for_end(daemon, 10)
+
+
 def test_umount_of_a_mount_whose_daemon_was_killed(mount_plain: MountCopy, model: Path) -> None:
     mountpoint = mount_plain(model, None, "copy=orphan")
     mount_plain.orphan(mountpoint)

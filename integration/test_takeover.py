@@ -6,12 +6,14 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from integration import kernel
 from integration.command import cowfs
 from integration.mounts import MountCopy, daemon_of
 from integration.takeoverload import Load, Report, make_source
@@ -59,6 +61,10 @@ def finish(
     assert not different, different
 
 
+#: A load for what takes long by itself.
+FEW = ["sequential", "mapped", "small", "synced", "churn"]
+
+
 @pytest.mark.timeout(120 + 6 * KILLS)
 def test_daemon_that_is_killed_again_and_again_is_not_missed(
     mount_copy: MountCopy, xfs: Path, mode: str
@@ -88,11 +94,14 @@ def test_calls_in_the_very_moment_of_a_kill_only_wait(mount_copy: MountCopy, mod
     # A thread that is being killed takes a request all the same, and it must not be lost with it.
     root = mount_copy(model)
     block = os.urandom(1 << 20)
+    killed = 0
 
     def kill() -> None:
-        pid = mount_copy.wait_until_served(root)
+        nonlocal killed
+        pid = mount_copy.wait_until_served(root, other_than=killed)
         time.sleep(1.1)  # one that ends sooner is replaced after a pause
         os.kill(pid, signal.SIGKILL)
+        killed = pid
 
     for number in range(4):
         with (root / f"written{number}").open("wb", buffering=0) as file:
@@ -104,3 +113,89 @@ def test_calls_in_the_very_moment_of_a_kill_only_wait(mount_copy: MountCopy, mod
     for number in range(4):
         assert (root / f"written{number}").read_bytes() == block
         assert (root / f"made{number}").read_text() == "made"
+
+
+def test_daemon_that_is_stuck_is_replaced(mount_copy: MountCopy, xfs: Path, mode: str) -> None:
+    source = make_source(xfs / "source")
+    root = mount_copy(source, None, "copy=stuck", "watchdog=1")
+    load = Load(root, source, SEED, FEW)
+    stops = []
+    try:
+        for _ in range(2):
+            stuck = mount_copy.wait_until_served(root)
+            time.sleep(1)
+            os.kill(stuck, signal.SIGSTOP)
+            stops.append(time.monotonic())
+            assert kernel.wait_for_end(stuck, 20)
+            mount_copy.wait_until_served(root, other_than=stuck)
+        reports = load.end()
+    finally:
+        load.kill()
+    show_gaps(reports, stops, mode)
+    said = mount_copy.log(root)
+    assert said.count("has answered nothing for 1 s and is replaced; it was here:") == 2
+    assert "state T" in said, "it says what each thread did"
+    finish(mount_copy, source, root, "stuck", reports)
+
+
+class MemoryGroup:
+    """A control group of this test's own, with a limit; cgroups version 1 or 2."""
+
+    def __init__(self, limit: int) -> None:
+        top, name = Path("/sys/fs/cgroup"), f"cowfs-test-{os.getpid()}"
+        first = (top / "memory").is_dir()
+        if not first:
+            (top / "cgroup.subtree_control").write_text("+memory")
+        self.path = (top / "memory" if first else top) / name
+        self.path.mkdir()
+        (self.path / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
+
+    def add(self, pid: int) -> None:
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        for pid in (self.path / "cgroup.procs").read_text().split():
+            (self.path.parent / "cgroup.procs").write_text(pid)
+        self.path.rmdir()
+
+
+def test_daemon_that_the_kernel_ends_for_its_memory_is_replaced(
+    mount_copy: MountCopy, xfs: Path, mode: str
+) -> None:
+    source = make_source(xfs / "source")
+    root = mount_copy(source, None, "copy=starved")
+    keeper = mount_copy.record(root)["keeper_pid"]
+    group = MemoryGroup(200 << 20)
+    # Who eats the memory is spared, as is a keeper; so it is the daemon's turn.
+    eat = (
+        "import os, sys, time\n"
+        "open('/proc/self/oom_score_adj', 'w').write('-999')\n"
+        "daemon, eaten = int(sys.argv[1]), []\n"
+        "while os.path.exists(f'/proc/{daemon}/exe') and len(eaten) < 400:\n"
+        "    eaten.append(b'x' * (1 << 20))\n"
+        "    time.sleep(0.001)\n"
+    )
+    load = Load(root, source, SEED, FEW)
+    kills = []
+    try:
+        group.add(keeper)
+        for _ in range(2):
+            starved = mount_copy.wait_until_served(root)
+            group.add(starved)
+            Path(f"/proc/{starved}/oom_score_adj").write_text("1000")
+            eater = subprocess.Popen([sys.executable, "-c", eat, str(starved)])
+            group.add(eater.pid)
+            assert kernel.wait_for_end(starved, 30), "it was not ended for its memory"
+            kills.append(time.monotonic())
+            eater.kill()
+            eater.wait()
+            mount_copy.wait_until_served(root, other_than=starved)
+            time.sleep(1)
+        assert mount_copy.record(root)["keeper_pid"] == keeper
+        reports = load.end()
+    finally:
+        load.kill()
+        group.remove()
+    show_gaps(reports, kills, mode)
+    assert mount_copy.log(root).count("ended (killed by signal 9)") == 2
+    finish(mount_copy, source, root, "starved", reports)

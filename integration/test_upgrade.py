@@ -64,7 +64,7 @@ def test_the_version_that_was_upgraded_to_comes_again_after_a_kill(
     pid = mount_copy.daemon_pid(root)
     os.kill(pid, 9)
     (root / "new").write_text("after the kill")
-    assert mount_copy.wait_until_served(root) != pid
+    mount_copy.wait_until_served(root, other_than=pid)
     record = mount_copy.record(root)
     assert record["version"] == NEXT
 
