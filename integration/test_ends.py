@@ -1,0 +1,115 @@
+"""How a mount ends, and what may end without it: nobody hangs, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration import kernel
+from integration.command import cowfs, run
+from integration.trees import make_model
+from integration.mounts import MountCopy, daemon_of
+from integration.volumes import Volume
+
+
+def ticks(pid: int) -> int:
+    """The CPU time of a process, in units of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.parametrize("who", ["keeper_pid", "daemon_pid"])
+def test_sigterm_unmounts_what_is_idle(mount_copy: MountCopy, model: Path, who: str) -> None:
+    root = mount_copy(model, None, "copy=idle")
+    (root / "new").write_text("kept")
+    record = mount_copy.record(root)
+    os.kill(record[who], signal.SIGTERM)
+    assert kernel.wait_for_end(record["keeper_pid"], 20)
+    assert kernel.wait_for_end(record["daemon_pid"], 0)
+    assert not os.path.ismount(root)
+    mount_copy(model, root, "copy=idle")
+    assert (root / "new").read_text() == "kept"
+
+
+def test_sigterm_leaves_what_is_in_use_and_says_what_to_do(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy(model)
+    record = mount_copy.record(root)
+    with (root / "new").open("w") as file:
+        os.kill(record["keeper_pid"], signal.SIGTERM)
+        said = f"{root} is in use and stays mounted; end what uses it (fuser -vm {root})"
+        deadline = time.monotonic() + 30
+        while said not in mount_copy.log(root):
+            assert time.monotonic() < deadline, mount_copy.log(root)
+            time.sleep(0.05)
+        file.write("all the same")
+    assert (root / "new").read_text() == "all the same"
+    assert mount_copy.record(root)["daemon_pid"] == record["daemon_pid"]
+
+
+def test_daemon_whose_keeper_was_killed_serves_on(mount_copy: MountCopy, model: Path) -> None:
+    root = mount_copy(model)
+    record = mount_copy.record(root)
+    os.kill(record["keeper_pid"], signal.SIGKILL)
+    assert kernel.wait_for_end(record["keeper_pid"], 10)
+    (root / "new").write_text("no keeper")
+    assert (root / "new").read_text() == "no keeper"
+    used = ticks(record["daemon_pid"])
+    time.sleep(0.5)
+    assert ticks(record["daemon_pid"]) - used <= 2, "it spins"
+    refused = cowfs("upgrade", root, check=False)
+    assert refused.returncode == 32
+    assert "does not answer" in refused.stderr
+
+
+def test_daemon_that_dies_after_its_volume_was_shut_down_leaves_errors_and_no_hang(
+    mount_copy: MountCopy, small_xfs: Callable[..., Volume]
+) -> None:
+    volume = small_xfs(64)
+    root = mount_copy(make_model(volume.mountpoint / "model"))
+    record = mount_copy.record(root)
+    with (root / "new").open("w") as file:
+        file.write("x")
+        file.flush()
+        run("xfs_io", "-x", "-c", "shutdown", volume.mountpoint)
+        os.kill(record["daemon_pid"], signal.SIGKILL)
+        for call in (
+            lambda: os.stat(root / "never-asked-for"),
+            lambda: os.mkdir(root / "directory"),
+            lambda: os.write(file.fileno(), b"y"),
+            lambda: os.fsync(file.fileno()),
+        ):
+            with pytest.raises(OSError, match=r"Input/output error|not connected|Aborted|abort"):
+                call()
+        assert subprocess.run(["timeout", "20", "ls", root], capture_output=True).returncode == 2
+
+
+def test_mount_in_a_namespace_that_ends_goes_with_it(
+    mount_copy: MountCopy, model: Path, tmp_path: Path
+) -> None:
+    # It is the only one that shows the copy: keeper and daemon do not keep it alive for nobody.
+    root = mount_copy(model)
+    record = mount_copy.record(root)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    script = 'mount --bind "$0" "$1" && echo && exec sleep 60'
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, root, inside],
+        stdout=subprocess.PIPE,
+    ) as container:
+        assert container.stdout is not None
+        container.stdout.readline()
+        run("umount", "-i", root)
+        within = ["nsenter", f"--mount=/proc/{container.pid}/ns/mnt"]
+        run(*within, "sh", "-c", 'echo changed >"$0/config.json"', inside)
+        os.kill(daemon_of(record["keeper_pid"]), signal.SIGKILL)
+        assert run(*within, "cat", inside / "config.json").stdout == "changed\n"
+        container.kill()
+    assert kernel.wait_for_end(record["keeper_pid"], 20)
