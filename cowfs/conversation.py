@@ -32,12 +32,13 @@ This file imports little: the keeper has to stay small.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # as mypy understands it; typing itself would be a tenth of the keeper
+if TYPE_CHECKING:
+    from typing import Any
 
 _LENGTH = struct.Struct(">I")
 _FD = struct.Struct("i")
@@ -90,13 +91,10 @@ def receive_order(sock: socket.socket) -> tuple[bytes, int] | None:
             os.close(fd)
 
 
-def send_answer(sock: socket.socket, answer: Mapping[str, Any]) -> None:
-    """Keeper's side. OSError when the launcher is gone."""
-    sock.sendall(json.dumps(dict(answer)).encode("ascii") + b"\n")
-
-
 def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
     """Launcher's side: the keeper's line, None if it died without one. ValueError: nonsense."""
+    import json
+
     data = b""
     while not data.endswith(b"\n"):
         try:

@@ -13,8 +13,8 @@ import pytest
 
 from integration import kernel
 from integration.command import cowfs, run
-from integration.trees import make_model
 from integration.mounts import MountCopy, daemon_of
+from integration.trees import make_model
 from integration.volumes import Volume
 
 

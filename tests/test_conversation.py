@@ -19,7 +19,6 @@ from cowfs.conversation import (
     receive_answer,
     receive_order,
     receive_packet,
-    send_answer,
     send_order,
     send_packet,
 )
@@ -138,7 +137,8 @@ def test_an_answer_arrives_in_pieces(pair: Pair) -> None:
 
 
 def test_an_answer_with_odd_bytes_survives(pair: Pair) -> None:
-    send_answer(pair[1], {"error": "cannot open a\udcff\nb", "exit_code": 32})
+    answer = json.dumps({"error": "cannot open a\udcff\nb", "exit_code": 32})
+    pair[1].sendall(answer.encode("ascii") + b"\n")
     assert receive_answer(pair[0]) == {"error": "cannot open a\udcff\nb", "exit_code": 32}
 
 

@@ -24,9 +24,11 @@ Start = Callable[[str], Keeper]
 CONFIG = Config("/data/model", "/mnt/a", "/data/.cowfs", "mnt-a", 0, Options())
 
 PREAMBLE = """
-import os, socket, sys, time
-from cowfs.conversation import receive_order, send_answer
+import json, os, socket, sys, time
+from cowfs.conversation import receive_order
 sock = socket.socket(fileno=int(sys.argv[2]))
+def answer(words):
+    sock.sendall(json.dumps(words).encode() + b"\\n")
 """
 
 
@@ -52,17 +54,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 def test_a_keeper_that_is_ready_is_told_apart(start: Start) -> None:
     keeper = start(
-        "import json\norder, lock = receive_order(sock)\n"
+        "order, lock = receive_order(sock)\n"
         "source = json.loads(order)['source']\n"
-        "send_answer(sock, {'ready': True, 'pid': os.getpid(), 'source': source})\n"
+        "answer({'ready': True, 'pid': os.getpid(), 'source': source})\n"
     )
     assert keeper.serve(CONFIG) == {"ready": True, "pid": keeper.pid, "source": "/data/model"}
 
 
 def test_what_the_keeper_refuses_is_the_users_error_with_its_exit_code(start: Start) -> None:
-    keeper = start(
-        "receive_order(sock)\nsend_answer(sock, {'error': 'no room for it', 'exit_code': 2})\n"
-    )
+    keeper = start("receive_order(sock)\nanswer({'error': 'no room for it', 'exit_code': 2})\n")
     with pytest.raises(CowfsError, match=r"^no room for it$") as failure:
         keeper.serve(CONFIG)
     assert failure.value.exit_code == 2
@@ -118,7 +118,7 @@ def test_the_keeper_has_a_session_of_its_own_and_no_descriptor_of_its_caller(sta
             "os.close(lock_fd)\n"
             "fds = {n: os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')\n"
             "       if os.path.lexists(f'/proc/self/fd/{n}')}\n"
-            "send_answer(sock, {'ready': True, 'session': os.getsid(0), 'fds': fds})\n"
+            "answer({'ready': True, 'session': os.getsid(0), 'fds': fds})\n"
         )
         answer = keeper.serve(CONFIG)
     finally:
@@ -140,7 +140,7 @@ def test_the_keeper_does_not_import_from_the_callers_directory_or_environment(
     (tmp_path / "struct.py").write_text("raise SystemExit(77)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    keeper = start("receive_order(sock)\nsend_answer(sock, {'ready': True})\n")
+    keeper = start("receive_order(sock)\nanswer({'ready': True})\n")
     assert keeper.serve(CONFIG) == {"ready": True}
 
 
@@ -149,7 +149,7 @@ def test_signals_reach_the_keeper_even_when_the_caller_ignores_them(start: Start
     try:
         keeper = start(
             "import signal\nreceive_order(sock)\n"
-            "send_answer(sock, {'ready': True,\n"
+            "answer({'ready': True,\n"
             "  'default': signal.getsignal(signal.SIGTERM) == signal.SIG_DFL})\n"
         )
         assert keeper.serve(CONFIG)["default"]
