@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cowfs import copying, filecopy, filedata, importing, ondisk, syscalls
+from cowfs import channel, copying, filecopy, filedata, importing, ondisk, syscalls
 from cowfs.errors import CowfsError
 from cowfs.importing import Options
 from integration.command import COWFS, Result
@@ -29,6 +30,7 @@ from integration.volumes import MIB, Volume, remove_tree
 Cowfs = Callable[..., Result]
 REGION = 1 << 20
 USER = 1234
+IO_URING_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")  # Linux 6.6
 
 
 @pytest.fixture
@@ -156,6 +158,29 @@ def test_io_uring_that_the_kernel_refuses_is_done_without(
 
     monkeypatch.setattr("cowfs.copying.Ring", refuse)
     bring(source, xfs / "copy")
+    assert_same(source, xfs / "copy")
+
+
+@pytest.fixture
+def forbidden_io_uring() -> Iterator[None]:
+    """The kernel refuses io_uring to everybody. Sessions that run at once do this in turns."""
+    with IO_URING_DISABLED.open("r+") as setting:
+        fcntl.flock(setting, fcntl.LOCK_EX)
+        before = setting.read().strip()
+        try:
+            IO_URING_DISABLED.write_text("2")
+            yield
+        finally:
+            IO_URING_DISABLED.write_text(before)
+
+
+@pytest.mark.usefixtures("forbidden_io_uring")
+def test_an_import_where_io_uring_is_forbidden_brings_the_same(
+    cowfs: Cowfs, source: Path, xfs: Path
+) -> None:
+    assert "kernel.io_uring_disabled" in (channel.probe_io_uring() or "")
+    result = cowfs("import", "--region=1M", "--verify", source, xfs / "copy")
+    assert result == (0, "", "")
     assert_same(source, xfs / "copy")
 
 
