@@ -154,9 +154,7 @@ class MountCopy:
         assert isinstance(pid, int)
         return pid
 
-    def wait_until_served(
-        self, mountpoint: Path, other_than: int = 0, patience: float = 30
-    ) -> int:
+    def wait_until_served(self, mountpoint: Path, other_than: int = 0, patience: float = 30) -> int:
         """The pid of the daemon that serves, as soon as it is the one that the keeper runs."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
