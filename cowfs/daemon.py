@@ -407,7 +407,7 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        if self._place.is_ours():
+        if self._place.exists():
             self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:

@@ -50,18 +50,28 @@ class Mountpoint:
         """This mount is ours, made by another process."""
         self._mount_id = mount_id
 
-    def is_ours(self) -> bool:
-        """Whether our mount is there, and none on top of it."""
+    def exists(self) -> bool:
+        """Whether our mount is still there.
+
+        Does not follow the path where it can be avoided: an automounter lets nobody pass there
+        before the unmount is done, which waits for us.
+        """
+        try:
+            return syscalls.mount_exists(self._mount_id)
+        except OSError:
+            return self._is_on_top()
+
+    def unmount(self, flags: int) -> None:
+        """umount2(2) of our own mount.  OSError: EINVAL when it is not there any more, EBUSY."""
+        if not self._is_on_top():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        syscalls.umount2(self.path, flags | syscalls.UMOUNT_NOFOLLOW)
+
+    def _is_on_top(self) -> bool:
         try:
             return self._top() == self._mount_id
         except FileNotFoundError:
             return False
-
-    def unmount(self, flags: int) -> None:
-        """umount2(2) of our own mount.  OSError: EINVAL when it is not there any more, EBUSY."""
-        if not self.is_ours():
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        syscalls.umount2(self.path, flags | syscalls.UMOUNT_NOFOLLOW)
 
     def _top(self) -> int:
         # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
