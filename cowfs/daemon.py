@@ -52,6 +52,11 @@ log = logging.getLogger("cowfs")
 DESCRIPTORS = 1 << 20
 
 
+# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
+# down, its users are told to end in the same moment.
+PERSISTENCE = 10.0
+
+
 class DrainReplies(trio.abc.Instrument):
     """Sends replies on their way whenever the event loop has nothing left to do.
 
@@ -337,7 +342,11 @@ class _Mount:
         self.was_ready = True
         if not self._resumed:
             os.chdir("/")
-            if not config.foreground:
+            if config.foreground:
+                log.info(
+                    "%s shows the copy %s of %s", config.mountpoint, config.copy, config.source
+                )
+            else:
                 self._redirect_standard_streams()
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
@@ -374,23 +383,36 @@ class _Mount:
 
     async def _watch_signals(self) -> None:
         asked = 0
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
-            async for number in signals:
-                asked += number == signal.SIGINT
-                await trio.to_thread.run_sync(self._unmount, asked > 1)
+        async with trio.open_nursery() as attempts:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+                async for number in signals:
+                    asked += number == signal.SIGINT
+                    patience = PERSISTENCE if number == signal.SIGTERM else 0.0
+                    attempts.start_soon(self._unmount, patience, asked > 1)
 
-    def _unmount(self, detach: bool) -> None:
-        try:
-            self._place.unmount(syscalls.MNT_DETACH if detach else 0)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
+    async def _unmount(self, patience: float, detach: bool) -> None:
+        """As soon as nobody uses it, within so many seconds."""
+        deadline = trio.current_time() + patience
+        while await trio.to_thread.run_sync(self._is_busy, detach):
+            if trio.current_time() >= deadline:
                 log.warning(
                     "%s is in use and stays mounted; end what uses it (fuser -vm %s) and ask again",
                     self._config.mountpoint,
                     self._config.mountpoint,
                 )
-            elif error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
+                return
+            await trio.sleep(0.2)
+
+    def _is_busy(self, detach: bool) -> bool:
+        """Unmount it; True when that is refused because it is in use."""
+        try:
+            self._place.unmount(syscalls.MNT_DETACH if detach else 0)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            if error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
                 log.warning("cannot unmount %s: %s", self._config.mountpoint, error.strerror)
+        return False
 
     def _detach(self) -> None:
         try:
@@ -475,11 +497,7 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
 def main(arguments: list[str]) -> int:
     """The process that the keeper starts."""
     vault = KeeperLink(socket.socket(fileno=int(arguments[0])))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )
+    _set_up_log()
     # Asked for by a keeper that has waited in vain, just before it ends us.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     told = _take_order(vault)
@@ -489,6 +507,25 @@ def main(arguments: list[str]) -> int:
     code = _serve_or_say_why_not(config, vault, held)
     vault.bye(code)
     return code
+
+
+def _set_up_log() -> None:
+    """Lines on stderr.  The journal adds time and process by itself, and takes sd-daemon(3)'s
+    numbers for levels."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if "JOURNAL_STREAM" in os.environ:
+        logging.getLogger().handlers[0].setFormatter(_JournalFormatter())
+
+
+class _JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}.get(record.levelno, 3)
+        lines = super().format(record).splitlines()
+        return "\n".join(f"<{level}>{line}" for line in lines)
 
 
 def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -156,8 +157,11 @@ def mount(
     """
     preflight.require_privilege()
     preflight.require_fuse_device()
-    if foreground and DEVICE in (held := _kept_by_systemd()):
-        _become_keeper(held)
+    if foreground and (held := _kept_by_systemd()):
+        if _is_mounted(held):
+            _become_keeper(held)
+        for fd in held.values():
+            os.close(fd)
     missing = None
     try:
         source = preflight.check_source(source)
@@ -211,9 +215,29 @@ class _Launch:
             self.keeper = Keeper.start()
             config = self._prepare()
             with self.interrupts.allowed():
-                self.keeper.serve(config)
+                pids = [self.keeper.pid, int(self.keeper.serve(config)["pid"])]
             self._hand_over()
+        self._leave_unit(pids)
         return 0
+
+    def _leave_unit(self, pids: list[int]) -> None:
+        """Under systemd: keeper and daemon do not end with the unit or session that we are in."""
+        from cowfs import scope
+
+        unit = names.default_name(self.mountpoint) + ".mount"
+        before = [unit] if len(unit) <= names.NAME_MAX else []
+        try:
+            scope.enter(
+                f"cowfs-{pids[0]}.scope",
+                f"Copy of {self.source} on {self.mountpoint}",
+                before,
+                pids,
+            )
+        except OSError as error:
+            self.warn(
+                f"{self.mountpoint} ends with the unit or session that mounted it: systemd made "
+                f"no scope for it: {error.strerror}"
+            )
 
     def in_foreground(self) -> int:
         with self._undone_on_failure(), self.interrupts:
@@ -314,6 +338,15 @@ def _kept_by_systemd() -> dict[str, int]:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     count = int(os.environ.get("LISTEN_FDS", "0"))
     return dict(zip(names, range(3, 3 + count), strict=False))
+
+
+def _is_mounted(held: dict[str, int]) -> bool:
+    """Whether there is a mount to go on with: its device has an error to tell once it is gone."""
+    if not {DEVICE, ORDER, LOCK} <= held.keys():
+        return False
+    poll = select.poll()
+    poll.register(held[DEVICE], 0)
+    return not poll.poll(0)
 
 
 def _copy_exists(source: str, name: str, store: str | None) -> bool:
