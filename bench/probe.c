@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -176,6 +177,65 @@ static void do_read(char **args)
 		die("fadvise", args[0]);
 	start = now();
 	read_whole(fd, args[0], buffer, block);
+	printf("seconds %.9f\n", now() - start);
+}
+
+/* Reads each file in a process of its own; all begin at once when the pipe is closed. */
+static void start_reader(const char *path, size_t block, const int gate[2])
+{
+	pid_t child = fork();
+
+	if (child < 0)
+		die("fork", path);
+	if (child)
+		return;
+	char *buffer = allocate(block);
+	int fd = opened(path, O_RDONLY);
+
+	close(gate[1]);
+	if (read(gate[0], buffer, 1) < 0)
+		die("read", "pipe");
+	read_whole(fd, path, buffer, block);
+	exit(0);
+}
+
+/* readers BLOCK PATH...: seconds until all files are read, all of them at once */
+static void do_readers(char **args)
+{
+	size_t block = number(args[0]);
+	int gate[2], status;
+	double start;
+
+	if (pipe(gate))
+		die("pipe", args[0]);
+	for (char **path = args + 1; *path; path++)
+		start_reader(*path, block, gate);
+	usleep(100 * 1000);	/* until they have allocated their buffers */
+	start = now();
+	close(gate[1]);
+	while (wait(&status) > 0)
+		if (status)
+			exit(1);
+	printf("seconds %.9f\n", now() - start);
+}
+
+/* willneed PATH PIECE: ask for all of a file, PIECE bytes in a call; seconds of the calls alone */
+static void do_willneed(char **args)
+{
+	int fd = opened(args[0], O_RDONLY), error;
+	off_t piece = (off_t)number(args[1]);
+	double start = now();
+	struct stat st;
+
+	if (fstat(fd, &st))
+		die("stat", args[0]);
+	for (off_t at = 0; at < st.st_size; at += piece) {
+		error = posix_fadvise(fd, at, piece, POSIX_FADV_WILLNEED);
+		if (error) {
+			errno = error;
+			die("fadvise", args[0]);
+		}
+	}
 	printf("seconds %.9f\n", now() - start);
 }
 
@@ -383,6 +443,10 @@ int main(int argc, char **argv)
 		do_tree(args);
 	else if (!strcmp(command, "read") && given == 3)
 		do_read(args);
+	else if (!strcmp(command, "readers") && given >= 2)
+		do_readers(args);
+	else if (!strcmp(command, "willneed") && given == 2)
+		do_willneed(args);
 	else if (!strcmp(command, "map") && given == 2)
 		do_map(args);
 	else if (!strcmp(command, "overwrite") && given == 2)

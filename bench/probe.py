@@ -33,6 +33,14 @@ class Probe:
         """Read from begin to end; with `drop` after dropping the pages of this very inode."""
         return self._ask("read", path, block, int(drop))["seconds"]
 
+    def readers(self, paths: list[Path], block: int = MIB) -> float:
+        """Read all files at once, each in a process of its own, until the last one is read."""
+        return self._ask("readers", block, *paths)["seconds"]
+
+    def will_need(self, path: Path, piece: int = MIB) -> float:
+        """Ask for the pages of a whole file by posix_fadvise; does not wait for them."""
+        return self._ask("willneed", path, piece)["seconds"]
+
     def map(self, path: Path, repeats: int) -> dict[str, float]:
         """`touch` one byte of every page, `read` every byte, through fresh mappings."""
         return self._ask("map", path, repeats)

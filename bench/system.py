@@ -90,6 +90,19 @@ def process_memory(pid: int) -> tuple[int, int]:
     return int(resident[1]) * 1024, int(shared[1]) * 1024
 
 
+def process_seconds(pids: list[int]) -> float:
+    """CPU seconds that processes have used so far, with those of their threads that have ended."""
+    used = 0
+    for pid in pids:
+        try:
+            stat = (Path("/proc") / str(pid) / "stat").read_text()
+        except OSError as error:
+            raise BenchError(f"CPU time of process {pid}: {error.strerror}") from error
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        used += int(user) + int(system)
+    return used / os.sysconf("SC_CLK_TCK")
+
+
 def is_mountpoint(path: Path) -> bool:
     """True if something is mounted exactly there; does not touch the filesystem mounted there."""
     escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))

@@ -34,8 +34,15 @@ class _PlainCloner(Cloner):
 class _AnyCloner(_PlainCloner):
     """Clones what can be cloned, and copies the rest."""
 
+    def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
+        super().__init__(source_fd, tree_fd, umask)
+        self._mover = filedata.Mover()
+
+    def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:  # noqa: ARG002
+        return names
+
     def copy_data(self, target: int, source: int, st: os.stat_result) -> None:
-        filedata.Mover().copy(target, source, st)
+        self._mover.copy(target, source, st)
 
 
 def clone(

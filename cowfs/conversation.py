@@ -130,10 +130,12 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int |
     """
     # Not socket.recv_fds: it forgets the flags (Python 3.11).
     room = socket.CMSG_SPACE(_FD.size)
+    flags |= socket.MSG_CMSG_CLOEXEC
     try:
-        packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags | socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     except ConnectionResetError:
-        return None
+        # It ended with something of ours unread.  That is said once, and before what it had sent.
+        packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     fd = None
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) == _FD.size:

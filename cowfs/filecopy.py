@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cowfs import filedata, syscalls, verify
 from cowfs.cloning import Chunk, Cloner, Pair
-from cowfs.filedata import BLOCK, Failed, Mover, Part
+from cowfs.filedata import LARGE, Failed, Mover, Part
 from cowfs.scan import Directory, changed_or_located
 
 _TOGETHER = 64  # small files whose data is under way at once; each takes two descriptors
@@ -129,7 +129,8 @@ class Copier(Cloner):
                     opened.append((name, source, target, st))
                     if st.st_size and not self._mover.clone(target, source):
                         part = filedata.whole(target, source, st)
-                        if st.st_size > BLOCK:
+                        if st.st_size >= LARGE:
+                            os.ftruncate(target, st.st_size)
                             _preallocate(part)
                         parts.append(part)
                         owners.append(name)

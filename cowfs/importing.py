@@ -265,11 +265,9 @@ class _Import:
                 return workers.BATCH
             return workers.cost_of(piece) + workers.BATCH * todo.bytes_of(piece) // region
 
-        lanes = {_lane(piece) for piece in pieces} - {None}
-        small = sum(cost(piece) for piece in pieces if not isinstance(piece, Region))
-        useful = len(lanes) + -(-small // workers.BATCH)
+        useful = -(-sum(map(cost, pieces)) // workers.BATCH)
         count = min(self._options.processes(), useful)
-        workers.do_all(count, worker, pieces, done, cost, _lane)
+        workers.do_all(count, worker, pieces, done, cost)
 
     def _begin(self, doing: str, todo: Plan, pieces: list[Piece]) -> None:
         if self._progress is not None:
@@ -286,9 +284,3 @@ class _Import:
             syscalls.syncfs(tree_fd)
             self._journal.add_synced()
             self._synced = time.monotonic()
-
-
-def _lane(piece: Piece) -> object:
-    # XFS lets one writer at a time into a file, so a second process would only wait there; the
-    # blocks of one region are under way at once anyway.
-    return piece.path if isinstance(piece, Region) else None

@@ -13,6 +13,18 @@ from cowfs.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def sigterm_like_sigint() -> Iterator[None]:
+    """In this block SIGTERM raises KeyboardInterrupt too, for what leaves nothing to put away."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Interrupts:
     """SIGINT and SIGTERM, let through only where an exception does no harm.
 

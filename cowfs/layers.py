@@ -178,15 +178,16 @@ class Layers:
 
         A node with a serial is in the vault for as long as it is in the table.
         """
-        before, held_as = node.held_as, ""
+        held_as = ""
         if not node.serial:
             held_as = vault.gone(node.nodeid, upper=upper)
             self.vault.put(held_as, fd)
-        if node.held_fd >= 0:
-            os.close(node.held_fd)
-        if before not in ("", held_as):
-            self.vault.drop(before)
+        before = node.held_fd, node.held_as
         node.held_fd, node.held_as = fd, held_as
+        if before[0] >= 0:
+            os.close(before[0])
+        if before[1] not in ("", held_as):
+            self.vault.drop(before[1])
 
     def release(self, node: Node) -> None:
         """A name leads to the node again, or it leaves the table."""

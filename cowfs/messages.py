@@ -28,6 +28,7 @@ def warn(program: str, message: str) -> None:
 
 def told(program: str, run: Callable[[], int]) -> int:
     """The exit code that run() returns, or that of its failure, which is said in one line."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         # names are bytes that others chose, and the locale may be "C"
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -55,6 +56,18 @@ def told(program: str, run: Callable[[], int]) -> int:
             ),
         )
     return code
+
+
+def _open_standard_streams() -> None:
+    """Those that our caller has closed: what is opened next, here and in what we start, must not
+    become one of them."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(fd)
+            except OSError:
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it is the lowest free
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
 
 
 def _failed(program: str, error: CowfsError) -> int:

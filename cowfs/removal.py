@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from cowfs import syscalls
 
@@ -27,11 +28,16 @@ def trash(dir_fd: int, name: str, trash_fd: int) -> str:
             )
         except FileExistsError:
             continue
+        except PermissionError:
+            if not _let_in(dir_fd, name):
+                raise
+            continue
         return new
 
 
 def remove(trash_fd: int, name: str) -> None:
     """Remove an entry of the trash and all below it; no error when it is gone already. OSError."""
+    _let_in(trash_fd, name)
     pending = [name]
     while pending:
         pending += _take_apart(trash_fd, pending.pop())
@@ -67,6 +73,22 @@ def _take_apart(trash_fd: int, name: str) -> list[str]:
     if not _rmdir(trash_fd, name):
         moved.append(name)
     return moved
+
+
+def _let_in(dir_fd: int, name: str) -> bool:
+    """Let an ordinary user write in a directory of his own; whether that was forbidden before.
+
+    Without that it can be neither emptied nor moved. What is removed lies where nobody else can
+    go, so the name stays that of a directory.
+    """
+    try:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(st.st_mode) or st.st_mode & stat.S_IWUSR or st.st_uid != os.geteuid():
+        return False
+    os.chmod(name, 0o700, dir_fd=dir_fd)
+    return True
 
 
 def _move_up(dir_fd: int, name: str, trash_fd: int) -> list[str]:

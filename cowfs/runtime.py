@@ -20,7 +20,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from cowfs import jsonfile, mountinfo
 from cowfs.mountinfo import Mount
@@ -51,7 +51,10 @@ class Record:
     started: float
     options: str
     persistent: bool
-    version: str
+    version: str = ""
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
 
 
 def write(record: Record) -> None:
@@ -152,9 +155,14 @@ def _read(directory: int, name: str) -> Record | None:
 
 
 def _parse(directory: int, name: str) -> Record | None:
-    """What a record says; None for one that is not ours, or of another version. OSError."""
+    """What a record says; None for one that is not ours. OSError.
+
+    Versions live side by side while mounts move from one to the next: one that knows more writes
+    fields that we do not know, and one that knows less leaves some out.
+    """
     try:
-        return Record(**jsonfile.read(directory, name))
+        value = jsonfile.read(directory, name)
+        return Record(**{field: value[field] for field in _FIELDS if field in value})
     except (ValueError, TypeError):
         return None
 

@@ -28,6 +28,7 @@ _TICK_NS = 20_000_000
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _RECORD = struct.Struct("<QQqq")  # st_ino, st_size, st_mtime_ns, st_ctime_ns
+_LAST_NS = (1 << 63) - 1
 _LENGTHS = struct.Struct("<QQQ")
 _NAMED = 3  # entries that a warning names
 _MOUNT_RECORD = b"\xff" * _RECORD.size  # of an entry that another mount hides
@@ -203,6 +204,12 @@ def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> N
             warn(f"left out of the copy: {kind}: {named}{more}")
 
 
+def _record(st: os.stat_result) -> bytes:
+    """A _RECORD of any entry: 64 bits of nanoseconds end in 2262, and XFS has times up to 2486."""
+    times = (min(st.st_mtime_ns, _LAST_NS), min(st.st_ctime_ns, _LAST_NS))
+    return _RECORD.pack(st.st_ino, st.st_size, *times)
+
+
 class _Walk:
     """One walk in progress: the state that its steps share."""
 
@@ -225,7 +232,7 @@ class _Walk:
     def run(self) -> Scan:
         scan = self._scan
         st = os.fstat(self._root_fd)
-        self._digest.update(_RECORD.pack(st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns))
+        self._digest.update(_record(st))
         scan.newest_ctime = st.st_ctime_ns
         scan.entries = 1
         pending = [""]
@@ -307,7 +314,10 @@ class _Walk:
             else:
                 directory.special.append(name)
             directory.names.append(name)
-            records.append(pack(st.st_ino, st.st_size, st.st_mtime_ns, ctime))
+            try:
+                records.append(pack(st.st_ino, st.st_size, st.st_mtime_ns, ctime))
+            except struct.error:
+                records.append(_record(st))
             if ctime > newest:
                 newest = ctime
             scan.entries += 1

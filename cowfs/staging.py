@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 
 from cowfs import mountinfo, ondisk, removal, syscalls
 from cowfs.errors import CowfsError, UsageError
@@ -91,8 +92,17 @@ class Staging:
     def publish(self, name: str = TREE) -> None:
         """Give what was made its name, in one step. CowfsError when that is taken; OSError."""
         old, new = os.fsencode(name), os.fsencode(self._name)
+        place = (self.fd, old, self._parent_fd, new, syscalls.RENAME_NOREPLACE)
         try:
-            syscalls.renameat2(self.fd, old, self._parent_fd, new, syscalls.RENAME_NOREPLACE)
+            try:
+                syscalls.renameat2(*place)
+            except PermissionError:
+                if name != TREE:
+                    raise
+                # rename(2) of a directory is for who may write in it: an ordinary user may not
+                # when the source's mode says so.
+                with _writable(name, self.fd):
+                    syscalls.renameat2(*place)
         except FileExistsError:
             raise self._exists() from None
         except OSError as error:
@@ -158,6 +168,21 @@ class Staging:
             os.close(fd)
             raise
         return fd
+
+
+@contextlib.contextmanager
+def _writable(name: str, dir_fd: int) -> Iterator[None]:
+    """Let its owner write in a directory for as long as the context lasts. OSError."""
+    fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.fchmod(fd, mode | stat.S_IWUSR)
+        try:
+            yield
+        finally:
+            os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def _canonical(path: str) -> str:

@@ -70,14 +70,12 @@ def do_all(
     pieces: list[_Piece],
     done: Callable[[_Piece], None],
     cost: Callable[[_Piece], int],
-    lane: Callable[[_Piece], object] = lambda _: None,
 ) -> None:
     """Do every piece in `count` processes; `done` hears of each from this process.
 
     `worker` is called once in each process that works, with the umask there; what it returns does
     a piece. `cost` says how many of them are given away at once: as many as cost BATCH together.
-    Pieces of one `lane`, unless that is None, are never done by two processes at a time. Fewer
-    than two processes means none but this one. Errors as in `clone_all`.
+    Fewer than two processes means none but this one. Errors as in `clone_all`.
     """
     if count < 2:
         do = worker(0o777)
@@ -86,8 +84,7 @@ def do_all(
             done(piece)
         return
     batches = list(_batches(pieces, cost))
-    lanes = [lane(batch[0]) for batch in batches]
-    with _Workers(count, worker, batches, lanes) as workers:
+    with _Workers(count, worker, batches) as workers:
         for number in workers.run():
             for piece in batches[number]:
                 done(piece)
@@ -119,10 +116,8 @@ class _Workers(Generic[_Piece]):
         count: int,
         worker: Callable[[int], Callable[[_Piece], None]],
         batches: list[list[_Piece]],
-        lanes: list[object],
     ) -> None:
         self._batches = batches
-        self._lanes = lanes
         self._worker = worker
         self._sockets: dict[int, socket.socket] = {}
         self._pids: list[int] = []
@@ -146,7 +141,7 @@ class _Workers(Generic[_Piece]):
 
     def run(self) -> Iterator[int]:
         """The number of each batch, in the order in which they are done."""
-        todo = list(range(len(self._batches)))
+        todo = iter(range(len(self._batches)))
         given: dict[int, list[int]] = {fd: [] for fd in self._sockets}
         poll = select.poll()
         for fd in self._sockets:
@@ -160,21 +155,12 @@ class _Workers(Generic[_Piece]):
                 self._give(fd, todo, given)
                 yield number
 
-    def _give(self, fd: int, todo: list[int], given: dict[int, list[int]]) -> None:
-        number = self._next(fd, todo, given)
+    def _give(self, fd: int, todo: Iterator[int], given: dict[int, list[int]]) -> None:
+        number = next(todo, None)
         if number is not None:
-            todo.remove(number)
             with contextlib.suppress(BrokenPipeError):  # it is dead, and _take says so
                 self._sockets[fd].send(_NUMBER.pack(number))
             given[fd].append(number)
-
-    def _next(self, fd: int, todo: list[int], given: dict[int, list[int]]) -> int | None:
-        """The first batch whose lane no other worker is in.
-
-        None leaves the worker idle to the end: whoever is in a lane goes on with it.
-        """
-        taken = {self._lanes[n] for other in given if other != fd for n in given[other]} - {None}
-        return next((number for number in todo if self._lanes[number] not in taken), None)
 
     def _take(self, fd: int) -> None:
         try:
@@ -232,7 +218,13 @@ class _Workers(Generic[_Piece]):
     def _work(self, sock: socket.socket) -> None:
         """Do the batches whose numbers come, until the parent has no more to give."""
         do = self._worker(0)
-        while message := sock.recv(_MESSAGE):
+        while True:
+            try:
+                message = sock.recv(_MESSAGE)
+            except ConnectionResetError:  # the parent has gone without reading the last answer
+                return
+            if not message:
+                return
             path = ""
             try:
                 for piece in self._batches[_NUMBER.unpack(message)[0]]:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from integration.command import run
 
 REPOSITORY = Path(__file__).parent.parent
@@ -47,6 +49,27 @@ def test_a_quick_run_measures_cowfs_and_writes_samples_medians_and_targets(tmp_p
     assert all({"what", "value", "met"} <= target.keys() for target in result["targets"])
     assert "Targets" in done.stdout
     assert list(tmp_path.iterdir()) == [written]
+
+
+@pytest.mark.parametrize("workload", ["coldread", "readers", "relayed", "willneed"])
+def test_what_a_daemon_does_itself_is_measured_with_what_it_costs(
+    tmp_path: Path, workload: str
+) -> None:
+    written = tmp_path / "result.json"
+    peers = ["native", "cowfs-off"]
+    done = run(
+        *(sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--dir", tmp_path),
+        *("--peers", ",".join(peers), "--json", written, workload),
+        check=False,
+        timeout=120,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = json.loads(written.read_text())["workloads"]
+    assert result["errors"] == {}
+    measured = {metric["key"] for metric in result["metrics"]}
+    assert result["peers"]["cowfs-off"].keys() == measured
+    assert result["peers"]["native"].keys() == measured - {"cpu"}
 
 
 def test_a_peer_that_fails_is_named_and_ends_the_run_with_status_1(tmp_path: Path) -> None:

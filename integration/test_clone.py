@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cowfs import syscalls
-from integration.command import Result
-from integration.trees import differences, tree_state
-from integration.volumes import Volume
+from integration.command import COWFS, Result, run
+from integration.trees import differences, make_model, tree_state
+from integration.volumes import MIB, Volume
 
 Cowfs = Callable[..., Result]
+USER = 1234
 
 
 @pytest.fixture
@@ -31,7 +34,10 @@ def rich(model: Path) -> Path:
     subprocess.run(["setfacl", "-d", "-m", "u:1:rwx", model / "many"], check=True)
     (model / os.fsdecode(b"\xff\xfe \n")).write_bytes(b"odd name")
     (model / "script.sh").chmod(0o4751)
-    os.utime(model, ns=(1, 1_234_567_890_123_456_789))
+    (model / "small.bin").chmod(0o6711)  # not root's: chown(2) takes these bits away
+    os.utime(model / "latest", ns=(0, 10 << 60), follow_symlinks=False)  # in the year 2335
+    os.utime(model / "many" / "f007", ns=(0, 10 << 60))
+    os.utime(model, ns=(1, 10 << 60))
     return model
 
 
@@ -153,3 +159,76 @@ def test_a_hidden_directory_of_somebody_else_is_not_used(
     assert result.returncode == 32
     assert "was not made by this user" in result.stderr
     assert not (xfs / "copy").exists()
+
+
+def test_a_full_volume_is_told_and_nothing_is_left(
+    cowfs: Cowfs, small_xfs: Callable[..., Volume]
+) -> None:
+    volume = small_xfs(32)
+    source = volume.mountpoint / "source"
+    source.mkdir()
+    for number in range(4000):
+        (source / str(number)).touch()
+    os.setxattr(source / "0", "user.large", b"x" * 60_000)
+    ballast = volume.fill(leave=MIB)
+    before = sorted(os.listdir(volume.mountpoint))
+    result = cowfs("clone", source, volume.mountpoint / "copy", check=False)
+    assert result.returncode == 32
+    assert f"no space left on the volume {volume.mountpoint} while copying" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(os.listdir(volume.mountpoint)) == before
+    ballast.unlink()
+    cowfs("clone", source, volume.mountpoint / "copy")
+    assert_same(source, volume.mountpoint / "copy")
+
+
+def test_a_volume_that_fails_is_told_and_nothing_is_made(
+    cowfs: Cowfs, small_xfs: Callable[..., Volume]
+) -> None:
+    volume = small_xfs(64)
+    model = make_model(volume.mountpoint / "model")
+    os.sync()
+    command = ["xfs_io", "-x", "-c", "shutdown", volume.mountpoint]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    result = cowfs("clone", model, volume.mountpoint / "copy", check=False)
+    assert result.returncode == 32
+    assert "Input/output error" in result.stderr
+    assert result.stderr.count("\n") == 1
+    volume.unmount()
+    volume.mount()
+    assert os.listdir(volume.mountpoint) == ["model"]
+
+
+def test_an_interrupted_clone_leaves_nothing(cowfs: Cowfs, xfs: Path) -> None:
+    source = xfs / "source"
+    for number in range(6000):
+        path = source / str(number % 60) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [COWFS, "clone", source, xfs / "copy"], stderr=subprocess.PIPE, text=True
+        )
+        hidden = xfs / ".copy.cowfs-clone" / "tree" / "0"
+        while not hidden.exists():
+            time.sleep(0.0005)
+            assert process.poll() is None
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1]
+        assert process.returncode == 8
+        assert f"interrupted by {signal.Signals(number).name}; nothing was made" in said
+        assert os.listdir(xfs) == ["source"]
+    cowfs("clone", source, xfs / "copy")
+    assert_same(source, xfs / "copy")
+
+
+def test_a_user_clones_a_tree_that_its_modes_forbid_to_write_in(
+    cowfs: Cowfs, model: Path, xfs: Path
+) -> None:
+    for path in (model / "many", *model.glob("many/*"), xfs):
+        os.chown(path, USER, USER)
+    (model / "many").chmod(0o555)
+    user = f"--reuid={USER}", f"--regid={USER}", "--clear-groups"
+    run("setpriv", *user, COWFS, "clone", model / "many", xfs / "copy")
+    assert_same(model / "many", xfs / "copy")
+    assert sorted(os.listdir(xfs)) == ["copy", "model"]

@@ -114,6 +114,17 @@ def test_the_daemon_is_on_its_own_when_mount_returns(host: Host, model: Path, mn
     assert (host.root_of(mnt) / "config.json").read_text() == (model / "config.json").read_text()
 
 
+def test_a_caller_without_standard_streams_can_mount(host: Host, model: Path, mnt: Path) -> None:
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    host.run(*closed, "mount.cowfs", model, mnt)
+    pid = host.daemon(mnt)
+    assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
+    assert (host.root_of(mnt) / "config.json").read_text() == (model / "config.json").read_text()
+    host.run(*closed, "umount.cowfs", mnt)
+    assert host.mounts() == []
+    assert host.run(*closed, "mount.cowfs", model / "none", mnt, check=False).returncode == 32
+
+
 def test_words_of_fstab_are_accepted_and_not_passed_on(host: Host, model: Path, mnt: Path) -> None:
     words = "defaults,_netdev,noauto,nofail,auto,user,group,comment=mine,x-a.b=c,X-d"
     host.run("mount", "-t", "cowfs", model, mnt, "-o", words)
@@ -199,6 +210,18 @@ def test_mount_all_mounts_nothing_twice(host: Host, model: Path, tmp_path: Path)
     again = host.run("mount", "-av", "-T", fstab)
     assert again.stdout.count("already mounted") == 2
     assert host.mounts() == mounted
+
+
+def test_mounts_of_one_source_made_at_once(host: Host, model: Path, tmp_path: Path) -> None:
+    names = ("one", "two", "three")
+    for name in names:
+        (tmp_path / name).mkdir()
+    lines = [f"{model} {tmp_path}/{name} cowfs defaults" for name in names]
+    host.run("mount", "-a", "-F", "-T", lines_of_fstab(tmp_path / "fstab", *lines))
+    assert sorted(Path(mount.mountpoint).name for mount in host.mounts()) == sorted(names)
+    for name in names:
+        host.run("umount", tmp_path / name)
+    assert host.mounts() == []
 
 
 def test_the_mount_table_put_into_fstab_makes_the_same_mounts(
@@ -474,3 +497,17 @@ def test_a_mount_without_its_daemon(host: Host, model: Path, mnt: Path) -> None:
     host.run("umount", mnt)
     assert host.mounts() == []
     assert "job" in cowfs("list").stdout
+
+
+def test_a_remount_outlives_its_daemon(host: Host, model: Path, mnt: Path) -> None:
+    host.run("mount", "-t", "cowfs", model, mnt, "-o", "noexec")
+    assert write(host.root_of(mnt) / "small.bin") == 0
+    host.run("mount", "-o", "remount,ro,noexec", mnt)
+    for flags in ({"ro", "noexec"}, {"rw", "noexec"}):
+        daemon = host.daemon(mnt)
+        os.kill(daemon, signal.SIGKILL)
+        assert kernel.wait_for_end(daemon, 10)
+        assert (host.root_of(mnt) / "small.bin").read_text() == "changed"
+        assert flags <= set(findmnt(host, mnt)["OPTIONS"].split(","))
+        assert write(host.root_of(mnt) / "config.json") == (errno.EROFS if "ro" in flags else 0)
+        host.run("mount", "-o", "remount,rw,noexec", mnt)

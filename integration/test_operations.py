@@ -475,6 +475,21 @@ def test_internal_attributes_are_hidden_and_refused(oracle: Oracle) -> None:
         os.mknod(copy / "whiteout", stat.S_IFCHR, 0)
 
 
+def test_no_user_reaches_an_attribute_by_another_name(oracle: Oracle) -> None:
+    path = oracle.copy / "config.json"
+    path.chmod(0o666)
+    os.setxattr(path, "trusted.secret", b"x")
+    for name in ("trusted.secret", "/trusted.secret", "//trusted.secret"):
+        script = "import os, sys; os.removexattr(*sys.argv[1:])"
+        done = subprocess.run(
+            ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",
+             "/usr/bin/python3", "-c", script, path, name],
+            check=False, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 1, name
+    assert os.getxattr(path, "trusted.secret") == b"x"
+
+
 def test_inode_number_stays_over_copy_up(oracle: Oracle) -> None:
     names = ("weights.bin", "config.json", "tokenizer", "hard1", "latest")
     before = [os.lstat(oracle.copy / name).st_ino for name in names]

@@ -6,8 +6,10 @@ import ctypes
 import json
 import mmap
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,28 @@ def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:
     assert resident(weights / "model.bin") == SIZE
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_report_so_far_and_the_next_run_goes_on(
+    weights: Path, number: signal.Signals
+) -> None:
+    drop(weights / "model.bin")
+    slow = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=preadv,preadv2")
+    slow = (*slow, "-e", "inject=preadv,preadv2:delay_exit=50000")
+    command = [*slow, COWFS, "warm", "--jobs", "1", "--json", weights]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert _eventually(lambda: resident(weights / "model.bin") >= SIZE // 4)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 8
+    outcome = json.loads(said)
+    assert outcome["interrupted"]
+    assert outcome["errors"] == []
+    assert 0 < outcome["read"] < SIZE
+    assert outcome["resident_after"] >= outcome["read"]
+    again = warm(weights)
+    assert again["resident_before"] + again["read"] == SIZE
+
+
 def test_hard_links_count_once_and_holes_links_and_special_files_cost_nothing(xfs: Path) -> None:
     plain = make_model(xfs / "plain")
     os.mkfifo(plain / "fifo")
@@ -234,6 +258,41 @@ def test_what_is_asked_for_ahead_comes_into_the_pages_that_copies_share(
         assert os.read(fd, SIZE) == (weights / "model.bin").read_bytes()
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def relayed(mount_plain: MountCopy, weights: Path) -> Path:
+    """A copy that is not passed through, with nothing of its file in memory."""
+    mountpoint = mount_plain(weights, None, "passthrough=off")
+    drop(template(mount_plain, mountpoint) / "model.bin")
+    return mountpoint
+
+
+def _read(path: Path, offsets: Iterable[int]) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for offset in offsets:
+            os.pread(fd, 65536, offset)
+    finally:
+        os.close(fd)
+
+
+def test_who_reads_on_from_where_it_was_is_read_ahead_of_but_not_without_end(
+    mount_plain: MountCopy, relayed: Path
+) -> None:
+    backing = template(mount_plain, relayed) / "model.bin"
+    _read(relayed / "model.bin", range(0, 4 * 65536, 65536))
+    mount_plain.unmount(relayed)  # which waits for what reads ahead
+    assert 16 * MIB <= resident(backing) < SIZE
+
+
+def test_who_reads_here_and_there_is_not_read_ahead_of(
+    mount_plain: MountCopy, relayed: Path
+) -> None:
+    backing = template(mount_plain, relayed) / "model.bin"
+    _read(relayed / "model.bin", [0, 20 * MIB, 4 * MIB, 28 * MIB, 12 * MIB])
+    mount_plain.unmount(relayed)
+    assert 0 < resident(backing) < 8 * MIB
 
 
 def _eventually(holds: Callable[[], bool]) -> bool:

@@ -40,7 +40,7 @@ ROOMS = {
 #: The rooms directly below each one. A room may use these and all that are below them.
 BELOW = {
     "commands": "daemon check warm transfer store options",
-    "transfer": "store copying",
+    "transfer": "store",
     "check": "store",
     "warm": "overlay store options",
     "daemon": "channel operations store options",
@@ -48,7 +48,7 @@ BELOW = {
     "overlay": "inodes copyup",
     "inodes": "ondisk",
     "copyup": "ondisk",
-    "store": "records ondisk errors",
+    "store": "records ondisk copying errors",
     "records": "",
     "options": "syscalls errors",
     "channel": "",

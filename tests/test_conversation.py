@@ -197,3 +197,18 @@ def test_the_end_of_the_other_side_is_no_packet(packets: Pair) -> None:
     packets[0].close()
     assert receive_packet(packets[1]) == ("bye", "0", None)
     assert receive_packet(packets[1]) is None
+
+
+def test_what_the_other_side_said_counts_though_it_ended_with_ours_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs, open(os.devnull) as file:
+            send_packet(ours, "ping")
+            send_packet(theirs, "put", "a", file.fileno())
+            send_packet(theirs, "bye", "0")
+        verb, argument, fd = receive_packet(ours, socket.MSG_DONTWAIT) or ("", "", None)
+        assert (verb, argument) == ("put", "a")
+        assert fd is not None
+        os.close(fd)
+        assert receive_packet(ours, socket.MSG_DONTWAIT) == ("bye", "0", None)
+        assert receive_packet(ours, socket.MSG_DONTWAIT) is None

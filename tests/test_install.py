@@ -219,6 +219,25 @@ def test_what_was_interrupted_can_be_done_again_or_taken_away(
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize(("number", "code", "says"), [(13, 1, "as root"), (30, 32, "Read-only")])
+def test_a_root_that_cannot_be_changed_is_told(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    says: str,
+) -> None:
+    def fail(path: Path, _file: install.File) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(install, "_write", fail)
+    assert cli.main(["install", "--root", str(root)]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(root) in line
+    assert says in line
+
+
 def test_a_command_that_no_unit_can_name_is_refused(
     root: Path, units: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

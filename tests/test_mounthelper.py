@@ -101,6 +101,11 @@ def test_a_namespace_that_is_not_there_is_refused(
     assert mounted == []
 
 
+def test_a_machine_without_mount_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounthelper, "_MOUNT", "/nowhere/mount")
+    mounthelper._note_for_umount("/src", "/mnt", network=True)
+
+
 @pytest.mark.parametrize("module", ["mounthelper", "umounthelper"])
 def test_a_helper_imports_nothing_that_it_does_not_need(module: str) -> None:
     """Start-up is most of the time that it takes."""

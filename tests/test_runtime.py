@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import replace
@@ -160,3 +161,16 @@ def test_record_that_was_replaced_while_it_was_judged_is_kept(
     monkeypatch.setattr(mountinfo, "read", read_while_another_mounts)
     assert runtime.all() == [RECORD]
     assert files(tmp_path) == ["0:99.json"]
+
+
+def test_records_of_other_versions_are_read_and_stay(table: Table) -> None:
+    """Mounts move from one version to the next while both are in use."""
+    table.mount(RECORD.device, RECORD.mountpoint)
+    runtime.write(RECORD)
+    path = Path(runtime.RUN_DIR) / f"{RECORD.device}.json"
+    value = json.loads(path.read_text())
+    del value["version"]
+    value["of_the_future"] = [1, 2]
+    path.write_text(json.dumps(value))
+    assert runtime.all() == [replace(RECORD, version="")]
+    assert path.exists()

@@ -6,6 +6,7 @@ from bench.workload import Workload
 
 from .clone import Clone
 from .cold import Cold
+from .coldread import ColdRead
 from .firstwrite import FirstWrite
 from .importing import ImportLarge, ImportMixed
 from .lookup import Lookup, Readdir
@@ -15,9 +16,11 @@ from .mount import Mount, Seal
 from .openclose import OpenClose
 from .overwrite import Overwrite
 from .random import Random
+from .readers import Readers
 from .relayed import Relayed
 from .seqread import SequentialRead
 from .warm import Warm
+from .willneed import WillNeed
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
@@ -30,11 +33,14 @@ WORKLOADS: dict[str, Workload] = {
         Mount(),
         Seal(),
         Cold(),
+        ColdRead(),
         Warm(),
+        WillNeed(),
         OpenClose(),
         Lookup(),
         Readdir(),
         Relayed(),
+        Readers(),
         Memory(),
         Clone(),
         ImportLarge(),

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bench.environment import Environment
+from bench.environment import GIB, Environment
 from bench.peers import Peer
+from bench.system import process_seconds
 from bench.workload import Metric, Sample, Workload
 
 
 class Relayed(Workload):
     """`read` starts without pages of the FUSE inode, with the backing file in memory.
 
-    `again` is the read right after it: whether the pages that FUSE has got by then are used. Native
-    has no second set of pages to drop, so both of its reads are of warm pages.
+    `cpu` is that of the daemon meanwhile. `again` is the read right after it: whether the pages
+    that FUSE has got by then are used. Native has no second set of pages to drop, so both of its
+    reads are of warm pages.
     """
 
     name = "relayed"
     title = "sequential read through the daemon"
-    metrics = (Metric("read", "read", "s"), Metric("again", "read again", "s"))
+    metrics = (
+        Metric("read", "read", "s"),
+        Metric("again", "read again", "s"),
+        Metric("cpu", "daemon's CPU a GiB", "s"),
+    )
     peers = ("native", "fuse-overlayfs", "pyfuse3", "cowfs-off")
 
     def __init__(self) -> None:
@@ -38,13 +44,14 @@ class Relayed(Workload):
     @contextmanager
     def stage(self, env: Environment, peer: Peer) -> Iterator[Callable[[int], Sample]]:
         with peer.mounted(env, env.model("model", env.sizes.model)) as view:
-            path = view.root / "model.bin"
+            path, daemons = view.root / "model.bin", view.daemons()
             env.probe.read(path)
 
             def sample(_number: int) -> Sample:
-                return {
-                    "read": env.probe.read(path, drop=view.is_fuse),
-                    "again": env.probe.read(path),
-                }
+                before = process_seconds(daemons)
+                read = env.probe.read(path, drop=view.is_fuse)
+                used = process_seconds(daemons) - before
+                taken = {"read": read, "again": env.probe.read(path)}
+                return taken | ({"cpu": used * GIB / env.sizes.model} if daemons else {})
 
             yield sample

@@ -8,8 +8,8 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. nodes.c, ledger.c, pending.c,
- * primed.c, counters.c and opcodes.c know nothing of this struct.
+ * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, ledger.c,
+ * pending.c, primed.c, counters.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
@@ -26,6 +26,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "ahead.h"
 #include "counters.h"
 #include "ledger.h"
 #include "nodes.h"
@@ -88,6 +89,7 @@ struct channel {
 	struct counters *counters; /* in the ledger */
 	struct worker_pool pool;
 	struct notifier notifier;
+	struct ahead ahead;
 
 	pthread_mutex_t flushing; /* held by the one worker that waits for dirty pages */
 	pthread_mutex_t draining; /* one drain at a time: it owns drain_buffer */

@@ -23,11 +23,12 @@
 	struct type name;                                                                          \
 	memcpy(&name, rq->body, sizeof(name))
 
-static void answer_read(struct channel *ch, const struct request *rq, const struct backing *b)
+static void answer_read(struct channel *ch, const struct request *rq, struct backing *b)
 {
 	TAKE(fuse_read_in, in);
 	size_t want = in.size < WIRE_MAX_DATA ? in.size : WIRE_MAX_DATA;
 	size_t got = 0;
+	bool follows;
 	int err = 0;
 
 	if (b->id > 0) {
@@ -40,6 +41,7 @@ static void answer_read(struct channel *ch, const struct request *rq, const stru
 		notify_inval_pages(ch, rq->head.nodeid, in.offset, in.size);
 		return;
 	}
+	follows = ahead_follows(&b->stream, in.offset, want);
 	while (got < want) {
 		ssize_t n = pread(b->fd, rq->scratch + got, want - got, (off_t)(in.offset + got));
 		if (n < 0 && errno == EINTR)
@@ -51,6 +53,8 @@ static void answer_read(struct channel *ch, const struct request *rq, const stru
 		got += (size_t)n;
 	}
 	answer_here(ch, rq, got ? 0 : err, rq->scratch, got);
+	if (follows && got)
+		ahead_read(&ch->ahead, &b->stream, b->fd);
 }
 
 static void answer_write(struct channel *ch, const struct request *rq, const struct backing *b)

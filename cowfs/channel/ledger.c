@@ -30,6 +30,7 @@
 
 #define DOUBTS 256
 #define DYING 128
+#define AGAIN 128
 #define NO_DOUBT UINT32_MAX
 
 static const char magic[8] = "cowfsled";
@@ -40,6 +41,11 @@ struct undo {
 	struct ledger_slot slot_before;
 	uint32_t doubt;
 	uint64_t unique_before;
+};
+
+struct again {
+	uint64_t unique;
+	uint64_t times;
 };
 
 struct ledger_header {
@@ -53,6 +59,7 @@ struct ledger_header {
 	struct undo undo; /* node_table.lock */
 	_Atomic int32_t dying[DYING];
 	struct ledger_doubt doubts[DOUBTS];
+	struct again again[AGAIN]; /* again_lock */
 	struct counters counters;
 };
 
@@ -70,6 +77,7 @@ static struct ledger *map(int fd)
 		return NULL;
 	}
 	l->fd = fd;
+	pthread_mutex_init(&l->again_lock, NULL);
 	at = mmap(NULL, LEDGER_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (at == MAP_FAILED) {
 		int err = errno;
@@ -163,6 +171,7 @@ void ledger_free(struct ledger *l)
 		return;
 	munmap(l->header, LEDGER_SIZE);
 	close(l->fd);
+	pthread_mutex_destroy(&l->again_lock);
 	free(l->unused);
 	free(l);
 }
@@ -271,6 +280,34 @@ struct ledger_doubt *ledger_find_doubt(struct ledger *l, uint64_t unique)
 void ledger_settle(struct ledger_doubt *doubt)
 {
 	atomic_store_explicit(&doubt->unique, 0, memory_order_release);
+}
+
+/* ---- requests that come again -------------------------------------------------------------------- */
+
+/* A full table forgets the oldest request, which has the smallest number. */
+uint32_t ledger_came_again(struct ledger *l, uint64_t unique)
+{
+	struct again *place = &l->header->again[0];
+	uint32_t times;
+
+	pthread_mutex_lock(&l->again_lock);
+	for (uint32_t i = 0; i < AGAIN; i++) {
+		struct again *a = &l->header->again[i];
+		if (a->unique == unique) {
+			place = a;
+			break;
+		}
+		if (a->unique < place->unique)
+			place = a;
+	}
+	if (place->unique != unique) {
+		place->times = 0;
+		atomic_signal_fence(memory_order_seq_cst);
+		place->unique = unique;
+	}
+	times = (uint32_t)++place->times;
+	pthread_mutex_unlock(&l->again_lock);
+	return times;
 }
 
 /* ---- backing ids --------------------------------------------------------------------------------- */

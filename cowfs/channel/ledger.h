@@ -4,6 +4,7 @@
 #ifndef COWFS_LEDGER_H
 #define COWFS_LEDGER_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,7 +13,7 @@
 #include "wire.h"
 
 /* Changes with every change of a layout below: a daemon reads its own only. */
-#define LEDGER_LAYOUT 1
+#define LEDGER_LAYOUT 2
 
 #define LEDGER_NO_SLOT UINT32_MAX
 
@@ -67,6 +68,7 @@ struct ledger {
 	uint32_t *unused;	      /* node_table.lock; a stack of slots below `used` */
 	uint32_t unused_count;	      /* node_table.lock */
 	uint32_t unused_room;	      /* node_table.lock */
+	pthread_mutex_t again_lock;   /* the header's requests that came again */
 };
 
 /* The conversation at INIT, as it was. */
@@ -116,6 +118,12 @@ void ledger_settle(struct ledger_doubt *doubt);
 
 /* A backing id that is about to be closed; gives where that is noted. Needs no lock to clear. */
 _Atomic int32_t *ledger_dying(struct ledger *l, int32_t id);
+
+/* ---- requests that come again -------------------------------------------------------------------- */
+
+/* A request has come again, as every daemon that read it has ended: how often by now. Takes a lock of
+ * its own. */
+uint32_t ledger_came_again(struct ledger *l, uint64_t unique);
 
 /* ---- backing ids --------------------------------------------------------------------------------- */
 

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ahead.h"
 #include "ledger.h"
 
 enum node_kind {
@@ -42,6 +43,7 @@ struct backing {
 	uint8_t handle_len; /* never changes, like handle: see ledger.h */
 	struct ledger_handle handle;
 	_Atomic int32_t *dying; /* node_table.lock; where the ledger notes that the id goes */
+	struct stream stream; /* of its reads; see ahead.h */
 	struct backing *next_dead;
 };
 

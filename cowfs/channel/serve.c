@@ -49,6 +49,10 @@
 #define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
 #define REQUEST_MAX (BUFFER_SIZE - REQUEST_OFFSET)
 
+/* A request under which so many daemons have ended is taken for the reason, and answered with EIO. More
+ * than ends by chance, or by somebody's will, while one request is under way. */
+#define MAX_AGAIN 16
+
 /* Bytes that marking a request adds at most: the number of an exchange, and two slashes. */
 #define MAX_MARK 24
 
@@ -100,6 +104,8 @@ static bool is_reserved_name(const struct channel *ch, const struct request *rq)
 		return rq->body[ch->setxattr_head] == '/';
 	case FUSE_GETXATTR:
 		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
+	case FUSE_REMOVEXATTR:
+		return rq->body[0] == '/';
 	default:
 		return false;
 	}
@@ -415,6 +421,11 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 	}
 	if (is_reserved_name(ch, &rq)) {
 		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0);
+		return;
+	}
+	if (rq.resent && op->route != ROUTE_HERE &&
+	    ledger_came_again(ch->ledger, first_unique(rq.head.unique)) > MAX_AGAIN) {
+		answer_here(ch, &rq, EIO, NULL, 0);
 		return;
 	}
 	if (rq.resent && takes_back_an_open(rq.head.opcode)) {

@@ -258,6 +258,32 @@ static void an_attribute_that_is_set_again_is_marked_in_its_short_form(void)
 	peer_stop(&p);
 }
 
+static void a_request_under_which_daemons_die_is_given_up(void)
+{
+	struct peer p;
+	int relayed = 0;
+
+	peer_start(&p, true, 10);
+	for (int i = 0; i < 20; i++) {
+		uint64_t unique;
+
+		p.next_unique = 4242 | WIRE_UNIQUE_RESEND;
+		unique = ask(&p, FUSE_RMDIR, 7, "a", 2);
+		if (poll(&(struct pollfd){.fd = p.ch->daemon_fd, .events = POLLIN}, 1, 200) > 0) {
+			CHECK(libfuse_gets(&p)->in.unique == unique);
+			libfuse_replies(&p, unique, 0, NULL, 0);
+			expect_reply(&p, unique, 0, 0);
+			relayed++;
+		} else {
+			expect_reply(&p, unique, EIO, 0);
+		}
+	}
+	CHECK(relayed == 16);
+	p.next_unique = 5000 | WIRE_UNIQUE_RESEND; /* another one */
+	CHECK(ask(&p, FUSE_RMDIR, 7, "b", 2) == libfuse_gets(&p)->in.unique);
+	peer_stop(&p);
+}
+
 static void an_open_that_comes_again_is_counted_once(void)
 {
 	struct fuse_open_in in = {.flags = O_RDONLY};
@@ -606,6 +632,21 @@ static void setxattr_reaches_libfuse_in_its_short_form(void)
 	peer_stop(&p);
 }
 
+/* The kernel checks rights by the name that it sees: none may become another one here. */
+static void a_user_cannot_mark_the_name_of_an_attribute(void)
+{
+	struct peer p;
+	uint64_t again;
+
+	peer_start(&p, true, 10);
+	expect_reply(&p, ask(&p, FUSE_REMOVEXATTR, 3, "//trusted.a", 12), EOPNOTSUPP, 0);
+	p.next_unique |= WIRE_UNIQUE_RESEND;
+	again = ask(&p, FUSE_REMOVEXATTR, 3, "/trusted.a", 11);
+	expect_reply(&p, again, EOPNOTSUPP, 0);
+	CHECK(libfuse_gets_nothing(&p));
+	peer_stop(&p);
+}
+
 static void statx_is_asked_for_as_an_attribute(void)
 {
 	struct fuse_statx_in in = {.sx_mask = 0xfff};
@@ -886,6 +927,7 @@ int main(void)
 	RUN(changes_that_may_have_been_made_already_are_marked);
 	RUN(an_attribute_that_is_set_again_is_marked_in_its_short_form);
 	RUN(an_open_that_comes_again_is_counted_once);
+	RUN(a_request_under_which_daemons_die_is_given_up);
 	RUN(drain_does_nothing_when_nothing_is_expected);
 	RUN(listings_and_directory_syncs_get_the_node_as_handle);
 	RUN(forgets_are_relayed_and_batches_split);
@@ -897,6 +939,7 @@ int main(void)
 	RUN(open_is_completed_with_handle_flags_and_backing_id);
 	RUN(create_and_tmpfile_are_completed_for_the_new_node);
 	RUN(setxattr_reaches_libfuse_in_its_short_form);
+	RUN(a_user_cannot_mark_the_name_of_an_attribute);
 	RUN(statx_is_asked_for_as_an_attribute);
 	RUN(fsync_of_a_file_of_the_template_is_relayed);
 	RUN(an_open_that_nothing_backs_fails);
