@@ -8,7 +8,8 @@ descriptors; everything else is on the disk (`restore.py`).
 
 The mount ends when the kernel says that the connection is gone, whoever unmounted it.  SIGTERM,
 SIGHUP and SIGINT ask for that: an idle mount is unmounted, a busy one stays, with a line in the log
-that says who holds it; a second SIGINT detaches it from the tree, and it ends with its last user.
+that says how to find who holds it. SIGTERM goes on asking for some seconds. A second SIGINT
+detaches the mount from the tree, and it ends with its last user.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ log = logging.getLogger("cowfs")
 # Each open file of a mount takes two descriptors at most, one here and one in the kernel's backing
 # table; fs.nr_open bounds it from above.
 DESCRIPTORS = 1 << 20
-
 
 # How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
 # down, its users are told to end in the same moment.
@@ -337,17 +337,16 @@ class _Mount:
             )
             self._detach()
             return
+        if os.getpgrp() != os.getpid():
+            os.setsid()  # the automounter's process group has done its part: see keeper.py
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
         if not self._resumed:
             os.chdir("/")
-            if config.foreground:
-                log.info(
-                    "%s shows the copy %s of %s", config.mountpoint, config.copy, config.source
-                )
-            else:
+            if not config.foreground:
                 self._redirect_standard_streams()
+            log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
         self._vault.ready(
@@ -422,13 +421,22 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        if self._place.is_ours():
+        # Not by the path: an automounter lets nobody pass there until the unmount is done.
+        ours = (self._place.mount_id, self._device)
+        if any((mount.mount_id, mount.device) == ours for mount in mountinfo.read()):
             self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:
             self._copy.release()
         else:
             self._copy.discard()
+        what = "kept" if self._copy.persistent else "discarded"
+        log.info(
+            "%s is unmounted, and the copy %s is %s",
+            self._config.mountpoint,
+            self._config.copy,
+            what,
+        )
 
 
 def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
@@ -504,6 +512,8 @@ def main(arguments: list[str]) -> int:
     if told is None:
         return 0
     config, held = told
+    if config.foreground and not _in_journal():
+        log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
     code = _serve_or_say_why_not(config, vault, held)
     vault.bye(code)
     return code
@@ -517,8 +527,12 @@ def _set_up_log() -> None:
         format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
         stream=sys.stderr,
     )
-    if "JOURNAL_STREAM" in os.environ:
+    if _in_journal():
         logging.getLogger().handlers[0].setFormatter(_JournalFormatter())
+
+
+def _in_journal() -> bool:
+    return "JOURNAL_STREAM" in os.environ
 
 
 class _JournalFormatter(logging.Formatter):

@@ -66,17 +66,17 @@ def log(line: str) -> None:
 class Daemon:
     """A daemon that was started, with the pid and our end of its socket."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], *, apart: bool = True) -> None:
+        """*apart*: in a process group of its own: Ctrl-C is for us, and we pass it on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             theirs.set_inheritable(True)
             self.command = command
-            # A process group of its own: Ctrl-C is for us, and we pass it on.
             self.pid = os.posix_spawn(
                 command[0],
                 [*command, str(theirs.fileno())],
                 _environment(),
-                setpgroup=0,
+                setpgroup=0 if apart else os.getpgrp(),
                 setsigmask=[],
                 setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
             )
@@ -120,6 +120,8 @@ class Keeper:
         self.restart_at = 0.0
         self.told_to_end = 0
         self.leaves = False
+        # Started by an automounter: both of us are in its process group until the mount is made.
+        self.automounted = launcher is not None and os.getpgrp() != os.getpid()
         self.exit_code: int | None = None
         self.notify = _Systemd()
 
@@ -228,7 +230,7 @@ class Keeper:
     def _start(self, command: list[str]) -> Daemon:
         while True:
             try:
-                daemon = Daemon(command)
+                daemon = Daemon(command, apart=not self.automounted)
                 break
             except OSError as error:
                 log(f"cannot start {' '.join(command)}: {error.strerror}; trying again")
@@ -291,6 +293,9 @@ class Keeper:
     def _is_ready(self, daemon: Daemon, answer: str) -> None:
         daemon.ready = True
         daemon.started = time.monotonic()
+        if self.automounted:
+            os.setsid()
+            self.automounted = False
         self._answer(answer)
         self.notify.say(f"READY=1\nSTATUS=Mounted, served by process {daemon.pid}")
         if self.asking is not None and daemon.command == self.command:

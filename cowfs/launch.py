@@ -56,8 +56,12 @@ class Keeper:
         self._sock = sock
 
     @classmethod
-    def start(cls) -> Keeper:
-        """Start it in a session of its own. SystemFailure when there is no process to be had."""
+    def start(cls, *, automounted: bool = False) -> Keeper:
+        """Start it. SystemFailure when there is no process to be had.
+
+        It has a session of its own, but where the mountpoint is an automounter's: that one lets its
+        own process group alone pass there until the mount is made, so the keeper leaves it later.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             theirs.set_inheritable(True)
@@ -72,7 +76,7 @@ class Keeper:
                         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                         *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(but=theirs.fileno())),
                     ],
-                    setsid=True,
+                    setsid=not automounted,
                     setsigmask=[],
                     setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
                 )
@@ -212,7 +216,9 @@ class _Launch:
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
-            self.keeper = Keeper.start()
+            before = self.mounted_before
+            automounted = before is not None and before.fstype == "autofs"
+            self.keeper = Keeper.start(automounted=automounted)
             config = self._prepare()
             with self.interrupts.allowed():
                 pids = [self.keeper.pid, int(self.keeper.serve(config)["pid"])]
@@ -224,19 +230,13 @@ class _Launch:
         """Under systemd: keeper and daemon do not end with the unit or session that we are in."""
         from cowfs import scope
 
-        unit = names.default_name(self.mountpoint) + ".mount"
-        before = [unit] if len(unit) <= names.NAME_MAX else []
+        description = f"Copy of {self.source} on {self.mountpoint}"
         try:
-            scope.enter(
-                f"cowfs-{pids[0]}.scope",
-                f"Copy of {self.source} on {self.mountpoint}",
-                before,
-                pids,
-            )
+            scope.enter(f"cowfs-{pids[0]}.scope", description, pids)
         except OSError as error:
             self.warn(
                 f"{self.mountpoint} ends with the unit or session that mounted it: systemd made "
-                f"no scope for it: {error.strerror}"
+                f"no scope for it: {error.strerror or error}"
             )
 
     def in_foreground(self) -> int:

@@ -25,10 +25,10 @@ _PATH, _INTERFACE, _MEMBER, _DESTINATION, _SIGNATURE = 1, 2, 3, 6, 8
 _FIXED_HEADER = 16
 
 
-def enter(name: str, description: str, before: list[str], pids: list[int]) -> bool:
+def enter(name: str, description: str, pids: list[int]) -> bool:
     """Move these processes into the new scope *name*; False where systemd is not the init.
 
-    *before*: units that are stopped first.  OSError: they stay where they are.
+    OSError: they stay where they are.
     """
     if not _is_init():
         return False
@@ -38,7 +38,7 @@ def enter(name: str, description: str, before: list[str], pids: list[int]) -> bo
         sock.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
         if not _line(sock).startswith(b"OK "):
             raise PermissionError(0, "systemd does not know us")
-        sock.sendall(b"BEGIN\r\n" + _question(name, description, before, pids))
+        sock.sendall(b"BEGIN\r\n" + _question(name, description, pids))
         _check_answer(sock)
     return True
 
@@ -52,7 +52,7 @@ def _is_init() -> bool:
         return False
 
 
-def _question(name: str, description: str, before: list[str], pids: list[int]) -> bytes:
+def _question(name: str, description: str, pids: list[int]) -> bytes:
     body = _Marshal()
     body.string(name)
     body.string("fail")
@@ -63,13 +63,9 @@ def _question(name: str, description: str, before: list[str], pids: list[int]) -
                 body.number(pid)
         body.item("Description", "s")
         body.string(description)
-        # Not stopped when the machine goes down: the unmount ends it.
+        # Not stopped when the machine goes down: what is mounted is unmounted, and that ends it.
         body.item("DefaultDependencies", "b")
         body.number(0)
-        body.item("Before", "as")
-        with body.array(4):
-            for unit in before:
-                body.string(unit)
         # Asked to end, the daemon unmounts what is idle; what is in use stays.
         body.item("SendSIGKILL", "b")
         body.number(0)
