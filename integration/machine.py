@@ -12,6 +12,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import textwrap
 import time
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from integration import kernel
+from cowfs import __version__
 from integration.command import Result, run
 from integration.volumes import GIB
 
@@ -27,10 +28,12 @@ CACHE = "COWFS_TEST_CACHE"
 _ROOT = Path(__file__).parent.parent
 _RELEASE = "bookworm"
 _MIRROR = "http://deb.debian.org/debian"
-_PACKAGES = ("systemd", "systemd-sysv", "dbus", "mount", "python3", "libfuse3-3", "liburing2")
+# Without a bus: systemctl(1) does not need one, and neither does cowfs.
+_PACKAGES = ("systemd", "systemd-sysv", "mount", "python3", "libfuse3-3", "liburing2")
 # What nspawn keeps from its machines, and a real one gives to services.
 _CAPABILITIES = "--capability=CAP_SYS_RESOURCE,CAP_NET_ADMIN"
 _SYSTEM_CALLS = "--system-call-filter=open_by_handle_at name_to_handle_at"
+_DEVICES = ("--bind=/dev/fuse", "--bind=/dev/autofs")
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # nspawn's way to say that the machine wants to be started again, with --keep-unit.
 _REBOOTED = 133
@@ -50,16 +53,25 @@ def tree() -> Path:
             packages = f"--include={','.join(_PACKAGES)}"
             run(
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", packages),
-                *("--dpkgopt=force-unsafe-io", _RELEASE, new, _MIRROR),
+                *("--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Retries "3"'),
+                *(_RELEASE, new, _MIRROR),
                 timeout=900,
             )
             new.rename(made)
     return made
 
 
-def build_package(directory: Path) -> Path:
-    """The Debian package of the tree under test."""
-    return Path(run(str(_ROOT / "packaging/build-deb"), directory, timeout=600).stdout.strip())
+def build_package(directory: Path, version: str | None = None) -> Path:
+    """The Debian package of the tree under test, or of one that differs in the version alone."""
+    tree = _ROOT
+    if version is not None:
+        tree = directory / "tree"
+        skip = shutil.ignore_patterns(".*", "__pycache__", "*.so", "bench", "integration")
+        shutil.copytree(_ROOT, tree, ignore=skip)
+        for name in ("pyproject.toml", "cowfs/__init__.py"):
+            text = (tree / name).read_text()
+            (tree / name).write_text(text.replace(f'"{__version__}"', f'"{version}"'))
+    return Path(run(tree / "packaging/build-deb", directory, timeout=600).stdout.strip())
 
 
 class Machine:
@@ -92,7 +104,7 @@ class Machine:
 
     def boot(self, patience: float = 60) -> None:
         """Boot, and wait until systemd has started everything."""
-        self._nspawn = self._start("--boot", "--console=pipe", "--bind=/dev/fuse")
+        self._nspawn = self._start("--boot", "--console=pipe", *_DEVICES)
         deadline = time.monotonic() + patience
         self.pid = self._wait_for_init(deadline)
         while True:
@@ -109,9 +121,17 @@ class Machine:
 
     def _start(self, *args: str) -> subprocess.Popen[bytes]:
         d = shlex.quote(str(self.directory))
+        groups = " ".join(shlex.quote(str(group)) for group in self._control_groups())
+        # Its processes lie in control groups of its own, or two machines would share theirs.
         script = f"""
+            for group in {groups}; do
+                mkdir -p "$group" && echo $$ >"$group/cgroup.procs" || exit
+            done
             cd {d} || exit
-            mount -t overlay -o lowerdir={self._below},upperdir=upper,workdir=work overlay root || exit
+            # What others have mounted would stay busy with its copies here.
+            umount -i -l -a -t fuse.cowfs,xfs
+            layers=lowerdir={self._below},upperdir=upper,workdir=work
+            mount -t overlay -o "$layers" overlay root || exit
             mount -o loop image volume || exit
             exec systemd-nspawn -q --register=no --keep-unit --machine=cowfs-{os.getpid()} \
                 -D root --bind={d}/volume:/data "$@"
@@ -120,13 +140,31 @@ class Machine:
         with (self.directory / "console").open("ab") as console:
             return subprocess.Popen(
                 [
-                    *("unshare", "--mount", "--propagation", "private"),
+                    *("unshare", "--mount", "--propagation", "slave"),
                     *("sh", "-c", script, "sh", *options, *args),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
             )
+
+    def _control_groups(self) -> list[Path]:
+        """Its control groups that systemd cares about: version 2, and its own of version 1."""
+        inside = {}
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, path = line.split(":", 2)
+            inside[kind] = path.strip("/")
+        found = []
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            left, _, right = line.partition(" - ")
+            fstype, _, options = right.split(" ", 2)
+            kinds = {"cgroup2": [""], "cgroup": ["name=systemd"]}.get(fstype, [])
+            found += [
+                Path(left.split(" ")[4]) / inside[kind] / self.directory.name
+                for kind in kinds
+                if kind in inside and kind in ("", *options.split(","))
+            ]
+        return found
 
     def _wait_for_init(self, deadline: float) -> int:
         assert self._nspawn is not None
@@ -153,6 +191,19 @@ class Machine:
         """What a shell script has printed, without the last newline; it must succeed."""
         return self.run("sh", "-ec", script).stdout.rstrip("\n")
 
+    def wait_until(self, condition: str, patience: float = 30) -> None:
+        """Until a shell's condition holds."""
+        deadline = time.monotonic() + patience
+        while self.run("sh", "-c", condition, check=False).returncode != 0:
+            assert time.monotonic() < deadline, f"it never came to: {condition}"
+            time.sleep(0.05)
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file while it runs. The text may be indented."""
+        text = textwrap.dedent(text)
+        self.sh(f"mkdir -p {shlex.quote(str(Path(path).parent))}")
+        self.sh(f"printf %s {shlex.quote(text)} >{shlex.quote(path)}")
+
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
         return self.run("systemctl", "show", "--value", "-p", name, unit).stdout.strip()
@@ -177,27 +228,22 @@ class Machine:
             if process.poll() is None:
                 process.kill()
 
-    def go_down(self, how: str, patience: float = 60) -> float:
-        """`poweroff` or `reboot`: the seconds that it took."""
+    def go_down(self, how: str, patience: float = 60) -> None:
+        """`poweroff` or `reboot`. Nothing that systemd waits ninety seconds for may be there."""
         assert self._nspawn is not None
-        begun = time.monotonic()
         self.run("systemctl", how, "--no-block", check=False)
         code = self._nspawn.wait(patience)
         self._nspawn = None
         assert code == (_REBOOTED if how == "reboot" else 0), self.console()
-        return time.monotonic() - begun
 
     def close(self) -> None:
         """End it as if the power failed, if it still runs, and delete all of it."""
         if self._nspawn is not None:
-            self._nspawn.kill()
-            self._nspawn.wait()
-            assert kernel.wait_for_end(self.pid, 10)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                shutil.rmtree(self.directory)
-                return
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            os.kill(
+                self.pid or self._nspawn.pid, signal.SIGKILL
+            )  # with the first process all of it
+            self._nspawn.wait(30)
+        for group in self._control_groups():
+            for directory, _, _ in os.walk(group, topdown=False):
+                os.rmdir(directory)
+        shutil.rmtree(self.directory)
