@@ -281,6 +281,31 @@ def test_a_daemon_that_is_killed_goes_unnoticed_by_a_reader(
     )
 
 
+def test_the_sandbox_keeps_nobody_from_using_the_copy(machine: Machine, services: Services) -> None:
+    unit = services.add("free", "passthrough=off")
+    machine.sh(f"systemctl start {unit}")
+    machine.sh(
+        """
+        cd /srv/free
+        rm config.json; cp weights more; truncate -s 1M more; fallocate -l 1M even-more
+        cmp weights /data/models/llama/weights
+        mkdir directory; mv directory moved; ln more hard; ln -s more soft
+        mknod device c 1 3; mkfifo fifo
+        chown 1000:1000 more; chmod 6755 more; touch -d 2001-01-01 more
+        python3 -c 'import os
+for name in "user.a", "trusted.a": os.setxattr("more", name, b"b")
+with open("weights", "rb") as a, open("copied", "wb") as b:
+    assert os.copy_file_range(a.fileno(), b.fileno(), 4096) == 4096'
+        """
+    )
+    assert machine.sh("stat -c '%a %u %g %h' /srv/free/more") == "6755 1000 1000 2"
+    # what has no name any more is found again by the daemon after the next
+    unnamed = "exec 3<>/srv/free/unnamed; echo old >&3; rm /srv/free/unnamed"
+    restart = f"systemctl restart {unit}"
+    assert machine.sh(f"{unnamed}; {restart}; {restart}; cat /proc/self/fd/3") == "old"
+    assert "Operation not permitted" not in machine.journal(unit)
+
+
 def test_stopping_waits_for_the_last_user(machine: Machine, services: Services) -> None:
     unit = services.add("waits")
     machine.sh(f"systemctl start {unit}")
