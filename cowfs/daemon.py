@@ -421,9 +421,10 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        # Not by the path: an automounter lets nobody pass there until the unmount is done.
-        ours = (self._place.mount_id, self._device)
-        if any((mount.mount_id, mount.device) == ours for mount in mountinfo.read()):
+        # By the mount table: an automounter lets nobody pass at the path before the unmount is done,
+        # and that waits for us.
+        mounted = mountinfo.mounted_at(self._config.mountpoint)
+        if mounted is not None and mounted.device == self._device:
             self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:

@@ -50,7 +50,7 @@ class Mountpoint:
         """This mount is ours, made by another process."""
         self._mount_id = mount_id
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether our mount is there, and none on top of it."""
         try:
             return self._top() == self._mount_id
@@ -59,7 +59,7 @@ class Mountpoint:
 
     def unmount(self, flags: int) -> None:
         """umount2(2) of our own mount.  OSError: EINVAL when it is not there any more, EBUSY."""
-        if not self._is_ours():
+        if not self.is_ours():
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         syscalls.umount2(self.path, flags | syscalls.UMOUNT_NOFOLLOW)
 
