@@ -130,7 +130,7 @@ def llama(machine: Machine) -> Iterator[str]:
     machine.sh("systemctl daemon-reload")
     yield "/srv/models/llama"
     machine.sh("systemctl stop srv-models-llama.automount srv-models-llama.mount")
-    machine.sh("rm /run/systemd/system/srv-models-llama.*; systemctl daemon-reload")
+    machine.sh("rm -r /run/systemd/system/srv-models-llama.*; systemctl daemon-reload")
     machine.sh("cowfs rm llama 2>/dev/null || :")
 
 
@@ -412,7 +412,6 @@ def test_a_mount_that_nobody_uses_goes_and_comes_back(machine: Machine, llama: s
     machine.sh(f"echo changed >{llama}/config.json")
     machine.wait_until(f"! findmnt -t fuse.cowfs --mountpoint {llama}")
     assert machine.sh(f"cat {llama}/config.json") == "changed"
-    machine.sh("rm -r /run/systemd/system/srv-models-llama.automount.d")
 
 
 def test_fstab_mounts_once(machine: Machine) -> None:
