@@ -421,7 +421,7 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        # By the mount table: an automounter lets nobody pass at the path before the unmount is done,
+        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
         # and that waits for us.
         mounted = mountinfo.mounted_at(self._config.mountpoint)
         if mounted is not None and mounted.device == self._device:
