@@ -65,7 +65,8 @@ if [[ $# -gt 0 ]]; then
 fi
 
 say "Lint"
-shellcheck -x quickstart.sh test.sh .ci/setup.sh .ci/run .ci/sanitize mount_helpers/*.cowfs
+shellcheck -x quickstart.sh test.sh .ci/setup.sh .ci/run .ci/sanitize mount_helpers/*.cowfs \
+    packaging/*
 ruff check .
 mypy
 

@@ -8,7 +8,8 @@ descriptors; everything else is on the disk (`restore.py`).
 
 The mount ends when the kernel says that the connection is gone, whoever unmounted it.  SIGTERM,
 SIGHUP and SIGINT ask for that: an idle mount is unmounted, a busy one stays, with a line in the log
-that says who holds it; a second SIGINT detaches it from the tree, and it ends with its last user.
+that says how to find who holds it. SIGTERM goes on asking for some seconds. A second SIGINT
+detaches the mount from the tree, and it ends with its last user.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ log = logging.getLogger("cowfs")
 # Each open file of a mount takes two descriptors at most, one here and one in the kernel's backing
 # table; fs.nr_open bounds it from above.
 DESCRIPTORS = 1 << 20
+
+# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
+# down, its users are told to end in the same moment.
+PERSISTENCE = 10.0
 
 
 class DrainReplies(trio.abc.Instrument):
@@ -339,6 +344,8 @@ class _Mount:
             )
             self._detach()
             return
+        if os.getpgrp() != os.getpid():
+            os.setsid()  # the automounter's process group has done its part: see keeper.py
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
@@ -346,6 +353,7 @@ class _Mount:
             os.chdir("/")
             if not config.foreground:
                 self._redirect_standard_streams()
+            log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
         self._vault.ready(
@@ -381,39 +389,64 @@ class _Mount:
 
     async def _watch_signals(self) -> None:
         asked = 0
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
-            async for number in signals:
-                asked += number == signal.SIGINT
-                await trio.to_thread.run_sync(self._unmount, asked > 1)
+        async with trio.open_nursery() as attempts:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+                async for number in signals:
+                    asked += number == signal.SIGINT
+                    patience = PERSISTENCE if number == signal.SIGTERM else 0.0
+                    attempts.start_soon(self._unmount, patience, asked > 1)
 
-    def _unmount(self, detach: bool) -> None:
-        try:
-            self._place.unmount(syscalls.MNT_DETACH if detach else 0)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
+    async def _unmount(self, patience: float, detach: bool) -> None:
+        """As soon as nobody uses it, within so many seconds."""
+        deadline = trio.current_time() + patience
+        while await trio.to_thread.run_sync(self._is_busy, detach):
+            if trio.current_time() >= deadline:
                 log.warning(
                     "%s is in use and stays mounted; end what uses it (fuser -vm %s) and ask again",
                     self._config.mountpoint,
                     self._config.mountpoint,
                 )
-            elif error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
+                return
+            await trio.sleep(0.2)
+
+    def _is_busy(self, detach: bool) -> bool:
+        """Unmount it; True when that is refused because it is in use."""
+        try:
+            self._place.unmount(syscalls.MNT_DETACH if detach else 0)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            if error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
                 log.warning("cannot unmount %s: %s", self._config.mountpoint, error.strerror)
+        return False
 
     def _detach(self) -> None:
         try:
             self._place.unmount(syscalls.MNT_DETACH)
         except OSError as error:
-            log.warning("cannot unmount %s: %s", self._config.mountpoint, error.strerror)
+            if (
+                error.errno != errno.EINVAL
+            ):  # EINVAL: it is not there, and what is there is not ours
+                log.warning("cannot unmount %s: %s", self._config.mountpoint, error.strerror)
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        if self._place.exists():
+        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
+        # and that waits for us.
+        if any(mount.device == self._device for mount in mountinfo.read()):
             self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:
             self._copy.release()
         else:
             self._copy.discard()
+        what = "kept" if self._copy.persistent else "discarded"
+        log.info(
+            "%s is unmounted, and the copy %s is %s",
+            self._config.mountpoint,
+            self._config.copy,
+            what,
+        )
 
 
 def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
@@ -483,20 +516,41 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
 def main(arguments: list[str]) -> int:
     """The process that the keeper starts."""
     vault = KeeperLink(socket.socket(fileno=int(arguments[0])))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )
+    _set_up_log()
     # Asked for by a keeper that has waited in vain, just before it ends us.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     told = _take_order(vault)
     if told is None:
         return 0
     config, held = told
+    if config.foreground and not _in_journal():
+        log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
     code = _serve_or_say_why_not(config, vault, held)
     vault.bye(code)
     return code
+
+
+def _set_up_log() -> None:
+    """Lines on stderr.  The journal adds time and process by itself, and takes sd-daemon(3)'s
+    numbers for levels."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if _in_journal():
+        logging.getLogger().handlers[0].setFormatter(_JournalFormatter())
+
+
+def _in_journal() -> bool:
+    return "JOURNAL_STREAM" in os.environ
+
+
+class _JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}.get(record.levelno, 3)
+        lines = super().format(record).splitlines()
+        return "\n".join(f"<{level}>{line}" for line in lines)
 
 
 def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:

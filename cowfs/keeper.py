@@ -35,6 +35,8 @@ KEEPER = ("-I", "-m", "cowfs.keeper")
 ORDER, LOCK, DEVICE, LOG, CONTROL = "order", "lock", "device", "log", "control"
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# The service manager restarts us (RestartKillSignal=): leave the mount in its descriptor store.
+LEAVE = signal.SIGUSR1
 
 # A daemon that served for less than this died quickly, and so many of them in a row are replaced at
 # once; before the next ones there is a pause that doubles: seconds.
@@ -53,9 +55,12 @@ INTERNAL_ERROR = 4
 
 
 def log(line: str) -> None:
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    if "JOURNAL_STREAM" in os.environ:  # the journal knows when, and who
+        line = f"<5>{line}\n"
+    else:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
     try:
-        os.write(2, f"{now} cowfs-keeper[{os.getpid()}] {line}\n".encode())
+        os.write(2, line.encode())
     except OSError:
         pass
 
@@ -63,17 +68,17 @@ def log(line: str) -> None:
 class Daemon:
     """A daemon that was started, with the pid and our end of its socket."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], *, apart: bool = True) -> None:
+        """*apart*: in a process group of its own: Ctrl-C is for us, and we pass it on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             theirs.set_inheritable(True)
             self.command = command
-            # A process group of its own: Ctrl-C is for us, and we pass it on.
             self.pid = os.posix_spawn(
                 command[0],
                 [*command, str(theirs.fileno())],
                 _environment(),
-                setpgroup=0,
+                setpgroup=0 if apart else os.getpgrp(),
                 setsigmask=[],
                 setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
             )
@@ -116,12 +121,15 @@ class Keeper:
         self.deaths = 0
         self.restart_at = 0.0
         self.told_to_end = 0
+        self.leaves = False
+        # Started by an automounter: both of us are in its process group until the mount is made.
+        self.automounted = launcher is not None and os.getpgrp() != os.getpid()
         self.exit_code: int | None = None
         self.notify = _Systemd()
 
     def run(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        for number in (*FORWARDED, signal.SIGCHLD):
+        for number in (*FORWARDED, LEAVE, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -137,6 +145,9 @@ class Keeper:
         while self.exit_code is None:
             self._wait(reading)
             self._look_after()
+        if not self.leaves:
+            for name in self.held:
+                self.notify.remove(name)  # or the next start would go on with what is gone
         return self.exit_code
 
     # ---------------------------------------------------------------- the loop
@@ -195,19 +206,33 @@ class Keeper:
                 if not pid:
                     return
                 self._ended(pid, os.waitstatus_to_exitcode(status))
-        elif number in FORWARDED:
+        elif number == LEAVE and self.notify.stores and DEVICE in self.held:
+            self._leave()
+        elif number in (*FORWARDED, LEAVE):
             self.notify.say("STOPPING=1")
+            number = signal.SIGTERM if number == LEAVE else number
             if self.daemon is not None:
                 self.daemon.signal(number)
             else:
                 self.told_to_end = number
+
+    def _leave(self) -> None:
+        """The mount stays, and the next keeper goes on with it."""
+        log("restarted: the mount stays, and its calls wait for the next daemon")
+        self.leaves = True
+        for daemon in (self.daemon, self.standby):
+            if daemon is not None:
+                daemon.signal(signal.SIGKILL)
+                self._reap(daemon.pid)
+                self._drain(daemon)
+        self.exit_code = 0
 
     # ---------------------------------------------------------------- the daemon's life
 
     def _start(self, command: list[str]) -> Daemon:
         while True:
             try:
-                daemon = Daemon(command)
+                daemon = Daemon(command, apart=not self.automounted)
                 break
             except OSError as error:
                 log(f"cannot start {' '.join(command)}: {error.strerror}; trying again")
@@ -270,8 +295,11 @@ class Keeper:
     def _is_ready(self, daemon: Daemon, answer: str) -> None:
         daemon.ready = True
         daemon.started = time.monotonic()
+        if self.automounted:
+            os.setsid()
+            self.automounted = False
         self._answer(answer)
-        self.notify.say("READY=1\nSTATUS=serving")
+        self.notify.say(f"READY=1\nSTATUS=Mounted, served by process {daemon.pid}")
         if self.asking is not None and daemon.command == self.command:
             self._reply(f"ok {daemon.pid}")
 
@@ -334,7 +362,7 @@ class Keeper:
             f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s: "
             + (f"the next one starts in {pause:g} s" if pause else "starting the next one")
         )
-        self.notify.say("STATUS=the daemon has ended, and is started again")
+        self.notify.say("STATUS=The daemon has ended, and is started again")
 
     def _end_stuck(self, daemon: Daemon) -> None:
         log(

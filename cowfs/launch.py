@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -55,8 +56,12 @@ class Keeper:
         self._sock = sock
 
     @classmethod
-    def start(cls) -> Keeper:
-        """Start it in a session of its own. SystemFailure when there is no process to be had."""
+    def start(cls, *, automounted: bool = False) -> Keeper:
+        """Start it. SystemFailure when there is no process to be had.
+
+        It has a session of its own, but where the mountpoint is an automounter's: that one lets its
+        own process group alone pass there until the mount is made, so the keeper leaves it later.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             theirs.set_inheritable(True)
@@ -71,7 +76,7 @@ class Keeper:
                         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                         *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(but=theirs.fileno())),
                     ],
-                    setsid=True,
+                    setsid=not automounted,
                     setsigmask=[],
                     setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
                 )
@@ -156,8 +161,11 @@ def mount(
     """
     preflight.require_privilege()
     preflight.require_fuse_device()
-    if foreground and DEVICE in (held := _kept_by_systemd()):
-        _become_keeper(held)
+    if foreground and (held := _kept_by_systemd()):
+        if _is_mounted(held):
+            _become_keeper(held)
+        for fd in held.values():
+            os.close(fd)
     missing = None
     try:
         source = preflight.check_source(source)
@@ -208,12 +216,28 @@ class _Launch:
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
-            self.keeper = Keeper.start()
+            before = self.mounted_before
+            automounted = before is not None and before.fstype == "autofs"
+            self.keeper = Keeper.start(automounted=automounted)
             config = self._prepare()
             with self.interrupts.allowed():
-                self.keeper.serve(config)
+                pids = [self.keeper.pid, int(self.keeper.serve(config)["pid"])]
             self._hand_over()
+        self._leave_unit(pids)
         return 0
+
+    def _leave_unit(self, pids: list[int]) -> None:
+        """Under systemd: keeper and daemon do not end with the unit or session that we are in."""
+        from cowfs import scope
+
+        description = f"Copy of {self.source} on {self.mountpoint}"
+        try:
+            scope.enter(f"cowfs-{pids[0]}.scope", description, pids)
+        except OSError as error:
+            self.warn(
+                f"{self.mountpoint} ends with the unit or session that mounted it: systemd made "
+                f"no scope for it: {error.strerror or error}"
+            )
 
     def in_foreground(self) -> int:
         with self._undone_on_failure(), self.interrupts:
@@ -314,6 +338,15 @@ def _kept_by_systemd() -> dict[str, int]:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     count = int(os.environ.get("LISTEN_FDS", "0"))
     return dict(zip(names, range(3, 3 + count), strict=False))
+
+
+def _is_mounted(held: dict[str, int]) -> bool:
+    """Whether there is a mount to go on with: its device has an error to tell once it is gone."""
+    if not {DEVICE, ORDER, LOCK} <= held.keys():
+        return False
+    poll = select.poll()
+    poll.register(held[DEVICE], 0)
+    return not poll.poll(0)
 
 
 def _copy_exists(source: str, name: str, store: str | None) -> bool:

@@ -50,17 +50,6 @@ class Mountpoint:
         """This mount is ours, made by another process."""
         self._mount_id = mount_id
 
-    def exists(self) -> bool:
-        """Whether our mount is still there.
-
-        Does not follow the path where it can be avoided: an automounter lets nobody pass there
-        before the unmount is done, which waits for us.
-        """
-        try:
-            return syscalls.mount_exists(self._mount_id)
-        except OSError:
-            return self._is_on_top()
-
     def unmount(self, flags: int) -> None:
         """umount2(2) of our own mount.  OSError: EINVAL when it is not there any more, EBUSY."""
         if not self._is_on_top():

@@ -82,6 +82,7 @@ def require_fuse_device(device: str = FUSE_DEVICE) -> None:
 
 def check_source(source: str) -> str:
     """The canonical path of a directory that can be copied. MountFailure says why it cannot."""
+    _require_name("source", source)
     path = os.path.realpath(source)
     mount = mountinfo.holding(path)
     if mount.is_cowfs:
@@ -105,6 +106,7 @@ def check_source(source: str) -> str:
 
 def check_mountpoint(mountpoint: str) -> str:
     """The canonical path of a directory to mount on; the mount hides what it holds."""
+    _require_name("mountpoint", mountpoint)
     path = os.path.realpath(mountpoint)
     mount = mountinfo.mounted_at(path)
     if mount is not None and mount.is_cowfs:
@@ -136,6 +138,12 @@ def check_apart_from_store(source: str, mountpoint: str, store: str) -> None:
             f"mountpoint {mountpoint} would hide the store {store}: name a directory that does "
             "not contain it"
         )
+
+
+def _require_name(role: str, path: str) -> None:
+    """UsageError for an empty path: a variable that was not set is not the present directory."""
+    if not path:
+        raise UsageError(f"the {role} has no name: name a directory")
 
 
 def _unusable(role: str, path: str, error: OSError) -> CowfsError:

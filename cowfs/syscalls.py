@@ -77,7 +77,6 @@ _PR_SET_PDEATHSIG = 1
 
 _SYS_OPENAT2 = 437  # one number on every architecture but alpha
 _SYS_CACHESTAT = 451
-_SYS_STATMOUNT = 457
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _STATX_BTIME = 0x800
@@ -85,9 +84,6 @@ _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE = 256
-_MNT_ID_REQ = struct.Struct("=IIQQ")  # size, unused, unique id, what is asked for
-_STATMOUNT_MNT_BASIC = 2
-_STATMOUNT_ROOM = 1024
 _STATX_MNT_ID_OFFSET = 0x90
 _UTIME_OMIT = (1 << 30) - 2
 
@@ -383,21 +379,6 @@ def statx_unique_mount_id(fd: int) -> int:
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID_UNIQUE:
         return statx_mount_id(fd)
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
-
-
-def mount_exists(unique_id: int) -> bool:
-    """Whether a mount is still in our mount namespace, by `statx_unique_mount_id`; statmount(2).
-
-    OSError: ENOSYS before Linux 6.8, EPERM where a seccomp filter does not know the call.
-    """
-    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, unique_id, _STATMOUNT_MNT_BASIC)
-    answer = ctypes.create_string_buffer(_STATMOUNT_ROOM)
-    room = ctypes.c_size_t(_STATMOUNT_ROOM)
-    try:
-        _call(_libc.syscall, ctypes.c_long(_SYS_STATMOUNT), request, answer, room, 0)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def birth_time(path: bytes, *, follow: bool) -> int | None:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from integration import kernel
+from integration import kernel, machine
 from integration.command import COWFS, Result
 from integration.command import cowfs as run_cowfs
 from integration.leaks import Leaks
@@ -55,6 +55,7 @@ def _missing() -> str | None:
         *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
         *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv"),
+        *("mmdebstrap", "systemd-nspawn", "dpkg-deb"),
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"
@@ -69,6 +70,8 @@ def _missing() -> str | None:
             f"/dev/fuse cannot be opened ({error.strerror}):"
             " load the fuse module, or give it to the container"
         )
+    if not Path("/dev/autofs").exists():
+        return "there is no /dev/autofs: load the autofs4 module, or give it to the container"
     if not COWFS.exists():
         return f"there is no {COWFS}: ./test.sh builds and installs it"
     return None
@@ -113,6 +116,14 @@ def ext4_volume(session: Watchdog) -> Iterator[Volume]:
     volume = Volume.ext4(kernel.session_dir() / "ext4")
     yield volume
     volume.remove()
+
+
+@pytest.fixture(scope="session")
+def package(session: Watchdog) -> Iterator[Path]:
+    """The Debian package of the tree under test."""
+    directory = kernel.session_dir() / "package"
+    yield machine.build_package(directory)
+    remove_tree(directory)
 
 
 # --- each test ------------------------------------------------------------------------------------

@@ -158,11 +158,13 @@ def test_a_daemon_keeps_nothing_of_its_caller(mount_plain: MountCopy, model: Pat
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
 
 
-def test_foreground_serves_until_it_is_unmounted(mount_plain: MountCopy, model: Path) -> None:
+def test_foreground_serves_until_it_is_unmounted(
+    mount_plain: MountCopy, model: Path, xfs: Path
+) -> None:
     mountpoint = mount_plain.mountpoint()
     with in_foreground(model, mountpoint) as process:
         wait_until(lambda: (mountpoint / "config.json").exists())
-        wait_until(lambda: mount_plain.record(mountpoint)["keeper_pid"] == process.pid)
+        wait_until(lambda: bool(listed(xfs)) and listed(xfs)[0]["keeper_pid"] == process.pid)
         (mountpoint / "mine").touch()
         assert "kept copy" in cowfs("umount", mountpoint).stdout
         assert process.wait(20) == 0

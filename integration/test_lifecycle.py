@@ -133,11 +133,6 @@ def test_one_seal_for_two_mounts_of_one_source(mount_copy: MountCopy, model: Pat
 @pytest.mark.parametrize("ends", ["killed", "terminated"])
 def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: str) -> None:
     """Whatever was written before is there when the copy is mounted again."""
-    import os
-    import signal
-
-    from integration import kernel
-
     mountpoint = mount_plain(model)
     (mountpoint / "mine").write_text("mine")
     (mountpoint / "weights.bin").write_bytes(b"changed")
@@ -151,6 +146,22 @@ def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: 
     mount_plain(model, mountpoint)
     assert (mountpoint / "mine").read_text() == "mine"
     assert (mountpoint / "weights.bin").read_bytes() == b"changed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_mount_that_is_told_to_end_ends_with_its_last_user(
+    mount_plain: MountCopy, model: Path, number: signal.Signals
+) -> None:
+    """SIGUSR1 means the same where no service manager keeps the mount for the next keeper."""
+    mountpoint = mount_plain(model)
+    keeper = mount_plain.record(mountpoint)["keeper_pid"]
+    with (mountpoint / "mine").open("w") as file:
+        os.kill(keeper, number)
+        assert not kernel.wait_for_end(keeper, 0.5)
+        file.write("mine")
+    assert kernel.wait_for_end(keeper, 10)
+    mount_plain(model, mountpoint)
+    assert (mountpoint / "mine").read_text() == "mine"
 
 
 def test_group_of_hard_links_whose_copy_up_a_crash_cut_short_is_whole_again(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli commands completion doctor helper install interrupts launch manpages "
-    "messages mounthelper preflight probes remount report umounthelper unmount upgrade",
+    "messages mounthelper preflight probes remount report scope umounthelper unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",

@@ -19,7 +19,7 @@ from cowfs.interrupts import Interrupts
 from cowfs.launch import Keeper
 from cowfs.options import Options
 
-Start = Callable[[str], Keeper]
+Start = Callable[..., Keeper]
 
 CONFIG = Config("/data/model", "/mnt/a", "/data/.cowfs", "mnt-a", 0, Options())
 
@@ -37,11 +37,11 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a keeper whose program is PREAMBLE and the given lines."""
     started: list[Keeper] = []
 
-    def start(program: str) -> Keeper:
+    def start(program: str, *, automounted: bool = False) -> Keeper:
         script = tmp_path / "keeper.py"
         script.write_text(PREAMBLE + program)
         monkeypatch.setattr(launch, "KEEPER_COMMAND", (sys.executable, "-I", str(script)))
-        started.append(Keeper.start())
+        started.append(Keeper.start(automounted=automounted))
         return started[-1]
 
     yield start
@@ -132,6 +132,13 @@ def test_the_keeper_has_a_session_of_its_own_and_no_descriptor_of_its_caller(sta
         "2",
     }
     assert not any("pipe" in target for number, target in fds.items() if int(number) > 2)
+
+
+def test_the_keeper_of_an_automounter_is_in_its_process_group(start: Start) -> None:
+    program = "receive_order(sock)\nanswer({'ready': True, 'group': os.getpgrp()})\n"
+    assert start(program, automounted=True).serve(CONFIG)["group"] == os.getpgrp()
+    keeper = start(program)
+    assert keeper.serve(CONFIG)["group"] == keeper.pid
 
 
 def test_the_keeper_does_not_import_from_the_callers_directory_or_environment(

@@ -146,6 +146,13 @@ def test_a_second_mount_at_one_place_is_refused(table: list[Mount], tmp_path: Pa
         preflight.check_mountpoint(mountpoint)
 
 
+def test_an_empty_path_is_not_the_present_directory() -> None:
+    with pytest.raises(UsageError, match="the source has no name"):
+        preflight.check_source("")
+    with pytest.raises(UsageError, match="the mountpoint has no name"):
+        preflight.check_mountpoint("")
+
+
 def test_a_mountpoint_on_another_filesystem_is_fine(table: list[Mount], tmp_path: Path) -> None:
     mountpoint = os.path.realpath(tmp_path)
     table.append(Mount(2, "0:40", mountpoint, "tmpfs", "tmpfs"))
