@@ -116,9 +116,9 @@ def send_packet(sock: socket.socket, verb: str, argument: str = "", fd: int | No
     """Either side of keeper and daemon. OSError when the other one is gone."""
     packet = f"{verb} {argument}".encode("utf-8", "surrogateescape")
     if fd is None:
-        sock.sendall(packet)
-    else:
-        socket.send_fds(sock, [packet], [fd])
+        sock.send(packet)
+    else:  # socket.send_fds takes twice as long
+        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),))
 
 
 def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int | None] | None:

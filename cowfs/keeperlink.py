@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ log = logging.getLogger("cowfs")
 # Packets that wait for a keeper that is not scheduled, in bytes of the socket's memory.
 _BUFFER = 8 << 20
 # A keeper that takes nothing for so long, in seconds, is as good as dead.
-_PATIENCE = 10.0
+_PATIENCE = 10
+_TIMEVAL = struct.Struct("ll")  # seconds, microseconds
 
 
 class KeeperLink:
@@ -38,7 +40,9 @@ class KeeperLink:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         with contextlib.suppress(OSError):  # not without CAP_NET_ADMIN
             sock.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE
-        sock.settimeout(_PATIENCE)
+        # The kernel's time-out: with Python's, each call would be preceded by a poll(2).
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(_PATIENCE, 0))
         self.is_alive = True
 
     def fileno(self) -> int:
@@ -50,16 +54,12 @@ class KeeperLink:
         The descriptors are the caller's.  None: there is nothing to serve.
         """
         held: dict[str, int] = {}
-        self._sock.settimeout(None)
-        try:
-            while (packet := receive_packet(self._sock)) is not None:
-                verb, argument, fd = packet
-                if verb != "fd":
-                    return verb, argument, held
-                if fd is not None:
-                    held[argument] = fd
-        finally:
-            self._sock.settimeout(_PATIENCE)
+        while (packet := receive_packet(self._sock)) is not None:
+            verb, argument, fd = packet
+            if verb != "fd":
+                return verb, argument, held
+            if fd is not None:
+                held[argument] = fd
         for fd in held.values():
             os.close(fd)
         return None
