@@ -224,6 +224,46 @@ static void the_memory_of_stale_pages_goes_with_the_kernels_inode(void)
 	end(t);
 }
 
+static int open_descriptors(void)
+{
+	int count = 0;
+	for (int fd = 0; fd < 1024; fd++)
+		count += fcntl(fd, F_GETFD) >= 0;
+	return count;
+}
+
+static void ten_thousand_daemons_leave_no_more_than_one(void)
+{
+	struct node_table *t = table(ledger_new());
+	int still[8], descriptors = 0;
+	uint32_t used = 0;
+
+	for (uint64_t id = 0; id < 8; id++) {
+		int fd = file("open all the time");
+		still[id] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		attach(t, 100 + id, fd, NODE_PRIVATE, READ_PASSTHROUGH, true);
+	}
+	for (uint64_t n = 0; n < 10000; n++) {
+		struct ledger_doubt *d;
+
+		attach(t, 1000 + n, file("open once"), NODE_SHARED, READ_CACHED, false);
+		nodes_release(t, 1000 + n, false, UNIQUE, &d);
+		ledger_settle(d);
+		t = killed(t, NULL);
+		if (n == 10) {
+			descriptors = open_descriptors();
+			used = ledger_used(t->ledger);
+		}
+	}
+	CHECK(open_descriptors() == descriptors && ledger_used(t->ledger) == used);
+	CHECK(t->count == 8 && fake_ids_open == 8);
+	for (uint64_t id = 0; id < 8; id++) {
+		CHECK(nodes_writers(t, 100 + id) == 1);
+		close(still[id]);
+	}
+	end(t);
+}
+
 /* The undo record, with the words as a kill in the middle of a change leaves them. */
 static void a_change_that_was_cut_short_is_undone(void)
 {
@@ -304,6 +344,7 @@ int main(void)
 	RUN(an_open_that_comes_again_is_counted_once);
 	RUN(a_release_that_comes_again_is_counted_once);
 	RUN(the_memory_of_stale_pages_goes_with_the_kernels_inode);
+	RUN(ten_thousand_daemons_leave_no_more_than_one);
 	RUN(a_change_that_was_cut_short_is_undone);
 	RUN(doubts_never_run_out);
 	RUN(another_layout_is_refused);
