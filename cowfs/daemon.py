@@ -290,7 +290,7 @@ class _Mount:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_requests, nursery.cancel_scope)
-                nursery.start_soon(self._watch_signals)
+                await nursery.start(self._watch_signals)
                 nursery.start_soon(self._watch_connection)
                 nursery.start_soon(self._heed_keeper)
                 nursery.start_soon(self._announce)
@@ -339,11 +339,14 @@ class _Mount:
                     raise OSError(errno.EBUSY, "it shows something else")
             self._write_record()
         except OSError as error:
-            self.failure = MountFailure(
-                f"{config.mountpoint} was mounted but does not answer: {error.strerror}"
-            )
-            self._detach()
-            return
+            if not self._resumed:
+                self.failure = MountFailure(
+                    f"{config.mountpoint} was mounted but does not answer: {error.strerror}"
+                )
+                self._detach()
+                return
+            # Its users have it already: better one that cowfs list does not show.
+            log.warning("%s has no record: %s", config.mountpoint, error.strerror)
         if os.getpgrp() != os.getpid():
             os.setsid()  # the automounter's process group has done its part: see keeper.py
         gc.collect()
@@ -387,10 +390,13 @@ class _Mount:
             )
         )
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         asked = 0
         async with trio.open_nursery() as attempts:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+                task_status.started()
                 async for number in signals:
                     asked += number == signal.SIGINT
                     patience = PERSISTENCE if number == signal.SIGTERM else 0.0
@@ -499,8 +505,8 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
     while (order := vault.order()) is not None:
         verb, argument, held = order
         if verb == "go":
-            if argument == "bound":
-                syscalls.die_with_parent()
+            if argument:
+                syscalls.die_with_parent(int(argument.partition(" ")[2]))
             return _read_order(held), held
         if verb == "check":
             refusal = _refusal(held)
@@ -525,8 +531,10 @@ def main(arguments: list[str]) -> int:
     config, held = told
     if config.foreground and not _in_journal():
         log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
+    resumes = DEVICE in held
     code = _serve_or_say_why_not(config, vault, held)
-    vault.bye(code)
+    if not (resumes and code):
+        vault.bye(code)  # else the keeper has another one try
     return code
 
 
@@ -554,7 +562,8 @@ class _JournalFormatter(logging.Formatter):
 
 
 def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
-    """The exit code; a failure is told to whoever waits for the mount."""
+    """The exit code; a failure is told to whoever waits for the mount, if somebody does."""
+    resumes = DEVICE in held
     try:
         return serve(config, vault, held)
     except CowfsError as error:
@@ -562,6 +571,9 @@ def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int
     except Exception as error:
         log.exception("the daemon failed")
         problem, code = f"the daemon failed: {error!r}", InternalError.exit_code
+    if resumes:
+        log.warning("cannot go on with %s: %s", config.mountpoint, problem)
+        return code
     if config.foreground:
         sys.stderr.write(f"cowfs: {problem}\n")
         if config.fresh:

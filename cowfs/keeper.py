@@ -22,6 +22,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -45,13 +46,22 @@ AT_ONCE = 3
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # So many in a row that never served, and those who wait for the mount are told that it is dead.
-HOPELESS = 12
+HOPELESS = 10
+# A daemon that says nothing for so long is stuck before it begins: seconds.
+STARTING = 60.0
+# Between the end of what a daemon says and its own: seconds.
+ENDING = 0.5
 # Between the request for its stacks and the end of a daemon that is stuck: seconds.
 STACKS = 0.5
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
 BUNCH = 0.005
+# What may lie in a daemon's socket, bytes; and how long one that takes nothing is waited for.
+BUFFER = 8 << 20
+HANDOVER = 5
 
 INTERNAL_ERROR = 4
+
+_SO_SNDBUFFORCE = 32
 
 
 def log(line: str) -> None:
@@ -83,8 +93,15 @@ class Daemon:
                 setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
             )
         self.sock = ours
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", HANDOVER, 0))
+        try:
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)
+        except OSError:
+            pass  # not without CAP_NET_ADMIN
         self.started = time.monotonic()
         self.ready = False
+        # As a standby: whether it has said that it can take over.
+        self.able = False
         # Set by its last word: the exit code that it wants us to have.
         self.bye: int | None = None
         self.watchdog = 0.0
@@ -92,11 +109,19 @@ class Daemon:
         # When the ping was sent that has had no answer; 0: none is under way.
         self.pinged = 0.0
 
-    def tell(self, verb: str, argument: str = "", fd: int | None = None) -> None:
+    def tell(self, verb: str, argument: str = "", fd: int | None = None) -> bool:
+        """False when it is gone, or takes nothing."""
         try:
             conversation.send_packet(self.sock, verb, argument, fd)
         except OSError:
-            pass  # it is gone, or about to be: its end tells us
+            return False
+        return True
+
+    def give(self, held: dict[str, int], verb: str, argument: str = "") -> None:
+        """All descriptors, and what to do with them.  One that does not take them is ended."""
+        taken = all(self.tell("fd", name, fd) for name, fd in held.items())
+        if not (taken and self.tell(verb, argument)):
+            self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         try:
@@ -134,14 +159,16 @@ class Keeper:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         _protect_from_oom()
-        self.daemon = self._start(self.command)
+        self._start()
         if self.launcher is not None and not self._take_order():
-            self.daemon.sock.close()  # it leaves
-            self._reap(self.daemon.pid)
+            if self.daemon is not None:
+                self.daemon.sock.close()  # it leaves
+                self._reap(self.daemon.pid)
             return 0
         for name, fd in self.held.items():
             self.notify.store(name, fd)
-        self._hand_over(self.daemon)
+        if self.daemon is not None:
+            self._hand_over(self.daemon)
         while self.exit_code is None:
             self._wait(reading)
             self._look_after()
@@ -178,7 +205,14 @@ class Keeper:
         daemon = self.daemon
         if daemon is not None and daemon.watchdog:
             times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
+        times += [starting.started + STARTING for starting in self._starting()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+
+    def _starting(self) -> list[Daemon]:
+        """Those that have to say something soon; the first one seals, which takes what it takes."""
+        daemon, standby = self.daemon, self.standby
+        found = [daemon] if daemon is not None and not daemon.ready and DEVICE in self.held else []
+        return found + ([standby] if standby is not None else [])
 
     def _look_after(self) -> None:
         """Start, ping or end the daemon, as the time has come."""
@@ -186,10 +220,16 @@ class Keeper:
         daemon = self.daemon
         if self.exit_code is not None:
             return
+        for starting in self._starting():
+            if now >= starting.started + STARTING:
+                log(f"the daemon {starting.pid} does not begin to serve, and is ended")
+                starting.started = now
+                starting.signal(signal.SIGKILL)
         if daemon is None:
             if now >= self.restart_at:
-                self.daemon = self._start(self.command)
-                self._hand_over(self.daemon)
+                self._start()
+                if self.daemon is not None:
+                    self._hand_over(self.daemon)
         elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
             self._end_stuck(daemon)
         elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
@@ -211,10 +251,10 @@ class Keeper:
         elif number in (*FORWARDED, LEAVE):
             self.notify.say("STOPPING=1")
             number = signal.SIGTERM if number == LEAVE else number
-            if self.daemon is not None:
+            if DEVICE in self.held and (self.daemon is None or not self.daemon.ready):
+                self.told_to_end = number  # it would only kill one that is about to take over
+            elif self.daemon is not None:
                 self.daemon.signal(number)
-            else:
-                self.told_to_end = number
 
     def _leave(self) -> None:
         """The mount stays, and the next keeper goes on with it."""
@@ -229,24 +269,22 @@ class Keeper:
 
     # ---------------------------------------------------------------- the daemon's life
 
-    def _start(self, command: list[str]) -> Daemon:
-        while True:
-            try:
-                daemon = Daemon(command, apart=not self.automounted)
-                break
-            except OSError as error:
-                log(f"cannot start {' '.join(command)}: {error.strerror}; trying again")
-                time.sleep(1)
-        _restore_oom_score(daemon.pid)
-        return daemon
+    def _start(self) -> None:
+        """Start a daemon, or plan another try."""
+        try:
+            self.daemon = Daemon(self.command, apart=not self.automounted)
+        except OSError as error:
+            why = f"cannot start {self.command[0]}: {error.strerror}"
+            if DEVICE not in self.held:
+                self._answer_failure(why)
+                self.exit_code = INTERNAL_ERROR
+                return
+            self._plan_restart(why, ready=False, served=0.0)
+            return
+        _restore_oom_score(self.daemon.pid)
 
     def _hand_over(self, daemon: Daemon) -> None:
-        for name, fd in self.held.items():
-            daemon.tell("fd", name, fd)
-        daemon.tell("go", "bound" if self.notify.stores else "")
-        if self.told_to_end:
-            daemon.signal(self.told_to_end)
-            self.told_to_end = 0
+        daemon.give(self.held, "go", f"bound {os.getpid()}" if self.notify.stores else "")
 
     def _listen(self, daemon: Daemon) -> None:
         """Take what the daemon has said so far."""
@@ -260,8 +298,9 @@ class Keeper:
                 log(f"cannot read from the daemon: {error.strerror}")
                 break
             if packet is None:
-                # It is gone, or closed its end: then it is none of ours any more.
-                daemon.signal(signal.SIGKILL)
+                # It is about to end, or closed its end: then it is none of ours any more.
+                if not _wait_for_end(daemon.pid, ENDING):
+                    daemon.signal(signal.SIGKILL)
                 self._ended(*self._reap(daemon.pid))
                 return
             verb, argument, fd = packet
@@ -288,6 +327,7 @@ class Keeper:
         elif verb == "bye":
             daemon.bye = int(argument)
         elif verb == "able" and daemon is self.standby and self.daemon is not None:
+            daemon.able = True
             self.daemon.signal(signal.SIGKILL)  # its end brings the other one on
         elif verb == "unable" and daemon is self.standby:
             self._refuse(argument)
@@ -295,6 +335,10 @@ class Keeper:
     def _is_ready(self, daemon: Daemon, answer: str) -> None:
         daemon.ready = True
         daemon.started = time.monotonic()
+        self.fallback = None
+        if self.told_to_end:
+            daemon.signal(self.told_to_end)
+            self.told_to_end = 0
         if self.automounted:
             os.setsid()
             self.automounted = False
@@ -328,10 +372,12 @@ class Keeper:
             )
             self.exit_code = INTERNAL_ERROR
             return
-        if self.standby is not None:
+        if self.standby is not None and self.standby.able:
             self._swap(daemon)
             return
-        self._plan_restart(daemon, how)
+        served = time.monotonic() - daemon.started if daemon.ready else 0.0
+        how = f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s"
+        self._plan_restart(how, ready=daemon.ready, served=served)
 
     def _drain(self, daemon: Daemon) -> None:
         """What it said before it died counts."""
@@ -344,24 +390,21 @@ class Keeper:
                 return
             self._heard(daemon, *packet)
 
-    def _plan_restart(self, daemon: Daemon, how: str) -> None:
-        served = time.monotonic() - daemon.started if daemon.ready else 0.0
+    def _plan_restart(self, how: str, *, ready: bool, served: float) -> None:
         self.deaths = 0 if served >= QUICK else self.deaths + 1
-        if not daemon.ready and self.fallback is not None:
-            log(f"the new version does not serve ({how}): going back to the last one")
+        if not ready and self.fallback is not None:
+            log("the new version does not serve: going back to the last one")
             self._reply("refused it does not serve: the last version does again, see the log")
             self.command, self.fallback = self.fallback, None
-        elif self.deaths >= HOPELESS and not daemon.ready:
-            log(f"the daemon ended again ({how}) and none can serve: giving the mount up")
+        elif self.deaths >= HOPELESS and not ready:
+            log(f"{how}, and none can serve: giving the mount up")
             self.exit_code = INTERNAL_ERROR
             return
-        again = self.deaths - AT_ONCE - 1
+        again = min(self.deaths - AT_ONCE - 1, 10)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**again) if again >= 0 else 0.0
         self.restart_at = time.monotonic() + pause
-        log(
-            f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s: "
-            + (f"the next one starts in {pause:g} s" if pause else "starting the next one")
-        )
+        next_one = f"the next one starts in {pause:g} s" if pause else "starting the next one"
+        log(f"{how}: {next_one}")
         self.notify.say("STATUS=The daemon has ended, and is started again")
 
     def _end_stuck(self, daemon: Daemon) -> None:
@@ -435,9 +478,8 @@ class Keeper:
 
     def _accept(self) -> None:
         """Somebody asks for an upgrade: one packet, the new command, its words separated by NUL."""
-        listener = socket.socket(fileno=os.dup(self.held[CONTROL]))
         try:
-            with listener:
+            with socket.socket(fileno=os.dup(self.held[CONTROL])) as listener:
                 asking, _ = listener.accept()
             asking.settimeout(1)
             words = asking.recv(conversation.MAX_PACKET).decode().split("\0")
@@ -453,9 +495,7 @@ class Keeper:
             self._reply(f"refused cannot start {words[0]}: {error.strerror}")
             return
         _restore_oom_score(self.standby.pid)
-        for name, fd in self.held.items():
-            self.standby.tell("fd", name, fd)
-        self.standby.tell("check")
+        self.standby.give(self.held, "check")
 
     def _refuse(self, reason: str) -> None:
         assert self.standby is not None
@@ -497,13 +537,16 @@ class _Systemd:
             self._address = "\0" + self._address[1:]
         # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
         limit = os.environ.get("FDSTORE", "")
-        self.stores = bool(self._address) and limit != "0" and bool(limit)
+        self._limit = int(limit) if limit.isdecimal() else 0
+        self._stored: set[str] = set()
+        self.stores = bool(self._address) and self._limit > 0
 
     def say(self, text: str, fd: int | None = None) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_NOTIFY_PATIENCE)
                 sock.connect(self._address)
                 if fd is None:
                     sock.sendall(text.encode())
@@ -513,14 +556,33 @@ class _Systemd:
             log(f"cannot tell systemd: {error.strerror}")
 
     def store(self, name: str, fd: int) -> None:
-        if self.stores:
+        if not self.stores:
+            return
+        if name in self._stored:
             self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
-            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
-            self.say(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
+        elif len(self._stored) >= self._limit:
+            return  # systemd would refuse it; whoever has that file open loses it with this process
+        self._stored.add(name)
+        # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
+        self.say(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
 
     def remove(self, name: str) -> None:
-        if self.stores:
+        if name in self._stored:
+            self._stored.remove(name)
             self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
+def _wait_for_end(pid: int, patience: float) -> bool:
+    """Whether a child of ours ends within so many seconds."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return True
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    ended = bool(poll.poll(patience * 1000))
+    os.close(pidfd)
+    return ended
 
 
 def _environment() -> dict[str, str]:
@@ -528,6 +590,9 @@ def _environment() -> dict[str, str]:
     ours = ("NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
     return {name: value for name, value in os.environ.items() if name not in ours}
 
+
+# A service manager that takes nothing for so long is done without: seconds.
+_NOTIFY_PATIENCE = 2.0
 
 _OOM = "/proc/{}/oom_score_adj"
 _inherited_oom_score: str | None = None

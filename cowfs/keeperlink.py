@@ -104,8 +104,10 @@ class KeeperLink:
             return
         try:
             send_packet(self._sock, verb, argument, fd)
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self._lost()
+        except OSError as error:  # it is busy, or the kernel is out of memory: it may hear the next
+            log.warning("the keeper was not told: %s %s: %s", verb, argument, error.strerror)
 
     def _lost(self) -> None:
         if self.is_alive:

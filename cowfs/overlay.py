@@ -733,8 +733,10 @@ class Overlay:
             self.ensure_upper(target)
             self._mark_moved(target, old_parent, old_name)
         if request is not None:
-            fd = self.layers.upper(old_parent)
+            # A file of its own: a service manager keeps no descriptor twice, whatever its name.
+            fd = os.memfd_create("cowfs-exchange", os.MFD_CLOEXEC)
             self.exchanges.begin(request, source.ino, target.ino, fd)
+            os.close(fd)
         syscalls.renameat2(
             self.layers.upper(old_parent),
             old_name,

@@ -395,9 +395,8 @@ def birth_time(path: bytes, *, follow: bool) -> int | None:
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
-def die_with_parent() -> None:
-    """SIGKILL for this process as soon as its parent has ended: PR_SET_PDEATHSIG, prctl(2)."""
-    parent = os.getppid()
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process as soon as that parent has ended: PR_SET_PDEATHSIG, prctl(2)."""
     _call(_libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it was quicker
         os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from integration import kernel
 from integration.command import cowfs
-from integration.mounts import MountCopy, daemon_of
+from integration.mounts import RECORDS, MountCopy, daemon_of
 from integration.takeoverload import Load, Report, make_source
 from integration.trees import differences, tree_state
 
@@ -199,3 +200,28 @@ def test_daemon_that_the_kernel_ends_for_its_memory_is_replaced(
     show_gaps(reports, kills, mode)
     assert mount_copy.log(root).count("ended (killed by signal 9)") == 2
     finish(mount_copy, source, root, "starved", reports)
+
+
+def test_daemon_that_cannot_write_its_record_serves_all_the_same(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    # As when /run is full.
+    root = mount_copy(model)
+    record = mount_copy.record(root)
+    path = RECORDS / f"{record['device']}.json"
+    aside = path.rename(path.with_suffix(".aside"))
+    (path / "in the way").mkdir(parents=True)
+    try:
+        os.kill(record["daemon_pid"], signal.SIGKILL)
+        (root / "new").write_text("served")
+        deadline = time.monotonic() + 10
+        while "has no record" not in mount_copy.log(root):
+            assert time.monotonic() < deadline, mount_copy.log(root)
+            time.sleep(0.01)
+        assert (root / "new").read_text() == "served"
+        assert os.path.ismount(root)
+    finally:
+        shutil.rmtree(path)
+        aside.rename(path)
+    os.kill(daemon_of(record["keeper_pid"]), signal.SIGKILL)
+    mount_copy.wait_until_served(root, other_than=record["daemon_pid"])

@@ -1,0 +1,179 @@
+"""The keeper by itself, with daemons that are small scripts: whom it starts again, and when not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cowfs import keeper
+
+# A keeper that goes on with a mount, with shorter times and no protection from the OOM killer.
+KEEPER = """
+import json, os, sys
+from cowfs import keeper
+keeper._protect_from_oom = lambda: None
+settings = json.loads(sys.argv[1])
+for name, value in settings.get("times", {}).items():
+    setattr(keeper, name, value)
+held = {name: os.memfd_create(name) for name in ("order", "lock", "device")}
+kept = keeper.Keeper(None, held)
+kept.command, kept.fallback = settings["command"], settings.get("fallback")
+sys.exit(kept.run())
+"""
+
+# A daemon that has been told to go: what it does then comes after this.
+DAEMON = """
+import os, signal, socket, sys, time
+from cowfs.conversation import receive_packet, send_packet
+sock = socket.socket(fileno=int(sys.argv[-1]))
+while receive_packet(sock)[0] != "go":
+    pass
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def daemon(script: str) -> list[str]:
+    return [sys.executable, "-c", DAEMON + script]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(COMMAND, ...)` runs a keeper whose daemon is this command."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str], **settings: object) -> subprocess.Popen[str]:
+        times = {"FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.02}
+        told = json.dumps({"times": times, "command": command} | settings)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KEEPER, told], stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def last_words(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """How a keeper has ended, and what it logged."""
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    "command", [daemon("sys.exit(3)"), ["/no/such/python"]], ids=["fails", "is not there"]
+)
+def test_a_mount_that_no_daemon_can_serve_is_given_up(start: Start, command: list[str]) -> None:
+    code, said = last_words(start(command))
+    assert code == keeper.INTERNAL_ERROR
+    assert len(said.splitlines()) == keeper.HOPELESS
+    assert "signal" not in said
+    assert "and none can serve: giving the mount up" in said.splitlines()[-1]
+
+
+def test_a_signal_while_the_daemon_is_replaced_reaches_the_next_one(
+    start: Start, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    process = start(
+        daemon(
+            f"open({str(begun)!r}, 'w').close()\n"
+            "time.sleep(0.5)\n"
+            "signal.signal(signal.SIGTERM, lambda *_: send_packet(sock, 'bye', '7'))\n"
+            "send_packet(sock, 'ready', '{}')\n"
+            "time.sleep(30)\n"
+        )
+    )
+    while not begun.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    assert last_words(process) == (7, "")
+
+
+def test_the_way_back_ends_when_the_new_version_serves(start: Start, tmp_path: Path) -> None:
+    # Then it is started again like any other, and the one before it may be gone by now.
+    served = tmp_path / "served"
+    script = (
+        f"if os.path.exists({str(served)!r}): sys.exit(3)\n"
+        f"open({str(served)!r}, 'w').close()\n"
+        "send_packet(sock, 'ready', '{}')\n"
+        "time.sleep(0.2)\n"
+    )
+    code, said = last_words(start(daemon(script), fallback=["/bin/false"]))
+    assert code == keeper.INTERNAL_ERROR
+    assert "going back" not in said
+
+
+def test_a_new_version_that_does_not_serve_is_gone_back_from(start: Start) -> None:
+    back = daemon("send_packet(sock, 'ready', '{}'); send_packet(sock, 'bye', '0')")
+    code, said = last_words(start(daemon("sys.exit(3)"), fallback=back))
+    assert code == 0
+    assert "the new version does not serve: going back to the last one" in said
+
+
+def test_a_daemon_that_does_not_begin_is_ended(start: Start) -> None:
+    times = {"STARTING": 0.3, "HOPELESS": 2, "FIRST_PAUSE": 0.01}
+    code, said = last_words(start(daemon("time.sleep(60)"), times=times))
+    assert code == keeper.INTERNAL_ERROR
+    assert said.count("does not begin to serve, and is ended") == 2
+
+
+def test_a_daemon_that_takes_nothing_does_not_hold_the_keeper_up(start: Start) -> None:
+    stopped = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
+    times = {"STARTING": 0.3, "HOPELESS": 2, "FIRST_PAUSE": 0.01}
+    code, _said = last_words(start(stopped, times=times))
+    assert code == keeper.INTERNAL_ERROR
+
+
+def test_pauses_stay_short_however_many_have_died() -> None:
+    held = {"device": os.memfd_create("device")}
+    kept = keeper.Keeper(None, held)
+    for kept.deaths in (4, 100, 5000):
+        kept._plan_restart("it ended", ready=True, served=0.1)
+        assert kept.exit_code is None
+        assert kept.restart_at <= time.monotonic() + keeper.LONGEST_PAUSE
+    os.close(held["device"])
+
+
+def test_no_more_is_stored_than_systemd_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("FDSTORE", "2")
+        store = keeper._Systemd()
+        for name in ("a", "b", "c"):
+            store.store(name, 0)
+        store.remove("c")
+        store.remove("a")
+        store.store("d", 0)
+        store.store("b", 0)
+        store.say("READY=1")
+        heard = []
+        while (line := manager.recv(4096).decode()) != "READY=1":
+            heard.append(line.replace("\nFDPOLL=0", "").replace("\nFDNAME", ""))
+        assert heard == [
+            "FDSTORE=1=a",
+            "FDSTORE=1=b",
+            "FDSTOREREMOVE=1=a",
+            "FDSTORE=1=d",
+            "FDSTOREREMOVE=1=b",
+            "FDSTORE=1=b",
+        ]
