@@ -149,6 +149,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
             os._exit(InternalError.exit_code)
         channel.close()
         raise
+    vault.unmounted = True
     channel.close()
     overlay.close()
     if mount.failure is not None:
@@ -531,11 +532,7 @@ def main(arguments: list[str]) -> int:
     config, held = told
     if config.foreground and not _in_journal():
         log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
-    resumes = DEVICE in held
-    code = _serve_or_say_why_not(config, vault, held)
-    if not (resumes and code):
-        vault.bye(code)  # else the keeper has another one try
-    return code
+    return _serve_or_say_why_not(config, vault, held)
 
 
 def _set_up_log() -> None:
@@ -562,16 +559,21 @@ class _JournalFormatter(logging.Formatter):
 
 
 def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
-    """The exit code; a failure is told to whoever waits for the mount, if somebody does."""
+    """The exit code, which the keeper is told, as whoever waits for the mount is told of a failure.
+
+    The keeper is told nothing where another daemon may do better.
+    """
     resumes = DEVICE in held
     try:
-        return serve(config, vault, held)
+        code = serve(config, vault, held)
+        vault.bye(code)
+        return code
     except CowfsError as error:
         problem, code = str(error), error.exit_code
     except Exception as error:
         log.exception("the daemon failed")
         problem, code = f"the daemon failed: {error!r}", InternalError.exit_code
-    if resumes:
+    if resumes and not vault.unmounted:
         log.warning("cannot go on with %s: %s", config.mountpoint, problem)
         return code
     if config.foreground:
@@ -579,6 +581,7 @@ def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int
         if config.fresh:
             _give_back(config)
     vault.failed(problem, code)
+    vault.bye(code)
     return code
 
 

@@ -44,6 +44,8 @@ class KeeperLink:
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(_PATIENCE, 0))
         self.is_alive = True
+        #: Whether the connection is gone, and nothing is left for another daemon to serve.
+        self.unmounted = False
 
     def fileno(self) -> int:
         return self._sock.fileno()
