@@ -231,6 +231,8 @@ def test_a_mount_that_is_interrupted_while_it_becomes_ready_is_undone(
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_until(lambda: bool(children.read_text()))
         pid = int(children.read_text().split()[0])
+        # Before its execve(2) the launcher waits for it, and would be stopped with it.
+        wait_until(lambda: b"cowfs.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: copies.is_dir() and bool(list(copies.iterdir())))
         time.sleep(0.1)  # it waits for the daemon by now
