@@ -482,7 +482,7 @@ class Keeper:
             with socket.socket(fileno=os.dup(self.held[CONTROL])) as listener:
                 asking, _ = listener.accept()
             asking.settimeout(1)
-            words = asking.recv(conversation.MAX_PACKET).decode().split("\0")
+            words = os.fsdecode(asking.recv(conversation.MAX_PACKET)).split("\0")
         except OSError:
             return
         self.asking = asking

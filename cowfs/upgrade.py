@@ -8,6 +8,7 @@ by the last one: nothing is ever unmounted.  The way back is the same command of
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -66,5 +67,5 @@ def _ask(record: Record) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(runtime.control_path(record.device))
-        sock.sendall("\0".join((sys.executable, *DAEMON)).encode())
+        sock.sendall(os.fsencode("\0".join((sys.executable, *DAEMON))))
         return sock.recv(1 << 16).decode(errors="replace")

@@ -103,6 +103,12 @@ def wait_for_end(pid: int, timeout: float) -> bool:
         os.close(pidfd)
 
 
+def cpu_ticks(pid: int) -> int:
+    """The CPU time of a process so far, in units of 10 ms: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def detach(mountpoint: str) -> None:
     """Take a mount out of the tree at once; the kernel drops it when nobody uses it any more."""
     done = subprocess.run(["umount", "-i", "-l", mountpoint], capture_output=True, check=False)

@@ -18,12 +18,6 @@ from integration.trees import make_model
 from integration.volumes import Volume
 
 
-def ticks(pid: int) -> int:
-    """The CPU time of a process, in units of 10 ms."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
 @pytest.mark.parametrize("who", ["keeper_pid", "daemon_pid"])
 def test_sigterm_unmounts_what_is_idle(mount_copy: MountCopy, model: Path, who: str) -> None:
     root = mount_copy(model, None, "copy=idle")
@@ -61,9 +55,9 @@ def test_daemon_whose_keeper_was_killed_serves_on(mount_copy: MountCopy, model: 
     assert kernel.wait_for_end(record["keeper_pid"], 10)
     (root / "new").write_text("no keeper")
     assert (root / "new").read_text() == "no keeper"
-    used = ticks(record["daemon_pid"])
+    used = kernel.cpu_ticks(record["daemon_pid"])
     time.sleep(0.5)
-    assert ticks(record["daemon_pid"]) - used <= 2, "it spins"
+    assert kernel.cpu_ticks(record["daemon_pid"]) - used <= 2, "it spins"
     refused = cowfs("upgrade", root, check=False)
     assert refused.returncode == 32
     assert "does not answer" in refused.stderr

@@ -492,16 +492,11 @@ def test_volume_that_was_shut_down_gives_errors_and_hangs_nobody(
     errors = {what: error_of(change) for what, change in _changes(root).items()}
     assert errors == dict.fromkeys(errors, "EIO")
     assert error_of(lambda: os.stat(root / "never-asked-for")) == "EIO"
-    ticks = _cpu_ticks(pid)
+    ticks = kernel.cpu_ticks(pid)
     time.sleep(0.5)
-    assert _cpu_ticks(pid) - ticks <= 2
+    assert kernel.cpu_ticks(pid) - ticks <= 2
     said = mount_copy.unmount(root).stdout
     assert "discarded" not in said
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 # --- the data plane -------------------------------------------------------------------------------

@@ -177,3 +177,18 @@ def test_no_more_is_stored_than_systemd_takes(
             "FDSTOREREMOVE=1=b",
             "FDSTORE=1=b",
         ]
+
+
+def test_a_request_of_odd_bytes_is_answered(tmp_path: Path) -> None:
+    # Such as the path of an interpreter may have: not UTF-8.
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking,
+    ):
+        control.bind(str(tmp_path / "control"))
+        control.listen()
+        asking.settimeout(5)
+        asking.connect(str(tmp_path / "control"))
+        asking.send(b"/opt/\xff/python\0-c\0pass")
+        keeper.Keeper(None, {keeper.CONTROL: control.fileno()})._accept()
+        assert asking.recv(1000).startswith(b"refused the daemon is just being replaced")
