@@ -1,25 +1,51 @@
-"""What backs an open: the table of the design, and the way from shared to private.
+"""What backs an open, and the states of a file that it follows from.
 
 The kernel fixes one backing file for an inode while a passthrough descriptor of it is open, and
 passes the file's own pages; so which file serves a node is decided at its first open and kept until
-the last release.
+the last release.  Where a node's data are is one of four states, told by the disk and by the node:
 
-======================================  =========  ===============================================
-state of the file                       open       backed by
-======================================  =========  ===============================================
-private                                 any        passthrough to the copy's own file
-shared, large or read-only mount        reading    passthrough to the template's file
-shared, smaller than `share_min`        reading    the template's file through the channel
-shared                                  writing    clone first, then as private
-======================================  =========  ===============================================
+============  =============================================  ==================================
+state         on the disk                                    node
+============  =============================================  ==================================
+shared        the template's file alone                      not `upper`
+touched       the copy's own file, marked as having the      `upper`, and `Overlay.open_shared`
+              template's data: attributes or names changed   finds the template's file
+private       the copy's own file, without that mark         `upper`, `written`
+replaced      the copy's own file, which shows its own       `replaced`: its `successor` is the
+              number; readers have the template's            private node of that file
+============  =============================================  ==================================
 
-A writer that finds passthrough readers of the template's file cannot share their node: it is
-replaced, and the caller is told ESTALE.  The kernel then looks the name up again, opens the new
-node, and nobody sees an error; the readers keep the bytes that they opened.
+What an open is backed by:
 
-Without passthrough every open goes through the channel, and nothing else changes.  A large shared
-file is then read past FUSE's pages: whoever reads a model once needs no second set of them, and one
-copy of the bytes less.
+============  ========  =========================================================================
+state         open      backed by
+============  ========  =========================================================================
+shared or     reading   passthrough to the template's file, if that is large or the mount read-only
+touched                 the template's file through the channel, if it is smaller than `share_min`
+                        clone first, then as private, if programs change it in place
+                        (`inplace.py`) or the mount says clone=open
+..            writing   clone first, or take the mark away, then as private
+private       any       passthrough to the copy's own file
+replaced      any       ESTALE; the kernel looks the name up again and opens the successor.  Who
+                        comes again has no name to look up: the template's file as long as readers
+                        have it (writing: ETXTBSY), and after that the copy's own
+============  ========  =========================================================================
+
+The steps from state to state; each is one change on the disk, so there is nothing between them for
+a kill to leave, and each is made with `lock_of(node)` held:
+
+- shared to touched (`make_upper`) and shared to private (`make_private`): the link that gives the
+  clone its name.
+- touched to private (`make_private`): the mark goes before the first byte changes.
+- shared or touched to replaced (`_replace`), when a writer finds passthrough readers of the
+  template's file, which cannot share their node with it: first private as above, then the mark of
+  the template's number goes, and the writer is told ESTALE.
+
+No step leads back: a private file stays private, and is never replaced.
+
+Without passthrough every open goes through the channel, and readers of the template's file are
+switched to the clone: nothing is replaced.  A large shared file is read past FUSE's pages: whoever
+reads a model once needs no second set of them, and one copy of the bytes less.
 """
 
 from __future__ import annotations
@@ -27,14 +53,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Protocol
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
 from cowfs.inodes import Directory
+from cowfs.inplace import HEAD_SIZE
 
 if TYPE_CHECKING:
     from cowfs.inodes import Node
+    from cowfs.inplace import InPlace
+    from cowfs.options import CloneMode
     from cowfs.overlay import Overlay
     from cowfs.priming import Priming
 
@@ -45,6 +75,9 @@ CACHED = 0
 PASSTHROUGH = 1
 BYPASS = 2
 
+# Callers that are remembered until they come again; the kernel sends them back at once.
+SENT_BACK = 1024
+
 
 class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
@@ -53,6 +86,7 @@ class Channel(Protocol):
     def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None: ...
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
+    def is_shared(self, nodeid: int) -> bool: ...
     def is_volatile(self, nodeid: int) -> bool: ...
     def mark_mappable(self, nodeid: int) -> None: ...
     def backing_fd(self, nodeid: int) -> int: ...
@@ -65,7 +99,8 @@ class Backing:
     """Decides for one mount.
 
     *share_min*: bytes from which a shared file is passed through on a writable mount.
-    *clone_on_open*: every open of a shared file clones it first.
+    *clone*: when a shared file is cloned, before its first writer ("write"), its first reader
+    ("open"), or that reader if it is a file *in_place* ("auto").
     """
 
     def __init__(
@@ -77,7 +112,8 @@ class Backing:
         passthrough: bool,
         share_min: int,
         read_only: bool,
-        clone_on_open: bool,
+        clone: CloneMode,
+        in_place: InPlace,
     ) -> None:
         self._overlay = overlay
         self._channel = channel
@@ -85,62 +121,68 @@ class Backing:
         self._passthrough = passthrough
         self._share_min = share_min
         self._read_only = read_only
-        self._clone_on_open = clone_on_open and not read_only
+        self._clone: CloneMode = "write" if read_only else clone
+        self._in_place = in_place
+        # Who was told ESTALE for a replaced node, (node id, thread), and has not come again.
+        self._sent_back: OrderedDict[tuple[int, int], bool] = OrderedDict()
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
-        return node.upper and self._channel.is_volatile(node.nodeid)
+        if not node.upper:
+            return False
+        before = node.predecessor
+        return self._channel.is_volatile(node.nodeid) or (
+            before is not None and self._channel.is_volatile(before.nodeid)
+        )
 
-    async def open_reading(self, node: Node) -> None:
-        """Count one more reader.  Errors: ESTALE for a replaced node, those of open(2)."""
+    def has_old_readers(self, node: Node) -> bool:
+        """Whether a replaced node is open with the bytes that it had before."""
+        return node.replaced and self._channel.is_shared(node.nodeid)
+
+    async def open_reading(self, node: Node, caller: int) -> None:
+        """Count one more reader, the thread *caller*.
+
+        Errors: ESTALE when the kernel has to look the name up again, those of open(2).
+        """
         # No await up to here since the node was taken from the table, and none before the return:
         # a writer either has not begun, or holds the lock and has taken the backing away.
         if not node.replaced and self._channel.open(node.nodeid, False):
             return
         async with lock_of(node):
-            _refuse_replaced(node)
-            if self._clone_on_open:
+            if node.replaced:
+                self._open_replaced(node, os.O_RDONLY, caller, truncate=False)
+                return
+            if self._clone == "open":
                 await self.make_private(node)
             if self._channel.open(node.nodeid, False):
                 return
-            if node.upper:
-                flags = os.O_RDONLY if self._read_only else os.O_RDWR
-                fd = self._overlay.layers.open(node, flags)
-                self._attach_private(node, fd, writing=False)
+            shared = self._overlay.open_shared(node)
+            if shared is not None and self._is_changed_in_place(node, shared):
+                shared = await self._clone_for_reader(node, shared)
+            if shared is not None:
+                self._channel.attach(node.nodeid, shared, SHARED, self._reading(shared), False)
                 return
-            fd = self._overlay.layers.open(node, os.O_RDONLY)
-            large = os.fstat(fd).st_size >= self._share_min
-            if self._passthrough and (large or self._read_only):
-                reading = PASSTHROUGH
-            else:
-                reading = BYPASS if large else CACHED
-            self._channel.attach(node.nodeid, fd, SHARED, reading, False)
+            flags = os.O_RDONLY if self._read_only else os.O_RDWR
+            self._attach_private(node, self._overlay.layers.open(node, flags), writing=False)
 
-    async def open_changing(self, node: Node, access: int, *, truncate: bool) -> None:
-        """Make the file private and count one more open, of access mode *access* (O_RDONLY, ...).
+    async def open_changing(
+        self, node: Node, access: int, caller: int, *, truncate: bool
+    ) -> None:
+        """Make the file private and count one more open by the thread *caller*, of access mode
+        *access* (O_RDONLY, ...).
 
         Errors: ESTALE when the kernel has to look the name up again, ENOSPC and others of the
-        copy-up.
+        copy-up, ETXTBSY for a replaced node.
         """
-        writing = access != os.O_RDONLY
         async with lock_of(node):
-            _refuse_replaced(node)
+            if node.replaced:
+                self._open_replaced(node, access, caller, truncate=truncate)
+                return
             fd = await self._prepare_change(node, keep_data=not truncate)
-            try:
-                if truncate:
-                    os.ftruncate(fd, 0)
-                if not self._channel.open(node.nodeid, writing):
-                    taken, fd = fd, -1
-                    self._attach_private(node, taken, writing=writing)
-            finally:
-                if fd >= 0:
-                    os.close(fd)
-            # A shared mapping may be made of a descriptor that reads and writes: it outlives the
-            # descriptor, and changes the file unseen.
-            if access == os.O_RDWR:
-                self._channel.mark_mappable(node.nodeid)
-            # What the kernel was told before is not to be believed from now on.
-            self._channel.invalidate_attr(node.nodeid)
+            if node.replaced:
+                os.close(fd)
+                self._send_back(node, caller)
+            self._open_private(node, fd, access, truncate=truncate)
 
     async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
@@ -153,17 +195,8 @@ class Backing:
                 os.ftruncate(fd, size)
         finally:
             os.close(fd)
-
-    async def before_link(self, node: Node) -> None:
-        """Make the file private before it gets another name; the caller holds the node's lock.
-
-        Readers of the template's file keep their node to themselves from now on.  Were it replaced
-        later, the kernel would not know under how many names.
-        """
-        await self.make_private(node)
-        state = self._channel.revoke(node.nodeid)
-        if state is not None and state[0] == SHARED and state[3]:
-            self._replace(node)
+        if node.successor is not None:
+            self._channel.invalidate_attr(node.successor.nodeid)
 
     def created(self, node: Node, fd: int, access: int) -> None:
         """Take over the descriptor of a file that was just made, and count its first open."""
@@ -181,19 +214,32 @@ class Backing:
         if isinstance(node, Directory):
             self._channel.invalidate_listing(node.nodeid)
 
+    async def make_upper(self, node: Node) -> None:
+        """Copy-up for a change of attributes or names, if the copy has no file of its own yet; the
+        caller holds the node's lock.
+
+        The data stay the template's, and so do readers.
+        """
+        if not node.upper:
+            await self._copy_up(node, keep_data=True, to_write=False)
+
     async def make_private(self, node: Node, *, keep_data: bool = True) -> None:
-        """Copy-up, if it has not been done; the caller holds the node's lock.
+        """Give the file data of its own, if it has none; the caller holds the node's lock.
 
         Changes nothing for descriptors that are open: what backs them has the same bytes.
         """
-        if node.upper:
-            return
+        if not node.upper:
+            await self._copy_up(node, keep_data=keep_data, to_write=True)
+        else:
+            self._overlay.mark_written(node)
+
+    async def _copy_up(self, node: Node, *, keep_data: bool, to_write: bool) -> None:
         self._priming.take_back(node)
         overlay = self._overlay
         if not stat.S_ISREG(overlay.getattr(node).st_mode):
             overlay.copy_up_special(node)
             return
-        copy_up, source = overlay.begin_copy_up(node, keep_data=keep_data)
+        copy_up, source = overlay.begin_copy_up(node, keep_data=keep_data, to_write=to_write)
         try:
             if copy_up.is_quick:
                 copy_up.clone()
@@ -207,19 +253,23 @@ class Backing:
             os.close(source)
 
     async def _prepare_change(self, node: Node, *, keep_data: bool) -> int:
-        """Make the node private, and every open of it too; gives an O_RDWR descriptor.
+        """Make the file private, and every open of it too; gives an O_RDWR descriptor.
+
+        The node is replaced afterwards when that could not be done for its readers.
 
         From the first line on the channel answers no open of this node by itself.  No await comes
         after the second look at who has it open, so that what it says stays true.
         """
         channel = self._channel
-        channel.revoke(node.nodeid)
-        await self.make_private(node, keep_data=keep_data)
-        state = channel.revoke(node.nodeid)
+        state = None
+        if not node.replaced:
+            channel.revoke(node.nodeid)
+            await self.make_private(node, keep_data=keep_data)
+            state = channel.revoke(node.nodeid)
         if state is not None and state[0] == SHARED and state[3]:
             self._replace(node)
-            raise _stale()
-        fd = self._overlay.layers.open(node, os.O_RDWR)
+            state = None
+        fd = self._overlay.layers.open(self._overlay.current(node), os.O_RDWR)
         if state is not None and state[0] == SHARED:
             try:
                 if channel.switch(node.nodeid, fd):
@@ -229,6 +279,82 @@ class Backing:
                 raise
         return fd
 
+    def _reading(self, shared: int) -> int:
+        """How the kernel reads a template's file, given its descriptor."""
+        large = os.fstat(shared).st_size >= self._share_min
+        if self._passthrough and (large or self._read_only):
+            return PASSTHROUGH
+        return BYPASS if large else CACHED
+
+    def _is_changed_in_place(self, node: Node, shared: int) -> bool:
+        """Whether a reader would miss what programs write to the file: not when it is read through
+        the channel, which is switched to the clone."""
+        if self._clone != "auto" or self._read_only or self._reading(shared) != PASSTHROUGH:
+            return False
+        return self._in_place.is_known(node.name, os.pread(shared, HEAD_SIZE, 0))
+
+    async def _clone_for_reader(self, node: Node, shared: int) -> int | None:
+        """Make the file private before its first reader has it.
+
+        Gives *shared* back where there is no room: who only reads gets what there is.
+        """
+        try:
+            await self.make_private(node)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                os.close(shared)
+                raise
+            return shared
+        except BaseException:
+            os.close(shared)
+            raise
+        os.close(shared)
+        return None
+
+    def _open_private(self, node: Node, fd: int, access: int, *, truncate: bool) -> None:
+        """Count an open of the copy's own file *fd*, which is taken over."""
+        writing = access != os.O_RDONLY
+        try:
+            if truncate:
+                os.ftruncate(fd, 0)
+            if not self._channel.open(node.nodeid, writing):
+                taken, fd = fd, -1
+                self._attach_private(node, taken, writing=writing)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        # A shared mapping may be made of a descriptor that reads and writes: it outlives the
+        # descriptor, and changes the file unseen.
+        if access == os.O_RDWR:
+            self._channel.mark_mappable(node.nodeid)
+        # What the kernel was told before is not to be believed from now on.
+        self._channel.invalidate_attr(node.nodeid)
+
+    def _open_replaced(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
+        """Send a caller back to the name, or serve one for whom there is none.
+
+        The root of a bind mount of one file cannot be looked up again, nor a link of /proc or a
+        file handle: the kernel then asks for the same node a second time, at once and in the same
+        thread.
+        """
+        if not self._sent_back.pop((node.nodeid, caller), False):
+            self._send_back(node, caller)
+        successor = self._overlay.current(node)
+        if self._channel.is_shared(node.nodeid):
+            if access != os.O_RDONLY or truncate:
+                raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
+            self._channel.open(node.nodeid, False)
+            return
+        fd = self._overlay.layers.open(successor, os.O_RDONLY if self._read_only else os.O_RDWR)
+        self._open_private(node, fd, access, truncate=truncate)
+        self._channel.invalidate_attr(successor.nodeid)
+
+    def _send_back(self, node: Node, caller: int) -> NoReturn:
+        self._sent_back[node.nodeid, caller] = True
+        if len(self._sent_back) > SENT_BACK:
+            self._sent_back.popitem(last=False)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
     def _attach_private(self, node: Node, fd: int, *, writing: bool) -> None:
         """Back the node by the copy's own file, and count its first open.
 
@@ -237,7 +363,9 @@ class Backing:
         server of no write that it passes through; so a file with these bits is not.
         """
         passthrough = self._passthrough and not os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
-        reading = PASSTHROUGH if passthrough else CACHED
+        # What is replaced has another node for the same file, whose pages FUSE caches apart.
+        otherwise = BYPASS if node.replaced else CACHED
+        reading = PASSTHROUGH if passthrough else otherwise
         self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing)
 
     def _replace(self, node: Node) -> None:
@@ -256,12 +384,3 @@ def lock_of(node: Node) -> trio.Lock:
     if node.lock is None:
         node.lock = trio.Lock()
     return node.lock
-
-
-def _refuse_replaced(node: Node) -> None:
-    if node.replaced:
-        raise _stale()
-
-
-def _stale() -> OSError:
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

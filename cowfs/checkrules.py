@@ -106,6 +106,8 @@ def problems(entry: Entry) -> Iterator[Problem]:
                     "removing the mark shows the birth time of the copy's own file",
                     fix=name,
                 )
+        elif name == ondisk.DATA:
+            yield from _data(entry, value)
         elif name not in _HARMLESS_OVERLAY:
             yield Problem(
                 "unknown-mark",
@@ -208,6 +210,19 @@ def _ino(entry: Entry, value: bytes) -> Iterator[Problem]:
             "bad-ino",
             f"keeps the inode number {ino_of(value)}, which something of another type has",
             "removing the mark gives the file its own inode number",
+            fix=name,
+        )
+
+
+def _data(entry: Entry, value: bytes) -> Iterator[Problem]:
+    name = ondisk.DATA
+    if entry.kind != stat.S_IFREG:
+        yield _senseless(name, "on what is no regular file")
+    elif len(value) <= _TIME_BYTES or ondisk.INO not in entry.marks:
+        yield Problem(
+            "bad-data",
+            f"has the mark {_shown(name)}, and not what goes with it",
+            "removing the mark changes nothing that is seen: the file has the same data itself",
             fix=name,
         )
 

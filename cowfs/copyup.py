@@ -41,13 +41,23 @@ class RegularCopyUp:
 
     *source_fd* is the template's file (its owner closes it), *work_fd* a directory of the copy's
     volume, *ino* the st_ino that users keep seeing.  With *keep_data* false the new file is empty:
-    the caller is about to truncate it.
+    the caller is about to truncate it.  *shared_path*: where the template has the file, if nobody
+    is about to change the data, so that it is read there as before; else None.
     """
 
-    def __init__(self, source_fd: int, work_fd: int, ino: int, *, keep_data: bool) -> None:
+    def __init__(
+        self,
+        source_fd: int,
+        work_fd: int,
+        ino: int,
+        *,
+        keep_data: bool,
+        shared_path: bytes | None,
+    ) -> None:
         self._source_fd = source_fd
         self._work_fd = work_fd
         self._ino = ino
+        self.shared_path = shared_path
         # What the template's file looks like, for descriptors that keep it open.
         self.origin = os.fstat(source_fd)
         self._keep_data = keep_data and self.origin.st_size > 0
@@ -64,6 +74,8 @@ class RegularCopyUp:
             if self._keep_data:
                 syscalls.ficlone(self.fd, self._source_fd)
             ondisk.set_ino(self.fd, self._ino)
+            if self.shared_path is not None:
+                ondisk.set_shared_data(self.fd, self.origin.st_mtime_ns, self.shared_path)
             set_attributes(
                 ondisk.proc_path(self.fd),
                 self.origin,

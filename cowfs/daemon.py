@@ -36,6 +36,7 @@ from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
+from cowfs.inplace import InPlace
 from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER
 from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
@@ -116,6 +117,8 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
         if resumes and not options.read_only:
             copies.recover(store, config.copy)  # what the one before left half done
         tree, upper, work = copy.directories()
+        if options.passthrough != "off":
+            tree = _read_only(tree, upper)
         if options.read_only:
             os.close(work)
         overlay = Overlay(
@@ -158,6 +161,23 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
         raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
+
+
+def _read_only(tree: int, upper: int) -> int:
+    """The template's tree, *tree* taken over, where the kernel itself opens nothing for writing.
+
+    It opens a backing file again as the user opens ours, past every check of permissions, the
+    immutable flag's too: one wrong backing id would have users write into the template.  A kernel
+    that has no such mount, or does not clone from it into *upper*, has no passthrough either.
+    """
+    try:
+        view = syscalls.open_read_only(tree)
+    except OSError:
+        return tree
+    if not syscalls.clones_between(upper, view):
+        tree, view = view, tree
+    os.close(tree)
+    return view
 
 
 class _Mount:
@@ -222,8 +242,10 @@ class _Mount:
             if name in held and name != LOCK:
                 os.close(held[name])
         try:
-            # open_by_handle_at(2) takes no O_PATH descriptor for the volume.
-            volume = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=overlay.layers.tree_fd)
+            # open_by_handle_at(2) takes no O_PATH descriptor for the volume, and opens files in the
+            # mount of this one.
+            upper = overlay.layers.upper_root_fd
+            volume = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=upper)
             try:
                 lost = channel.resume(device, volume)
             finally:
@@ -257,7 +279,8 @@ class _Mount:
             passthrough=channel.passthrough,
             share_min=options.share_min,
             read_only=options.read_only,
-            clone_on_open=options.clone == "open",
+            clone=options.clone,
+            in_place=InPlace(options.in_place),
         )
         operations = Operations(
             overlay,

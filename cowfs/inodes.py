@@ -1,17 +1,12 @@
 """The node table: what the kernel knows of one mount, and by which number.
 
-A node stands for one inode of the copy.  Its node id is the inode number that users see, with a
-serial number above it::
+A node stands for one inode of the copy, and its node id is the inode number that users see: so a
+node id explains itself and survives a restart.  The root alone has another one, `ROOT_ID`.
 
-    nodeid = st_ino | serial << 48
-
-so that a node id explains itself, survives a restart, and `st_ino` needs no field of its own (the
-channel cuts the serial off in every reply).  The serial is 0 but for a node that replaced another
-one: a file whose readers keep the bytes that they opened while a writer goes on with a clone.
-
-`st_ino` is the inode number of the template's file for as long as the copy has not been given a
-file of its own making, and survives copy-up; both layers are on one filesystem, so two files never
-share a number.
+The number is that of the template's file, copy-up or not, unless the copy has made the file: both
+layers are on one filesystem, so two files never share a number.  A file that is copied up under
+readers who keep the bytes that they opened becomes two files: the readers' node keeps its number,
+and the node that takes over the name, its successor, shows that of the copy's own file.
 
 The table does not know the layers: it neither opens nor names anything.  All of it belongs to the
 event loop's thread; no lock guards it.
@@ -31,15 +26,12 @@ if TYPE_CHECKING:
     from cowfs.listing import Listing
 
 ROOT_ID = 1
-INO_BITS = 48
-INO_MASK = (1 << INO_BITS) - 1
 
 
 class Node:
     """One inode of the copy that is no directory."""
 
     __slots__ = (
-        "heir",
         "held_as",
         "held_fd",
         "lock",
@@ -50,7 +42,9 @@ class Node:
         "parent",
         "predecessor",
         "primed",
+        "successor",
         "upper",
+        "written",
     )
 
     def __init__(self, nodeid: int) -> None:
@@ -60,6 +54,10 @@ class Node:
         self.name = b""
         # Whether the copy has a file of its own for it; else it is shared with the template.
         self.upper = False
+        # Of a regular file: known to have data of its own, for ever.  False says nothing: a file
+        # of the upper layer whose attributes alone were changed has the template's data, and a mark
+        # on the disk says which (`Overlay.open_shared`).
+        self.written = False
         # A descriptor (O_PATH will do), once no name leads to it any more; else -1.  Opened and
         # closed by `Layers`, as is what the vault has of it, under the name `held_as`.
         self.held_fd = -1
@@ -73,23 +71,15 @@ class Node:
         self.origin: os.stat_result | None = None
         # One of its lookups may still lie in the channel, as an answer to a LOOKUP to come.
         self.primed = False
-        # The node that has taken over its name: every open and every change of data gets ESTALE.
-        # It stays in the table as long as this one, which is its predecessor.
-        self.heir: Node | None = None
+        # The node that has taken over its name.  It stays in the table as long as this one, which
+        # is its predecessor.
+        self.successor: Node | None = None
         self.predecessor: Node | None = None
 
     @property
-    def ino(self) -> int:
-        return self.nodeid & INO_MASK
-
-    @property
-    def serial(self) -> int:
-        return self.nodeid >> INO_BITS
-
-    @property
     def replaced(self) -> bool:
-        """Whether a later node has taken over its name."""
-        return self.heir is not None
+        """Whether another node has taken over its name."""
+        return self.successor is not None
 
     def place(self, parent: Directory, name: bytes) -> None:
         """Make (*parent*, *name*) the name by which the node is reached."""
@@ -135,8 +125,6 @@ class NodeTable:
         self.root_ino = root_ino
         root.lookups = 1  # the kernel never looks the root up, and never forgets it
         self._nodes: dict[int, Node] = {ROOT_ID: root}
-        # The youngest node of an inode number, for numbers that have had more than one.
-        self._latest: dict[int, Node] = {}
         # After a take-over: finds and enters a node that the kernel got from an earlier daemon.
         self.missing: Callable[[int], Node | None] | None = None
 
@@ -168,35 +156,26 @@ class NodeTable:
         return node
 
     def by_ino(self, ino: int) -> Node | None:
-        """The node that stands for inode number *ino* today."""
-        node = self._latest.get(ino) or self._nodes.get(ino)
-        return None if node is None or node.replaced else node
+        """The node of inode number *ino*, if it is in the table."""
+        return self._nodes.get(ino)
 
     def add(self, node: Node) -> None:
-        """Enter a node; if its number was taken by a replaced one, it gets the next serial."""
-        older = self._latest.get(node.ino) or self._nodes.get(node.nodeid)
-        if older is not None:
-            node.nodeid = older.nodeid + (1 << INO_BITS)
-            self._latest[node.ino] = node
+        """Enter a node whose number is not in the table."""
+        assert node.nodeid not in self._nodes, f"two nodes {node.nodeid}"
         self._nodes[node.nodeid] = node
 
     def restore(self, node: Node) -> None:
         """Enter a node that an earlier daemon has had under this very node id."""
         node.lookups = 1  # how many they are, nobody knows any more
         self._nodes[node.nodeid] = node
-        if node.serial:
-            self._latest[node.ino] = node
 
-    def replace(self, old: Node) -> Node:
-        """A new node takes over the name of *old*, a file that was copied up under its readers."""
-        new = Node(old.ino)
-        new.upper = True
-        old.heir, new.predecessor = new, old
+    def replace(self, old: Node, new: Node) -> None:
+        """*new* takes over the name of *old*, a file that was copied up under its readers."""
+        old.successor, new.predecessor = new, old
         self.add(new)
         if old.parent is not None:
             new.place(old.parent, old.name)
             old.displace()
-        return new
 
     def forget(self, nodeid: int, count: int) -> Iterator[Node]:
         """Take back *count* lookups; yields every node that is dropped by it.
@@ -218,10 +197,8 @@ class NodeTable:
             parent = step.parent
             step.displace()
             self._nodes.pop(step.nodeid, None)
-            if self._latest.get(step.ino) is step:
-                del self._latest[step.ino]
             yield step
-            if step.heir is not None:
-                step.heir.predecessor = None
-                yield from self.prune(step.heir)
+            if step.successor is not None:
+                step.successor.predecessor = None
+                yield from self.prune(step.successor)
             step = parent

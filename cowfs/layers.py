@@ -174,14 +174,9 @@ class Layers:
             self.hold_by(node, fd, upper=node.upper)
 
     def hold_by(self, node: Node, fd: int, *, upper: bool) -> None:
-        """Reach the node through *fd* from now on, which is taken over: its file in one layer.
-
-        A node with a serial is in the vault for as long as it is in the table.
-        """
-        held_as = ""
-        if not node.serial:
-            held_as = vault.gone(node.nodeid, upper=upper)
-            self.vault.put(held_as, fd)
+        """Reach the node through *fd* from now on, which is taken over: its file in one layer."""
+        held_as = vault.gone(node.nodeid, upper=upper)
+        self.vault.put(held_as, fd)
         before = node.held_fd, node.held_as
         node.held_fd, node.held_as = fd, held_as
         if before[0] >= 0:
@@ -198,16 +193,29 @@ class Layers:
             self.vault.drop(node.held_as)
             node.held_as = ""
 
-    def replaced(self, node: Node, heir: Node, readers_fd: int, fd: int) -> None:
-        """Keep what a daemon to come must know of a node and its heir.
+    def keep_replaced(self, node: Node, successor: Node, readers_fd: int, fd: int) -> None:
+        """Keep what a daemon to come must know of a node that is about to be replaced.
 
-        *readers_fd* is what the readers of the node have open, *fd* the file of the heir.  The node
-        counts as replaced once both are kept; nobody has been told before.
+        *readers_fd* is what the readers of the node have open, *fd* the file of the successor.
         """
         self.vault.put(vault.old(node.nodeid), readers_fd)
-        self.vault.put(vault.heir(heir.nodeid), fd)
-        heir.held_fd, node.held_fd = node.held_fd, -1
-        self.release(node)
+        self.vault.put(vault.successor(node.nodeid), fd)
+        if node.held_fd >= 0:
+            self.vault.put(vault.gone(successor.nodeid, upper=True), fd)
+
+    def drop_replaced(self, node: Node, successor: Node) -> None:
+        """It was not replaced after all, or leaves the table."""
+        self.vault.drop(vault.old(node.nodeid))
+        self.vault.drop(vault.successor(node.nodeid))
+        if node.held_fd >= 0:
+            self.vault.drop(vault.gone(successor.nodeid, upper=True))
+
+    def pass_on(self, node: Node, successor: Node) -> None:
+        """The node was replaced: what it was reached by without a name is the successor's."""
+        if node.held_fd >= 0:
+            successor.held_fd, node.held_fd = node.held_fd, -1
+            successor.held_as = vault.gone(successor.nodeid, upper=True)
+            self.release(node)
 
     def close_directory(self, directory: Directory) -> None:
         """Close the directory's descriptors: it was dropped, or has had its turn."""
@@ -222,10 +230,8 @@ class Layers:
     def close_node(self, node: Node) -> None:
         """Close whatever is open for a node that leaves the table."""
         self.release(node)
-        if node.serial:
-            self.vault.drop(vault.heir(node.nodeid))
-        if node.replaced:
-            self.vault.drop(vault.old(node.nodeid))
+        if node.successor is not None:
+            self.drop_replaced(node, node.successor)
 
     def close(self, nodes: Iterator[Node]) -> None:
         """Close everything; *nodes* are all that are left in the table.

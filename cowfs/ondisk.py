@@ -2,9 +2,9 @@
 
 This file knows how a whiteout, an opaque directory, a redirect and a kept inode number look on
 disk. The first three are overlayfs's own (Documentation/filesystems/overlayfs.rst: "whiteouts and
-opaque directories", "redirect_dir"), so the kernel's overlay reads them too; the last is a
-`trusted.cowfs.*` attribute, because overlayfs has no mark for it. It does not know when a mark is
-due.
+opaque directories", "redirect_dir"), so the kernel's overlay reads them too; the others are
+`trusted.cowfs.*` attributes, because overlayfs has no mark for them. It does not know when a mark
+is due.
 
 `where` is an open descriptor, or a path as `proc_path` makes it: O_PATH descriptors refuse
 f*xattr(2), and an entry of a directory has no *at() form of these calls before kernel 6.13. A
@@ -26,6 +26,7 @@ OPAQUE = b"trusted.overlay.opaque"
 REDIRECT = b"trusted.overlay.redirect"
 INO = b"trusted.cowfs.ino"
 BTIME = b"trusted.cowfs.btime"
+DATA = b"trusted.cowfs.data"
 
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -36,6 +37,7 @@ INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 _INO_VALUE = struct.Struct("<Q")
 _BTIME_VALUE = struct.Struct("<q")
+_DATA_HEAD = struct.Struct("<q")
 
 
 def proc_path(dir_fd: int, name: bytes | None = None) -> bytes:
@@ -184,6 +186,43 @@ def get_ino(where: int | bytes) -> int | None:
 def set_ino(where: int | bytes, ino: int) -> None:
     """Keep `ino` as the presented st_ino: that of the template's file that it came from."""
     set_xattr(where, INO, _INO_VALUE.pack(ino))
+
+
+def remove_ino(where: int | bytes) -> None:
+    """Show the file's own st_ino from now on."""
+    _remove_mark(where, INO)
+
+
+def get_shared_data(where: int | bytes) -> tuple[int, bytes] | None:
+    """Of an upper file that has the data of a template's file still: the mtime in nanoseconds that
+    it had when that was noted, and the path of that file in the template.  None: not noted.
+
+    A file with another mtime was written by somebody who does not know the mark, such as the
+    kernel's overlay: its data are its own.
+    """
+    value = _get_mark(where, DATA)
+    if value is None or len(value) <= _DATA_HEAD.size:
+        return None
+    return int(_DATA_HEAD.unpack_from(value)[0]), value[_DATA_HEAD.size :]
+
+
+def set_shared_data(where: int | bytes, mtime_ns: int, path: bytes) -> None:
+    """Note that the upper file has the data of the template's file *path*."""
+    set_xattr(where, DATA, _DATA_HEAD.pack(mtime_ns) + path)
+
+
+def remove_shared_data(where: int | bytes) -> None:
+    """Before the first change of data.  XFS and btrfs log this change before those of the blocks
+    that follow, so that no crash leaves new data under the mark."""
+    _remove_mark(where, DATA)
+
+
+def _remove_mark(where: int | bytes, name: bytes) -> None:
+    try:
+        remove_xattr(where, name)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
 
 
 def birth_time(where: bytes, *, follow: bool) -> int | None:

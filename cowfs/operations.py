@@ -220,7 +220,7 @@ class Operations(pyfuse3.Operations):
         else:
             name, again = _unmark(name)
             if again and (made := self._find(parent, name)) is not None:
-                await self._backing.open_changing(made, access, truncate=False)
+                await self._backing.open_changing(made, access, ctx.pid, truncate=False)
                 return FileInfo(fh=made.nodeid), self._entry(made)
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
         self._backing.created(node, fd, access)
@@ -235,10 +235,7 @@ class Operations(pyfuse3.Operations):
         new_name, again = _unmark(new_name)
         if again and self._find(parent, new_name) is node:
             return self._entry(node)
-        async with lock_of(node):
-            if not node.replaced:
-                await self._backing.before_link(node)
-        node = self._overlay.current(node)
+        node = await self._in_upper(node)
         self._overlay.link(node, parent, new_name)
         return self._entry(node)
 
@@ -250,7 +247,7 @@ class Operations(pyfuse3.Operations):
             return
         node = self._held(parent, name)
         if self._overlay.links.is_grouped(node):
-            await self._private(node)  # its other names count as links from now on
+            await self._in_upper(node)  # its other names count as links from now on
         self._priming.take_back(node)
         node = self._overlay.unlink(parent, name)
         self._backing.removed(node)
@@ -292,13 +289,13 @@ class Operations(pyfuse3.Operations):
         # awaits.
         source = self._held(old_parent, name_old)
         if not isinstance(source, Directory):
-            await self._private(source)
+            await self._in_upper(source)
         target = self._find(new_parent, name_new)
         if target is not None:
             target = self._nodes.get(target.nodeid)
             moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
             if moves or overlay.links.is_grouped(target):
-                await self._private(target)
+                await self._in_upper(target)
             self._priming.take_back(target)
         replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags, request)
         if replaced is not None:
@@ -349,11 +346,9 @@ class Operations(pyfuse3.Operations):
         node = self._nodes.get(inode)
         if fields.update_size:
             async with lock_of(node):
-                if node.replaced:
-                    raise failure(errno.ESTALE)
                 await self._backing.truncate(node, attr.st_size, by_descriptor=fh is not None)
-            self._drop_privileges(node, ctx)
-        node = await self._private(node)
+            self._drop_privileges(overlay.current(node), ctx)
+        node = await self._in_upper(node)
         if not any(getattr(fields, name) for name in _FIELDS):
             self._change_nothing(node, ctx)
         if fields.update_uid or fields.update_gid:
@@ -369,7 +364,7 @@ class Operations(pyfuse3.Operations):
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
-        shown = self._nodes.get(inode)  # a replaced one shows the size that its readers opened
+        shown = self._nodes.get(inode)  # not the one that has taken over its name
         return self._attributes(shown, overlay.getattr(shown))
 
     @handler
@@ -413,7 +408,7 @@ class Operations(pyfuse3.Operations):
         takes_setgid = name.startswith(TAKES_SETGID)
         name = name.removeprefix(TAKES_SETGID)
         self._refuse_internal(name)
-        node = await self._private(self._nodes.get(inode))
+        node = await self._in_upper(self._nodes.get(inode))
         path = self._overlay.layers.path(node)
         try:
             ondisk.set_xattr(path, name, value, os.XATTR_CREATE if again else 0)
@@ -435,7 +430,7 @@ class Operations(pyfuse3.Operations):
             if error.errno == errno.ENODATA and (again or name in ondisk.ACLS):
                 return  # no ACL but the mode is what there is then, too
             raise  # and nothing is copied up
-        node = await self._private(node)
+        node = await self._in_upper(node)
         ondisk.remove_xattr(self._overlay.layers.path(node), name)
 
     # ---------------------------------------------------------------- open files
@@ -446,12 +441,12 @@ class Operations(pyfuse3.Operations):
         access = flags & os.O_ACCMODE
         truncate = bool(flags & os.O_TRUNC)
         if access == os.O_RDONLY and not truncate:
-            await self._backing.open_reading(node)
+            await self._backing.open_reading(node, ctx.pid)
         else:
             self._refuse_read_only()
-            await self._backing.open_changing(node, access, truncate=truncate)
+            await self._backing.open_changing(node, access, ctx.pid, truncate=truncate)
             if truncate:
-                self._drop_privileges(node, ctx)
+                self._drop_privileges(self._overlay.current(node), ctx)
         return FileInfo(fh=inode)
 
     @handler
@@ -521,15 +516,15 @@ class Operations(pyfuse3.Operations):
         """
         return self._nodes.get(self._overlay.lookup(parent, name)[0].nodeid)
 
-    async def _private(self, node: Node) -> Node:
-        """The node that stands for the same file today, copied up."""
+    async def _in_upper(self, node: Node) -> Node:
+        """The node that stands for the same file today, copied up for a change of attributes."""
         node = self._overlay.current(node)
         if isinstance(node, Directory):
             if not node.upper:
                 self._overlay.ensure_upper(node)
         elif not node.upper:
             async with lock_of(node):
-                await self._backing.make_private(node)
+                await self._backing.make_upper(node)
             node = self._overlay.current(node)  # it may have been replaced while we waited
         return node
 
@@ -589,7 +584,7 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = FOREVER
         entry.attr_timeout = 0 if self._backing.is_volatile(node) else FOREVER
         entry.st_mode = st.st_mode
-        entry.st_nlink = self._overlay.nlink(node, st)
+        entry.st_nlink = self._overlay.nlink(self._overlay.current(node), st)
         entry.st_uid = st.st_uid
         entry.st_gid = st.st_gid
         entry.st_rdev = st.st_rdev
@@ -600,12 +595,14 @@ class Operations(pyfuse3.Operations):
         entry.st_mtime_ns = st.st_mtime_ns
         entry.st_ctime_ns = st.st_ctime_ns
         if node.replaced:
-            # Its readers keep bytes and size; all else is that of the file, and changes unseen.
-            current = self._overlay.current(node)
-            now = self._overlay.getattr(current)
-            entry.attr_timeout = 0
-            entry.st_mode, entry.st_uid, entry.st_gid = now.st_mode, now.st_uid, now.st_gid
-            entry.st_nlink = self._overlay.nlink(current, now)
+            entry.attr_timeout = 0  # the file changes through another node
+        if self._backing.has_old_readers(node):
+            # They keep bytes and size, and with them the times; all else is that of the file.
+            assert node.origin is not None
+            opened = node.origin
+            entry.st_size, entry.st_blocks = opened.st_size, opened.st_blocks
+            entry.st_atime_ns, entry.st_mtime_ns = opened.st_atime_ns, opened.st_mtime_ns
+            entry.st_ctime_ns = opened.st_ctime_ns
         return entry
 
 

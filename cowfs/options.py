@@ -34,7 +34,7 @@ from cowfs.syscalls import (
     MS_SYNCHRONOUS,
 )
 
-CloneMode = Literal["write", "open"]
+CloneMode = Literal["auto", "write", "open"]
 PassthroughMode = Literal["auto", "on", "off"]
 
 MIB = 1 << 20
@@ -106,9 +106,12 @@ DESCRIPTIONS: dict[str, str] = {
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",
     "store=DIR": "Keep templates and copies in DIR, on the volume of the source. Without it: in "
     ".cowfs at the top of that volume.",
-    "clone=write|open": "Clone a shared file when it is first written (write, the default), or "
-    "when it is first opened (open): then every descriptor sees every later write, but copies "
-    "share no pages in memory.",
+    "clone=auto|write|open": "Clone a shared file when it is first written (write), or when it is "
+    "first opened (open): then every descriptor sees every later write, but copies share no pages "
+    "in memory. auto, the default, does the second for files that programs change in place while "
+    "others read them, such as databases and logs, and the first for all others.",
+    "inplace=PATTERN[:PATTERN...]": "With clone=auto: files with such names are changed in place, "
+    "too. Shell patterns, such as inplace=*.h5:events-*.",
     "passthrough=auto|on|off": "Let the kernel read the backing files itself where it can (auto, "
     "the default), refuse to mount where it cannot (on), or do without (off).",
     "share_min=SIZE": "Readers of a shared file of at least SIZE bytes (with k, M, G or T) are "
@@ -138,6 +141,7 @@ class Options:
     """How a copy is mounted.
 
     share_min: bytes; a shared file of at least this size is passed through when opened read-only.
+    in_place: shell patterns of file names that programs change in place, besides the known ones.
     watchdog: seconds without an answer after which a daemon is replaced; 0: never.
     mount_flags: MS_* bits for mount(2), read_only included as MS_RDONLY.
     given: the items as the user wrote them, for display only.
@@ -147,7 +151,8 @@ class Options:
     copy: str | None = None
     ephemeral: bool = False
     store: str | None = None
-    clone: CloneMode = "write"
+    clone: CloneMode = "auto"
+    in_place: tuple[str, ...] = ()
     passthrough: PassthroughMode = "auto"
     share_min: int = MIB
     watchdog: int = WATCHDOG
@@ -157,14 +162,16 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the way back."""
         values = asdict(self)
-        values["given"] = list(self.given)
+        for name in ("given", "in_place"):
+            values[name] = list(values[name])
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Options:
         """Raises TypeError for a key that this version does not know."""
         plain = dict(values)
-        plain["given"] = tuple(plain.get("given", ()))
+        for name in ("given", "in_place"):
+            plain[name] = tuple(plain.get(name, ()))
         return cls(**plain)
 
 
@@ -206,7 +213,8 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         copy=values.get("copy"),
         ephemeral=ephemeral,
         store=values.get("store"),
-        clone=cast(CloneMode, values.get("clone", "write")),
+        clone=cast(CloneMode, values.get("clone", "auto")),
+        in_place=tuple(values["inplace"].split(":")) if "inplace" in values else (),
         passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
         share_min=parse_size("share_min", values["share_min"]) if "share_min" in values else MIB,
         watchdog=parse_seconds("watchdog", values["watchdog"])
@@ -276,6 +284,8 @@ def _checked_value(item: str, name: str, value: str | None) -> str:
         parse_seconds(name, value)
     elif name in CHOICES and value not in CHOICES[name]:
         raise UsageError(f"option {item!r}: write {_VALUES[name]}")
+    elif name == "inplace" and not all(value.split(":")):
+        raise UsageError(f"option {item!r} has an empty pattern: write {_VALUES[name]}")
     elif name == "store" and not value:
         raise UsageError(
             f"option {item!r} is empty: write {_VALUES[name]}, the directory of the store"

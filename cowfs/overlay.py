@@ -158,11 +158,8 @@ class Overlay:
         return (path, st.st_ino) if stat.S_ISDIR(st.st_mode) else None
 
     def getattr(self, node: Node) -> os.stat_result:
-        """lstat of a node, in the layer that has it."""
-        if node.replaced:
-            assert node.origin is not None
-            return node.origin
-        return self.layers.stat(node)
+        """lstat of a node, in the layer that has it; of a replaced one: of its successor."""
+        return self.layers.stat(self.current(node))
 
     def birth_time(self, node: Node) -> int | None:
         """When the file was made, in nanoseconds since the epoch; None: not known."""
@@ -171,7 +168,7 @@ class Overlay:
 
     def current(self, node: Node) -> Node:
         """The node that has taken over the name of a replaced one; else the node itself."""
-        return node.heir or node
+        return node.successor or node
 
     def nlink(self, node: Node, st: os.stat_result) -> int:
         """The link count to show for a node with lstat *st*."""
@@ -240,19 +237,76 @@ class Overlay:
                 raise
             child.upper = True
 
-    def begin_copy_up(self, node: Node, *, keep_data: bool) -> tuple[RegularCopyUp, int]:
+    def begin_copy_up(
+        self, node: Node, *, keep_data: bool, to_write: bool
+    ) -> tuple[RegularCopyUp, int]:
         """Start the copy-up of a shared regular file.
 
         Gives the copy-up, whose `clone` is to be called next (in a thread if it is not quick), and
-        the descriptor of the source, to be closed when it is done.
+        the descriptor of the source, to be closed when it is done.  Unless it is made *to_write*
+        to, the file is marked to be read from the template for as long as nobody does.
         """
+        shared_path = None
+        if not to_write and node.parent is not None and node.parent.lower is not None:
+            shared_path = _join(node.parent.lower, node.name)
         source = self.layers.open(node, os.O_RDONLY)
         try:
-            work_fd = self.layers.work_fd
-            return RegularCopyUp(source, work_fd, node.ino, keep_data=keep_data), source
+            copy_up = RegularCopyUp(
+                source,
+                self.layers.work_fd,
+                node.nodeid,
+                keep_data=keep_data,
+                shared_path=shared_path,
+            )
         except BaseException:
             os.close(source)
             raise
+        return copy_up, source
+
+    def shared_path(self, node: Node) -> bytes | None:
+        """Where the template has the file that has the node's data; None: they are its own.
+
+        Of a file of the upper layer it has them as long as its attributes alone were changed.
+        """
+        if not node.upper:
+            assert node.parent is not None
+            assert node.parent.lower is not None
+            return _join(node.parent.lower, node.name)
+        if node.written:
+            return None
+        noted = ondisk.get_shared_data(self.layers.path(node))
+        st = self.layers.stat(node)
+        if noted is not None and noted[0] == st.st_mtime_ns:
+            try:
+                fd = self.layers.open_lower(noted[1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            else:
+                lower = os.fstat(fd)
+                os.close(fd)
+                # Else it is of another template, in a store that was restored from a backup.
+                if (lower.st_ino, lower.st_size) == (node.nodeid, st.st_size):
+                    return noted[1]
+        node.written = True
+        return None
+
+    def open_shared(self, node: Node) -> int | None:
+        """Open the template's file that has the node's data, for reading; None: there is none.
+
+        OSError of open(2).
+        """
+        if not node.upper:
+            return self.layers.open(node, os.O_RDONLY)  # it may have lost its name
+        path = self.shared_path(node)
+        if path is None:
+            return None
+        return self.layers.open_lower(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+
+    def mark_written(self, node: Node) -> None:
+        """Before the first change of the data of a file of the upper layer.  OSError: ENOSPC."""
+        if not node.written:
+            ondisk.remove_shared_data(self.layers.path(node))
+            node.written = True
 
     def publish(self, node: Node, copy_up: RegularCopyUp) -> None:
         """Put a finished clone under every name of its node that is still visible.
@@ -265,6 +319,7 @@ class Overlay:
         if node.held_fd >= 0 or node.parent is None:
             self.layers.hold_by(node, os.dup(copy_up.fd), upper=True)
         node.upper = True
+        node.written = copy_up.shared_path is None
 
     def _copy_up_removed(self, node: Node) -> None:
         """The same for what has no name any more, but is open: it may not change the template."""
@@ -274,7 +329,7 @@ class Overlay:
             if isinstance(node, Directory):
                 copy_up_directory(node.held_fd, layers.work_fd, temporary)
             else:
-                copy_up_special(node.held_fd, None, layers.work_fd, temporary, node.ino)
+                copy_up_special(node.held_fd, None, layers.work_fd, temporary, node.nodeid)
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
         finally:
@@ -312,7 +367,9 @@ class Overlay:
         """Let a new node stand for the file of *node*, which was copied up under its readers.
 
         *readers_fd* is the file that these have open.  Gives the names that lead to the new node
-        from now on, with the node ids of their directories.
+        from now on, with the node ids of their directories.  The new node shows the number of the
+        copy's own file: taking the mark of the other one away is the step by which a daemon to come
+        sees that the node was replaced.
         """
         names = self.links.upper_names_of(node)
         origin = os.fstat(readers_fd)
@@ -322,9 +379,17 @@ class Overlay:
             os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
         )
         try:
-            heir = self.nodes.replace(node)
+            successor = Node(os.fstat(fd).st_ino)
+            successor.upper, successor.written = True, node.written
+            layers.keep_replaced(node, successor, readers_fd, fd)
+            try:
+                ondisk.remove_ino(ondisk.proc_path(fd))
+            except BaseException:
+                layers.drop_replaced(node, successor)
+                raise
             node.origin = origin
-            layers.replaced(node, heir, readers_fd, fd)
+            self.nodes.replace(node, successor)
+            layers.pass_on(node, successor)
         finally:
             os.close(fd)
         return names
@@ -341,7 +406,7 @@ class Overlay:
         names = self.links.names_of(node)
         try:
             lower_fd = layers.lower(node.parent)
-            copy_up_special(lower_fd, node.name, layers.work_fd, temporary, node.ino)
+            copy_up_special(lower_fd, node.name, layers.work_fd, temporary, node.nodeid)
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
             try:
@@ -393,7 +458,7 @@ class Overlay:
         except BaseException:
             os.close(fd)
             raise
-        node.upper = True
+        node.upper = node.written = True
         self.nodes.add(node)
         return node, fd
 
@@ -557,7 +622,7 @@ class Overlay:
             self._discard(layers.work_fd, temporary)
 
     def _created(self, parent: Directory, name: bytes, node: Node) -> Node:
-        node.upper = True
+        node.upper = node.written = True
         self.nodes.add(node)
         node.place(parent, name)
         self.listings.added(parent, name, is_directory=isinstance(node, Directory))
@@ -697,7 +762,7 @@ class Overlay:
         if begun is None:
             return False
         _source, target = begun
-        return self.lookup(old_parent, old_name)[0].ino == target
+        return self.lookup(old_parent, old_name)[0].nodeid == target
 
     def _check_replaceable(self, source: Node, target: Node) -> None:
         if isinstance(source, Directory):
@@ -735,7 +800,7 @@ class Overlay:
         if request is not None:
             # A file of its own: a service manager keeps no descriptor twice, whatever its name.
             fd = os.memfd_create("cowfs-exchange", os.MFD_CLOEXEC)
-            self.exchanges.begin(request, source.ino, target.ino, fd)
+            self.exchanges.begin(request, source.nodeid, target.nodeid, fd)
             os.close(fd)
         syscalls.renameat2(
             self.layers.upper(old_parent),
@@ -826,6 +891,11 @@ class Overlay:
     def set_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
         """utimensat(2) in nanoseconds; None leaves a time as it is."""
         layers = self.layers
+        if mtime_ns is not None and node.upper and not node.written:
+            # Killed in between, the file counts as written, which costs pages and no data.
+            noted = ondisk.get_shared_data(layers.path(node))
+            if noted is not None and noted[0] == layers.stat(node).st_mtime_ns:
+                ondisk.set_shared_data(layers.path(node), mtime_ns, noted[1])
         if atime_ns is None or mtime_ns is None:
             st = layers.stat(node)
             atime_ns = st.st_atime_ns if atime_ns is None else atime_ns

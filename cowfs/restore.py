@@ -15,8 +15,9 @@ All else that a daemon has in memory is made again, or may be lost:
 - `children`, `lock`, link counts, listings (their order follows from the names), `asked`: from the
   nodes and the disk.
 - `primed`: the answers were lost with the channel's table of them; nobody was given a lookup.
-- `origin`: what the readers of a replaced node have open (``old-``).  `heir`: by the number
-  (``heir-``).
+- `origin`: what the readers of a replaced node have open (``old-``).  `successor`:
+  ``successor-``; whether the node was replaced is seen by the number that this file shows.
+- `written`: a mark on the disk.
 - Nodes without a name: ``gone-``.  A FORGET that came twice drops them early: ESTALE then.
 - Where the files of a group of hard links are: the manifest before their copy-up, the upper layer
   after it.
@@ -26,8 +27,8 @@ All else that a daemon has in memory is made again, or may be lost:
   again and with it the notification.  Those about names are queued: `stale_names` has them.
 
 What stays behind until the mount ends, once for each kill at that very instruction: a descriptor of
-an O_TMPFILE that nobody was told about; that of an heir that nobody has looked up; that of an empty
-directory which was about to be replaced by another one.
+an O_TMPFILE that nobody was told about; that of a successor that nobody has looked up; that of an
+empty directory which was about to be replaced by another one.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from cowfs import ondisk, syscalls, vault
-from cowfs.inodes import INO_MASK, Directory, Node
+from cowfs.inodes import Directory, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cowfs.overlay import Overlay
 
-_NAME = re.compile(r"(gone-upper|gone-lower|old|heir)-(\d+)|exchange-(\d+)-(\d+)-(\d+)")
+_NAME = re.compile(r"(gone-upper|gone-lower|old|successor)-(\d+)|exchange-(\d+)-(\d+)-(\d+)")
 _READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
 
 
@@ -68,8 +69,6 @@ class Restoration:
 
         OSError when a layer cannot be read.
         """
-        if nodeid != nodeid & INO_MASK:
-            return None  # those with a serial are all known from the start
         if self._places is not None and (node := self._find(nodeid)) is not None:
             return node
         # The first time, or what leads there was renamed and forgotten since.
@@ -78,7 +77,7 @@ class Restoration:
 
     def stale_names(self) -> Iterator[tuple[int, bytes]]:
         """The names that a replaced node may still have in the kernel, with the node ids of their
-        directories; they lead to its heir, and the kernel is to forget them."""
+        directories; they lead to its successor, and the kernel is to forget them."""
         links = self._overlay.links
         for node in [node for node in self._overlay.nodes if node.predecessor is not None]:
             yield from links.upper_names_of(node)
@@ -86,8 +85,8 @@ class Restoration:
     # ---------------------------------------------------------------- from the vault
 
     def _enter(self, held: dict[str, int]) -> None:
-        found: dict[str, dict[int, int]] = {kind: {} for kind in ("gone-upper", "gone-lower")}
-        found |= {"old": {}, "heir": {}}
+        kinds = ("old", "successor", "gone-upper", "gone-lower")
+        found: dict[str, dict[int, int]] = {kind: {} for kind in kinds}
         for name, fd in held.items():
             match = _NAME.fullmatch(name)
             if match is None:
@@ -97,50 +96,53 @@ class Restoration:
             else:
                 os.close(fd)
                 self._overlay.exchanges.restore(*(int(part) for part in match.groups()[2:]))
-        heirs = {nodeid: self._enter_heir(nodeid, fd) for nodeid, fd in found["heir"].items()}
-        old = found["old"]
-        for nodeid, fd in old.items():
-            self._enter_old(nodeid, fd, heirs)
-        upper = found["gone-upper"]
-        for nodeid, fd in upper.items():
+        for nodeid, fd in found["successor"].items():
+            self._enter_replaced(nodeid, found["old"].pop(nodeid, -1), fd)
+        for nodeid, fd in found["old"].items():
+            self._discard(vault.old(nodeid), fd)  # the other half was not kept yet
+        for nodeid, fd in found["gone-upper"].items():
             self._enter_gone(nodeid, fd, upper=True)
         for nodeid, fd in found["gone-lower"].items():
-            if nodeid in upper:  # it had been copied up
+            if nodeid in found["gone-upper"]:  # it had been copied up
                 self._discard(vault.gone(nodeid, upper=False), fd)
             else:
                 self._enter_gone(nodeid, fd, upper=False)
 
-    def _enter_heir(self, nodeid: int, fd: int) -> Node:
-        node = Node(nodeid)
-        node.upper = True
-        node.held_fd = fd  # until its name is looked up, if it has one
-        self._overlay.nodes.restore(node)
-        return node
-
-    def _enter_old(self, nodeid: int, fd: int, heirs: dict[int, Node]) -> None:
-        ino = nodeid & INO_MASK
-        later = [number for number in heirs if number > nodeid and number & INO_MASK == ino]
-        if not later:
-            # Nobody was told of its replacement yet: the request comes again.
-            self._discard(vault.old(nodeid), fd)
+    def _enter_replaced(self, nodeid: int, old_fd: int, fd: int) -> None:
+        """The node *nodeid*, whose readers have *old_fd* open, and its successor, whose file is
+        *fd*."""
+        number = _number(fd)
+        if number == nodeid or old_fd < 0:
+            # It was about to be replaced, and nobody was told: the request comes again.
+            if old_fd >= 0:
+                self._discard(vault.old(nodeid), old_fd)
+            self._discard(vault.successor(nodeid), fd)
             return
+        successor = Node(number)
+        successor.upper = True
+        successor.held_fd = fd  # until its name is looked up, if it has one
         node = Node(nodeid)
         node.upper = True
-        node.origin = os.fstat(fd)
-        os.close(fd)
-        node.heir = heirs[min(later)]
-        node.heir.predecessor = node
+        node.origin = os.fstat(old_fd)
+        os.close(old_fd)
+        node.successor, successor.predecessor = successor, node
+        self._overlay.nodes.restore(successor)
         self._overlay.nodes.restore(node)
 
     def _enter_gone(self, nodeid: int, fd: int, *, upper: bool) -> None:
         name = vault.gone(nodeid, upper=upper)
-        if nodeid in self._overlay.nodes:  # it was replaced, and its heir has the file
-            self._discard(name, fd)
+        nodes = self._overlay.nodes
+        if upper and stat.S_ISREG(os.fstat(fd).st_mode) and _number(fd) != nodeid:
+            self._discard(name, fd)  # it was replaced, or about to be
+            return
+        if nodeid in nodes:
+            nodes.get(nodeid).held_as = name  # the successor of a replaced node
+            os.close(fd)
             return
         node = Directory(nodeid, None) if stat.S_ISDIR(os.fstat(fd).st_mode) else Node(nodeid)
         node.upper = upper
         node.held_fd, node.held_as = fd, name
-        self._overlay.nodes.restore(node)
+        nodes.restore(node)
 
     def _discard(self, name: str, fd: int) -> None:
         os.close(fd)
@@ -192,6 +194,11 @@ class Restoration:
             overlay.prune(node)
             return None
         return node
+
+
+def _number(fd: int) -> int:
+    """The inode number that users see of a file of the upper layer."""
+    return ondisk.get_ino(ondisk.proc_path(fd)) or os.fstat(fd).st_ino
 
 
 class Places:

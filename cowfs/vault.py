@@ -10,7 +10,7 @@ name                         descriptor
 ``gone-upper-<node id>``     a node without a name (removed but open, O_TMPFILE), in the upper layer
 ``gone-lower-<node id>``     the same while it is still the template's
 ``old-<node id>``            a replaced node: the template's file, which its readers have open
-``heir-<node id>``           the node that has taken over its name: its file
+``successor-<node id>``      of the same: the file of the node that has taken over its name
 ``exchange-<u>-<s>-<t>``     request *u* is to exchange the names of the inodes *s* and *t*
 ===========================  =====================================================================
 
@@ -25,7 +25,7 @@ from typing import Protocol
 
 # Of what one daemon leaves to the next: here, in the order, and in the daemon's `Place`. It grows
 # with every change that another version would misread. The ledger has a version of its own.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # Exchanges whose replies may still be on their way: as many as pyfuse3 handles at once, and some.
 KEPT_EXCHANGES = 128
@@ -59,8 +59,8 @@ def old(nodeid: int) -> str:
     return f"old-{nodeid}"
 
 
-def heir(nodeid: int) -> str:
-    return f"heir-{nodeid}"
+def successor(nodeid: int) -> str:
+    return f"successor-{nodeid}"
 
 
 class Exchanges:

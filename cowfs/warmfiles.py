@@ -107,11 +107,12 @@ class Found:
             self._keep(upper)
             self._keep(tree)
             found = [
-                (name, (upper, name) if node.upper else (tree, _lower_path(node)), st)
+                (name, overlay.shared_path(node), st)
                 for name, node, st in _regular_files(overlay, path)
             ]
-        for name, where, st in found:
-            self._add(File(*where, _joined(shown, os.path.relpath(name, path))), st)
+        for name, lower, st in found:
+            root_fd, below = (upper, name) if lower is None else (tree, lower)
+            self._add(File(root_fd, below, _joined(shown, os.path.relpath(name, path))), st)
 
     def _keep(self, fd: int) -> int:
         self._resources.callback(os.close, fd)
@@ -155,12 +156,6 @@ def _regular_files(overlay: Overlay, path: bytes) -> Iterator[tuple[bytes, Node,
         for entry in sorted((each for _, each in overlay.listings.of(node).after(0)), reverse=True):
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 pending.append((_below(name, entry), *overlay.lookup(node, entry)))
-
-
-def _lower_path(node: Node) -> bytes:
-    assert node.parent is not None
-    assert node.parent.lower is not None
-    return _below(node.parent.lower, node.name)
 
 
 def _below(directory: bytes, name: bytes) -> bytes:

@@ -27,7 +27,7 @@ def test_without_options_a_mount_is_writable_and_trusts_no_setuid_bit_or_device(
     assert parsed == Options()
     assert parsed.mount_flags == MS_NOSUID | MS_NODEV
     assert not parsed.read_only
-    assert (parsed.clone, parsed.passthrough, parsed.share_min) == ("write", "auto", MIB)
+    assert (parsed.clone, parsed.passthrough, parsed.share_min) == ("auto", "auto", MIB)
     assert parsed.copy is None
     assert parsed.store is None
     assert not parsed.ephemeral
@@ -153,8 +153,8 @@ def test_an_unknown_option_is_named_with_the_known_ones(option: str) -> None:
         ("copy", "copy=NAME"),
         ("store", "store=DIR"),
         ("store=", "store=DIR"),
-        ("clone", "clone=write|open"),
-        ("clone=never", "clone=write|open"),
+        ("clone", "clone=auto|write|open"),
+        ("clone=never", "clone=auto|write|open"),
         ("passthrough=", "passthrough=auto|on|off"),
         ("passthrough=yes", "passthrough=auto|on|off"),
         ("share_min", "share_min=SIZE"),
@@ -184,7 +184,7 @@ def test_every_form_and_choice_of_an_option_is_described() -> None:
     for form, text in options.DESCRIPTIONS.items():
         assert form.partition("=")[0] in options.known_options()
         assert text.endswith(".")
-    assert options.CHOICES == {"clone": ("write", "open"), "passthrough": ("auto", "on", "off")}
+    assert options.CHOICES == {"clone": ("auto", "write", "open"), "passthrough": ("auto", "on", "off")}
 
 
 def test_an_empty_copy_name_is_left_to_the_store_to_refuse() -> None:

@@ -148,6 +148,9 @@ class Channel:
     def is_volatile(self, nodeid: int) -> bool:
         """Whether the file may change unseen: it is open for writing, or was marked mappable."""
 
+    def is_shared(self, nodeid: int) -> bool:
+        """Whether the node is backed by a template's file: open, or kept for the next open."""
+
     def backing_fd(self, nodeid: int) -> int:
         """A duplicate of the descriptor that backs the node. OSError: EBADF when nothing does."""
 

@@ -300,6 +300,21 @@ static PyObject *Channel_is_volatile(PyObject *self, PyObject *args)
 	return PyBool_FromLong(changes);
 }
 
+static PyObject *Channel_is_shared(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	bool shared = false;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:is_shared", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		shared = nodes_is_shared(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(shared);
+}
+
 static PyObject *Channel_mark_mappable(PyObject *self, PyObject *args)
 {
 	struct channel *ch = channel_of(self);
@@ -618,6 +633,7 @@ static PyMethodDef channel_methods[] = {
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},
 	{"writers", Channel_writers, METH_VARARGS, NULL},
 	{"is_volatile", Channel_is_volatile, METH_VARARGS, NULL},
+	{"is_shared", Channel_is_shared, METH_VARARGS, NULL},
 	{"mark_mappable", Channel_mark_mappable, METH_VARARGS, NULL},
 	{"backing_fd", Channel_backing_fd, METH_VARARGS, NULL},
 	{"knows", Channel_knows, METH_VARARGS, NULL},

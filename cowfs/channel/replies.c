@@ -19,12 +19,9 @@
 
 #include "channel.h"
 
-/* The upper 16 bits of a node id count how often the node was replaced. */
-#define INO_MASK ((UINT64_C(1) << 48) - 1)
-
 uint64_t shown_ino(const struct channel *ch, uint64_t nodeid)
 {
-	return nodeid == FUSE_ROOT_ID ? ch->root_ino : nodeid & INO_MASK;
+	return nodeid == FUSE_ROOT_ID ? ch->root_ino : nodeid;
 }
 
 /* One reply in the drain buffer. */
