@@ -33,6 +33,15 @@ def test_without_options_a_mount_is_writable_and_trusts_no_setuid_bit_or_device(
     assert not parsed.ephemeral
 
 
+def test_patterns_of_files_that_are_changed_in_place_are_separated_by_colons() -> None:
+    assert parse([]).in_place == ()
+    assert parse(["inplace=*.h5:events-*"]).in_place == ("*.h5", "events-*")
+    assert Options.from_dict(parse(["inplace=*.h5"]).to_dict()).in_place == ("*.h5",)
+    for empty in ("inplace=", "inplace=*.h5:"):
+        with pytest.raises(UsageError, match="empty pattern"):
+            parse([empty])
+
+
 def test_every_option_of_cowfs_arrives_in_its_field() -> None:
     parsed = parse(
         ["copy=job,ephemeral,store=/vol/.cowfs", "clone=open,passthrough=off,share_min=64k"]
@@ -184,7 +193,10 @@ def test_every_form_and_choice_of_an_option_is_described() -> None:
     for form, text in options.DESCRIPTIONS.items():
         assert form.partition("=")[0] in options.known_options()
         assert text.endswith(".")
-    assert options.CHOICES == {"clone": ("auto", "write", "open"), "passthrough": ("auto", "on", "off")}
+    assert options.CHOICES == {
+        "clone": ("auto", "write", "open"),
+        "passthrough": ("auto", "on", "off"),
+    }
 
 
 def test_an_empty_copy_name_is_left_to_the_store_to_refuse() -> None:
