@@ -165,9 +165,7 @@ class Backing:
             flags = os.O_RDONLY if self._read_only else os.O_RDWR
             self._attach_private(node, self._overlay.layers.open(node, flags), writing=False)
 
-    async def open_changing(
-        self, node: Node, access: int, caller: int, *, truncate: bool
-    ) -> None:
+    async def open_changing(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
         """Make the file private and count one more open by the thread *caller*, of access mode
         *access* (O_RDONLY, ...).
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 NAME_MAX = 255
 
+# What openat2(2) says of a path that leads to nothing in the tree, or out of it.
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
+
 
 def failure(number: int) -> OSError:
     return OSError(number, os.strerror(number))
@@ -279,8 +282,9 @@ class Overlay:
         if noted is not None and noted[0] == st.st_mtime_ns:
             try:
                 fd = self.layers.open_lower(noted[1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+            except OSError as error:
+                if error.errno not in _NO_SUCH_PATH:
+                    raise
             else:
                 lower = os.fstat(fd)
                 os.close(fd)
