@@ -7,7 +7,8 @@
 
 #include "peer.h"
 
-#define SERIAL(n) ((uint64_t)(n) << 48)
+/* More than 32 bits, and all of them are shown. */
+#define LARGE(n) ((uint64_t)(n) << 48)
 
 /* ---- INIT -------------------------------------------------------------------------------------- */
 
@@ -445,7 +446,7 @@ static uint64_t ino_after_lookup(struct peer *p, uint32_t opcode, uint64_t nodei
 	return e.attr.ino;
 }
 
-static void entries_show_the_inode_number_without_the_serial(void)
+static void entries_show_their_node_id_as_the_inode_number(void)
 {
 	static const uint32_t opcodes[] = {FUSE_LOOKUP, FUSE_MKNOD, FUSE_MKDIR, FUSE_SYMLINK,
 					   FUSE_LINK};
@@ -454,7 +455,7 @@ static void entries_show_the_inode_number_without_the_serial(void)
 	peer_start(&p, true, 10);
 	for (size_t i = 0; i < sizeof(opcodes) / sizeof(*opcodes); i++) {
 		CHECK(ino_after_lookup(&p, opcodes[i], 1234) == 1234);
-		CHECK(ino_after_lookup(&p, opcodes[i], SERIAL(3) | 1234) == 1234);
+		CHECK(ino_after_lookup(&p, opcodes[i], LARGE(3) | 1234) == (LARGE(3) | 1234));
 		CHECK(ino_after_lookup(&p, opcodes[i], 1) == ROOT_INO);
 		CHECK(ino_after_lookup(&p, opcodes[i], 0) == 0); /* a name that does not exist */
 	}
@@ -464,8 +465,8 @@ static void entries_show_the_inode_number_without_the_serial(void)
 static void attributes_show_the_inode_number_of_the_node_asked_for(void)
 {
 	char body[128] = {0};
-	static const uint64_t nodes[] = {1, 77, SERIAL(2) | 77};
-	static const uint64_t shown[] = {ROOT_INO, 77, 77};
+	static const uint64_t nodes[] = {1, 77, LARGE(2) | 77};
+	static const uint64_t shown[] = {ROOT_INO, 77, LARGE(2) | 77};
 	struct peer p;
 
 	peer_start(&p, true, 10);
@@ -509,7 +510,7 @@ static void listings_show_inode_numbers_in_both_places(void)
 {
 	static const struct {
 		uint64_t nodeid, ino, shown;
-	} e[] = {{0, 1, ROOT_INO}, {1, 1, ROOT_INO}, {5, 5, 5}, {SERIAL(7) | 6, SERIAL(7) | 6, 6},
+	} e[] = {{0, 1, ROOT_INO}, {1, 1, ROOT_INO}, {5, 5, 5}, {LARGE(7) | 6, LARGE(7) | 6, LARGE(7) | 6},
 		 {0, 8, 8}};
 	static const char *names[] = {"..", ".", "five", "a-replaced-file.safetensors", "x"};
 	uint8_t buffer[2048];
@@ -567,8 +568,8 @@ static void create_is_completed_for_the_new_node(uint32_t opcode, const char *na
 	struct fuse_create_in in = {.flags = O_RDWR | O_CREAT};
 	size_t len = sizeof(in) + strlen(name) + 1;
 	char body[sizeof(in) + 8];
-	struct wire_create_out out = {.entry = {.nodeid = SERIAL(1) | 31,
-						.attr = {.ino = SERIAL(1) | 31}}};
+	struct wire_create_out out = {.entry = {.nodeid = LARGE(1) | 31,
+						.attr = {.ino = LARGE(1) | 31}}};
 	struct message *m;
 	struct peer p;
 	uint64_t unique;
@@ -580,15 +581,15 @@ static void create_is_completed_for_the_new_node(uint32_t opcode, const char *na
 	m = libfuse_gets(&p);
 	CHECK(m->in.opcode == FUSE_CREATE && m->len == sizeof(m->in) + len);
 	CHECK(memcmp(IN_BODY(m), body, len) == 0);
-	CHECK(nodes_attach(&p.ch->nodes, SERIAL(1) | 31, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
+	CHECK(nodes_attach(&p.ch->nodes, LARGE(1) | 31, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
 			   true) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
 	memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
-	CHECK(out.entry.nodeid == (SERIAL(1) | 31) && out.entry.attr.ino == 31);
-	CHECK(out.open.fh == (SERIAL(1) | 31) && out.open.backing_id > 0);
+	CHECK(out.entry.nodeid == (LARGE(1) | 31) && out.entry.attr.ino == (LARGE(1) | 31));
+	CHECK(out.open.fh == (LARGE(1) | 31) && out.open.backing_id > 0);
 	CHECK(out.open.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH));
-	CHECK(nodes_writers(&p.ch->nodes, SERIAL(1) | 31) == 1);
-	release_node(&p, SERIAL(1) | 31, O_RDWR);
+	CHECK(nodes_writers(&p.ch->nodes, LARGE(1) | 31) == 1);
+	release_node(&p, LARGE(1) | 31, O_RDWR);
 	peer_stop(&p);
 }
 
@@ -660,14 +661,14 @@ static void statx_is_asked_for_as_an_attribute(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	unique = ask(&p, FUSE_STATX, SERIAL(2) | 31, &in, sizeof(in));
+	unique = ask(&p, FUSE_STATX, LARGE(2) | 31, &in, sizeof(in));
 	m = libfuse_gets(&p);
 	asked = IN_BODY(m);
 	CHECK(m->in.opcode == FUSE_GETXATTR && m->len == sizeof(m->in) + sizeof(user));
 	CHECK(asked->in.size == sizeof(out) && memcmp(asked->name, "/statx", 7) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
 	memcpy(&got, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(got));
-	CHECK(got.ino == 31);
+	CHECK(got.ino == (LARGE(2) | 31));
 	CHECK(memcmp(got.before_ino, out.before_ino, sizeof(out.before_ino)) == 0);
 	CHECK(memcmp(got.after_ino, out.after_ino, sizeof(out.after_ino)) == 0);
 
@@ -933,7 +934,7 @@ int main(void)
 	RUN(forgets_are_relayed_and_batches_split);
 	RUN(requests_that_nobody_serves_are_refused_here);
 	RUN(counters_tell_who_answered);
-	RUN(entries_show_the_inode_number_without_the_serial);
+	RUN(entries_show_their_node_id_as_the_inode_number);
 	RUN(attributes_show_the_inode_number_of_the_node_asked_for);
 	RUN(listings_show_inode_numbers_in_both_places);
 	RUN(open_is_completed_with_handle_flags_and_backing_id);
