@@ -13,6 +13,7 @@ import os
 import stat
 
 from cowfs import ondisk, syscalls
+from cowfs.copying import clone_file
 
 # Up to this size the clone is made right away; a larger one may have so many extents that other
 # requests should not wait for it.
@@ -69,20 +70,18 @@ class RegularCopyUp:
 
     def clone(self) -> None:
         """Make the unnamed file; OSError (ENOSPC, EIO, ...) leaves nothing behind."""
-        self.fd = syscalls.open_tmpfile(self._work_fd, 0o600)
+        marks = [(ondisk.INO, ondisk.ino_value(self._ino))]
+        if self.shared_path is not None:
+            value = ondisk.shared_data_value(self.origin.st_mtime_ns, self.shared_path)
+            marks.append((ondisk.DATA, value))
+        self.fd = clone_file(
+            self._source_fd, self._work_fd, self._keep_data, tuple(marks), ondisk.BTIME
+        )
         try:
-            if self._keep_data:
-                syscalls.ficlone(self.fd, self._source_fd)
-            ondisk.set_ino(self.fd, self._ino)
-            if self.shared_path is not None:
-                ondisk.set_shared_data(self.fd, self.origin.st_mtime_ns, self.shared_path)
-            set_attributes(
-                ondisk.proc_path(self.fd),
-                self.origin,
-                ondisk.proc_path(self._source_fd),
-                follow=True,
-                source_follows=True,
-            )
+            if ondisk.list_xattrs(self._source_fd):
+                ondisk.copy_xattrs(self._source_fd, self.fd)
+                # An access ACL sets bits of the mode, and everything the ctime.
+                os.chmod(self.fd, stat.S_IMODE(self.origin.st_mode))
         except BaseException:
             self.close()
             raise

@@ -185,7 +185,12 @@ def get_ino(where: int | bytes) -> int | None:
 
 def set_ino(where: int | bytes, ino: int) -> None:
     """Keep `ino` as the presented st_ino: that of the template's file that it came from."""
-    set_xattr(where, INO, _INO_VALUE.pack(ino))
+    set_xattr(where, INO, ino_value(ino))
+
+
+def ino_value(ino: int) -> bytes:
+    """What the attribute `INO` says then."""
+    return _INO_VALUE.pack(ino)
 
 
 def remove_ino(where: int | bytes) -> None:
@@ -208,7 +213,12 @@ def get_shared_data(where: int | bytes) -> tuple[int, bytes] | None:
 
 def set_shared_data(where: int | bytes, mtime_ns: int, path: bytes) -> None:
     """Note that the upper file has the data of the template's file *path*."""
-    set_xattr(where, DATA, _DATA_HEAD.pack(mtime_ns) + path)
+    set_xattr(where, DATA, shared_data_value(mtime_ns, path))
+
+
+def shared_data_value(mtime_ns: int, path: bytes) -> bytes:
+    """What the attribute `DATA` says then."""
+    return _DATA_HEAD.pack(mtime_ns) + path
 
 
 def remove_shared_data(where: int | bytes) -> None:

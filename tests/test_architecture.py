@@ -47,7 +47,7 @@ BELOW = {
     "operations": "overlay options",
     "overlay": "inodes copyup",
     "inodes": "ondisk",
-    "copyup": "ondisk",
+    "copyup": "ondisk copying",
     "store": "records ondisk copying errors",
     "records": "",
     "options": "syscalls errors",

@@ -6,7 +6,7 @@ It knows descriptors and names in an open directory, and nothing of trees or of 
 
 from __future__ import annotations
 
-from ._clones import clone_files
+from ._clones import clone_file, clone_files
 from ._copying import Ring
 
-__all__ = ["Ring", "clone_files"]
+__all__ = ["Ring", "clone_file", "clone_files"]

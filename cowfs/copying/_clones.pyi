@@ -1,4 +1,4 @@
-"""The typed face of the extension module that clones many plain files in one call."""
+"""The typed face of the extension module that clones plain files: many in one call, or one."""
 
 def clone_files(
     source: int,
@@ -18,4 +18,22 @@ def clone_files(
 
     OSError with the name; FICLONE has EOPNOTSUPP, EXDEV and EINVAL for what cannot be cloned. What
     was made stays.
+    """
+
+def clone_file(
+    source: int,
+    directory: int,
+    with_data: bool,
+    marks: tuple[tuple[bytes, bytes], ...],
+    birth_mark: bytes,
+    /,
+) -> int:
+    """Clone an open file into one without a name, on the filesystem of an open directory.
+
+    Data (unless the clone is to be empty), owner, mode and times; besides, the attributes `marks`
+    (name, value), at most four, and as `birth_mark` the birth time where the filesystem tells it
+    (8 bytes, little endian, nanoseconds since the epoch). Other extended attributes are the
+    caller's to copy. Returns a descriptor that reads and writes. Releases the GIL.
+
+    OSError: ENOSPC, and of FICLONE EOPNOTSUPP, EXDEV and EINVAL; nothing is left then.
     """

@@ -1,13 +1,14 @@
 /*
- * _clonesmodule.c - clones of plain files, many in one call (_clones.pyi says what it promises)
+ * _clonesmodule.c - clones of plain files, many in one call or one without a name (_clones.pyi says
+ * what it promises)
  *
  * Eight system calls for each file, nine for a sealed one, and nothing between them. What needs a
- * decision is left to the caller: entries that are no regular files, and files with extended
- * attributes.
+ * decision is left to the caller: entries that are no regular files, and extended attributes.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -50,15 +51,21 @@ failed:
 	return errno == ENOTTY || errno == EOPNOTSUPP ? 0 : -1;
 }
 
-static int fill(struct job *job, int target, int source, const struct stat *st)
+static int clone_data(int target, int source, const struct stat *st)
 {
-	struct timespec times[2] = {st->st_atim, st->st_mtim};
 	int err;
 
 	do
 		err = st->st_size ? ioctl(target, FICLONE, source) : 0;
 	while (err < 0 && errno == EINTR);
-	if (err < 0)
+	return err;
+}
+
+static int fill(struct job *job, int target, int source, const struct stat *st)
+{
+	struct timespec times[2] = {st->st_atim, st->st_mtim};
+
+	if (clone_data(target, source, st) < 0)
 		return -1;
 	/* After the data and in this order: chown(2) clears set-id bits, and all of them set times. */
 	if ((st->st_uid != job->uid || st->st_gid != job->gid) &&
@@ -119,6 +126,67 @@ static enum outcome copy_named(struct job *job, const char *name)
 	return outcome;
 }
 
+/* ---- a clone without a name ---------------------------------------------------------------------- */
+
+#define MAX_MARKS 4
+
+/* An attribute that the clone is to have. */
+struct mark {
+	const char *name;
+	const char *value;
+	Py_ssize_t size;
+};
+
+/* Nanoseconds since the epoch, as trusted.cowfs.btime has them; 0 where the file system does not say
+ * (nothing was made in 1970). */
+static int64_t birth_time(int fd)
+{
+	struct statx st;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BTIME, &st) < 0 ||
+	    !(st.stx_mask & STATX_BTIME))
+		return 0;
+	return (int64_t)st.stx_btime.tv_sec * 1000000000 + st.stx_btime.tv_nsec;
+}
+
+static int dress(int target, int source, const struct stat *st, const struct mark *marks,
+		 int count, const char *birth_mark)
+{
+	struct timespec times[2] = {st->st_atim, st->st_mtim};
+	int64_t born = birth_time(source);
+	uint64_t value = htole64((uint64_t)born);
+
+	for (int i = 0; i < count; i++)
+		if (fsetxattr(target, marks[i].name, marks[i].value, (size_t)marks[i].size, 0) < 0)
+			return -1;
+	if (born && fsetxattr(target, birth_mark, &value, sizeof(value), 0) < 0)
+		return -1;
+	/* In this order: chown(2) clears set-id bits, and all of them set times. */
+	if (fchown(target, st->st_uid, st->st_gid) < 0 || fchmod(target, st->st_mode & 07777) < 0)
+		return -1;
+	return futimens(target, times);
+}
+
+/* A descriptor of it, or -1. */
+static int clone_unnamed(int source, int directory, bool with_data, const struct mark *marks,
+			 int count, const char *birth_mark)
+{
+	struct stat st;
+	int target;
+
+	if (fstat(source, &st) < 0)
+		return -1;
+	target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (target < 0)
+		return -1;
+	if ((with_data && clone_data(target, source, &st) < 0) ||
+	    dress(target, source, &st, marks, count, birth_mark) < 0) {
+		done_with(target);
+		return -1;
+	}
+	return target;
+}
+
 /* ---- the Python face ----------------------------------------------------------------------------- */
 
 /* Clone the file, and note it in `left` if it was left alone. */
@@ -169,7 +237,34 @@ static PyObject *clone_files(PyObject *module, PyObject *args)
 	return left;
 }
 
+static PyObject *clone_file(PyObject *module, PyObject *args)
+{
+	struct mark marks[MAX_MARKS];
+	const char *birth_mark;
+	int source, directory, with_data, target;
+	PyObject *given;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "iipO!y:clone_file", &source, &directory, &with_data,
+			      &PyTuple_Type, &given, &birth_mark))
+		return NULL;
+	if (PyTuple_GET_SIZE(given) > MAX_MARKS) {
+		PyErr_SetString(PyExc_ValueError, "too many attributes");
+		return NULL;
+	}
+	for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++)
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "yy#", &marks[i].name,
+				      &marks[i].value, &marks[i].size))
+			return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	target = clone_unnamed(source, directory, with_data, marks, (int)PyTuple_GET_SIZE(given),
+			       birth_mark);
+	Py_END_ALLOW_THREADS
+	return target < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(target);
+}
+
 static PyMethodDef methods[] = {
+	{"clone_file", clone_file, METH_VARARGS, "Clones one file; see cowfs/copying/_clones.pyi."},
 	{"clone_files", clone_files, METH_VARARGS, "Clones plain files; see cowfs/copying/_clones.pyi."},
 	{NULL, NULL, 0, NULL},
 };
