@@ -247,19 +247,11 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def play(turns: Turns, steps: list[Step]) -> None:
-    for actor, action, *args in steps:
-        if action == "killed":
-            turns.kill(actor)
-        else:
-            turns.do(actor, action, *args)
-
-
 def test_connections_take_turns_as_on_xfs(stage: Stage) -> None:
     def one(example: tuple[str, list[Step]]) -> None:
         name, steps = example
         with stage.turns() as turns:
-            play(turns, steps)
+            turns.play(steps)
             check(turns, name)
 
     explore(40, interleavings(plan), one)

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,6 +106,14 @@ class Turns:
     def told(self, what: str) -> str:
         """A complaint with the steps that lead to it."""
         return "\n".join([*self.history[-40:], what])
+
+    def play(self, steps: Iterable[Step]) -> None:
+        """Steps as (actor, action, *args); the action "killed" is SIGKILL for the actor."""
+        for name, action, *args in steps:
+            if action == "killed":
+                self.kill(name)
+            else:
+                self.do(name, action, *args)
 
     def gives(self, value: object, name: str, action: str, *args: Any) -> None:
         """A step that must give *value*, on XFS too, lest a story is not about what it says."""
