@@ -70,10 +70,11 @@ class Side:
 class Turns:
     """One play: two sides, and what was done so far."""
 
-    def __init__(self, stage: Stage, native: Side, copy: Side) -> None:
+    def __init__(self, stage: Stage, native: Side, copy: Side, source: Side) -> None:
         self._stage = stage
         self.native = native
         self.copy = copy
+        self.source = source
         self.history: list[str] = []
 
     def do(self, name: str, action: str, *args: Any, kill: bool = False) -> Outcome:
@@ -99,6 +100,11 @@ class Turns:
         got = self.copy.finish(name)
         self.history[-1] += f" -> {str(expected)[:200]}"
         return expected, got
+
+    def in_source(self, name: str, action: str, *args: Any) -> Outcome:
+        """What comes of a step in the source, where no other actor has changed anything."""
+        self.source.begin(name, action, args)
+        return self.source.finish(name)
 
     def compare(self, expected: object, got: object) -> None:
         assert got == expected, self.told(f"\n  XFS:  {expected}\n  copy: {got}")
@@ -129,8 +135,8 @@ class Turns:
     def kill(self, name: str) -> None:
         """SIGKILL for an actor, on both sides."""
         self.history.append(f"{name} is killed")
-        self.native.kill(name)
-        self.copy.kill(name)
+        for side in (self.native, self.copy, self.source):
+            side.kill(name)
 
     def kill_daemon(self) -> None:
         self.history.append("the daemon is killed")
@@ -170,13 +176,13 @@ class Stage:
             self._set_up()
         place = self._left.pop()
         assert self.mountpoint is not None
-        native = Side(self._native() / place, self._nursery)
-        copy = Side(self.mountpoint / place, self._nursery)
+        roots = (self._native(), self.mountpoint, self._source)
+        sides = [Side(root / place, self._nursery) for root in roots]
         try:
-            yield Turns(self, native, copy)
+            yield Turns(self, *sides)
         finally:
-            native.end()
-            copy.end()
+            for side in sides:
+                side.end()
 
     def _native(self) -> Path:
         return self._base / f"native{self._number}"
