@@ -23,6 +23,8 @@ from integration import kernel
 
 #: Seconds after which a step that has no answer fails the test: a hang, however busy the machine.
 PATIENCE = 60.0
+#: Of the actors. Threads do not live through a fork, and nothing asks the network.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class Outcome(NamedTuple):
@@ -66,8 +68,7 @@ class Nursery:
                 [sys.executable, "-c", code, module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).parent.parent.parent,  # -c puts it in front of the path
-                # Threads do not live through a fork, and two cores need no more.
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **_ENVIRONMENT},
             )
 
     def actor(self, root: Path) -> Actor:

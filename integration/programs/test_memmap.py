@@ -159,7 +159,7 @@ class Expected:
             as_if_still = self._turns.in_source(actor, action, *args)
             if action != "is_named":
                 expected = as_if_still
-            elif args[1] == self._kept[key] and args[1] in self._written:
+            elif expected.kind == "gave" and self._kept[key] in self._written:
                 expected = Outcome("gave", False)
         self._turns.compare(expected, got)
 
