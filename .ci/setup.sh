@@ -7,7 +7,7 @@
 BUILD_PACKAGES=(gcc libc6-dev pkg-config libfuse3-dev liburing-dev mount xfsprogs)
 # What the tests call besides.
 TEST_PACKAGES=(e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
-    bash-completion fish zsh man-db mandoc
+    bash-completion fish zsh man-db mandoc logrotate
     mmdebstrap systemd-container python3 python3-dev python3-venv dpkg)
 
 say() { printf '\e[1m==> %s\e[0m\n' "$*" >&2; }

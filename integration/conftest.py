@@ -54,7 +54,7 @@ def _missing() -> str | None:
     for program in (
         *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
-        *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv"),
+        *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv", "logrotate"),
         *("mmdebstrap", "systemd-nspawn", "dpkg-deb"),
     ):
         if shutil.which(program) is None:

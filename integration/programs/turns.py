@@ -1,0 +1,258 @@
+"""Steps of several actors, each done in a reflink copy on XFS and in a mounted copy, and compared.
+
+Knows nothing about the programs. A play has a directory of its own, in which no file has been
+written since the mount: the source has many that are alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from integration.command import run
+from integration.mounts import MountCopy, daemon_of
+from integration.programs.actors import Actor, Nursery, Outcome
+from integration.volumes import remove_tree
+
+TURNS = int(os.environ.get("COWFS_TURNS", "1"))
+OPTIONS = tuple(option for option in os.environ.get("COWFS_TURNS_OPTIONS", "").split(",") if option)
+SEED = int(os.environ.get("COWFS_RANDOM_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
+
+#: Directories of a source, one for each play; after so many the source is mounted again.
+PLACES = 40
+#: Plays in which hypothesis looks for a shorter one that fails: each takes a good part of a second.
+SHRINKS = 60
+
+Step = tuple[Any, ...]
+Example = TypeVar("Example")
+
+
+class Side:
+    """One directory and the actors in it, by name. They come when they are first spoken to."""
+
+    def __init__(self, root: Path, nursery: Nursery) -> None:
+        self.root = root
+        self._nursery = nursery
+        self._actors: dict[str, Actor] = {}
+
+    def begin(self, name: str, action: str, args: tuple[Any, ...]) -> Actor:
+        if name not in self._actors:
+            self._actors[name] = self._nursery.actor(self.root)
+        actor = self._actors[name]
+        actor.begin(action, args)
+        return actor
+
+    def finish(self, name: str) -> Outcome:
+        outcome = self._actors[name].finish()
+        if outcome.kind == "ended":
+            del self._actors[name]
+        return outcome
+
+    def kill(self, name: str) -> None:
+        """The actor gets SIGKILL; one who is spoken to under its name later is another process."""
+        if name in self._actors:
+            self._actors.pop(name).kill()
+
+    def end(self) -> None:
+        while self._actors:
+            self._actors.popitem()[1].kill()
+
+
+class Turns:
+    """One play: two sides, and what was done so far."""
+
+    def __init__(self, stage: Stage, native: Side, copy: Side, source: Side) -> None:
+        self._stage = stage
+        self.native = native
+        self.copy = copy
+        self.source = source
+        self.history: list[str] = []
+
+    def do(self, name: str, action: str, *args: Any, kill: bool = False) -> Outcome:
+        """A step of the actor *name*, on XFS and in the copy; both must come out the same.
+
+        With *kill* the copy's daemon is killed when the step has begun.
+        """
+        expected, got = self.both(name, action, *args, kill=kill)
+        self.compare(expected, got)
+        return expected
+
+    def both(
+        self, name: str, action: str, *args: Any, kill: bool = False
+    ) -> tuple[Outcome, Outcome]:
+        """What came of the step on XFS and in the copy."""
+        shown = ", ".join(map(repr, (action, *args)))
+        self.history.append(f"{name}: {shown}{', the daemon is killed meanwhile' if kill else ''}")
+        self.native.begin(name, action, args)
+        expected = self.native.finish(name)
+        self.copy.begin(name, action, args)
+        if kill:
+            self._stage.kill_daemon()
+        got = self.copy.finish(name)
+        self.history[-1] += f" -> {str(expected)[:200]}"
+        return expected, got
+
+    def in_source(self, name: str, action: str, *args: Any) -> Outcome:
+        """What comes of a step in the source, where no other actor has changed anything."""
+        self.source.begin(name, action, args)
+        return self.source.finish(name)
+
+    def compare(self, expected: object, got: object) -> None:
+        assert got == expected, self.told(f"\n  XFS:  {expected}\n  copy: {got}")
+
+    def told(self, what: str) -> str:
+        """A complaint with the steps that lead to it."""
+        return "\n".join([*self.history[-40:], what])
+
+    def play(self, steps: Iterable[Step]) -> None:
+        """Steps as (actor, action, *args); the action "killed" is SIGKILL for the actor."""
+        for name, action, *args in steps:
+            if action == "killed":
+                self.kill(name)
+            else:
+                self.do(name, action, *args)
+
+    def gives(self, value: object, name: str, action: str, *args: Any) -> None:
+        """A step that must give *value*, on XFS too, lest a story is not about what it says."""
+        outcome = self.do(name, action, *args)
+        assert outcome == ("gave", value), self.told(f"gave {outcome}, not {value!r}")
+
+    def fails(self, text: str, name: str, action: str, *args: Any) -> None:
+        """A step that must fail, with *text* in the error."""
+        outcome = self.do(name, action, *args)
+        assert outcome.kind == "failed", self.told(f"{outcome}, and did not fail")
+        assert text in str(outcome.what), self.told(f"failed with {outcome.what}, not {text}")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for an actor, on both sides."""
+        self.history.append(f"{name} is killed")
+        for side in (self.native, self.copy, self.source):
+            side.kill(name)
+
+    def kill_daemon(self) -> None:
+        self.history.append("the daemon is killed")
+        self._stage.kill_daemon()
+
+
+class Stage:
+    """A source with many directories that *fill* has filled alike, its copy, and a reflink copy."""
+
+    def __init__(
+        self,
+        mounts: MountCopy,
+        nursery: Nursery,
+        base: Path,
+        fill: Callable[[Path], None],
+        *options: str,
+    ) -> None:
+        self._mounts = mounts
+        self._nursery = nursery
+        self._base = base
+        self._options = (*options, *OPTIONS)
+        self._source = base / "source"
+        self._source.mkdir()
+        self._number = 0
+        self._left: list[str] = []
+        self.mountpoint: Path | None = None
+        first = self._source / "play0"
+        first.mkdir()
+        fill(first)
+        for number in range(1, PLACES):
+            run("cp", "-a", "--reflink=always", first, self._source / f"play{number}")
+
+    @contextlib.contextmanager
+    def turns(self) -> Iterator[Turns]:
+        """A play, in a directory that nobody has been in. Its actors are gone at the end."""
+        if not self._left:
+            self._set_up()
+        place = self._left.pop()
+        assert self.mountpoint is not None
+        roots = (self._native(), self.mountpoint, self._source)
+        sides = [Side(root / place, self._nursery) for root in roots]
+        try:
+            yield Turns(self, *sides)
+        finally:
+            for side in sides:
+                side.end()
+
+    def _native(self) -> Path:
+        return self._base / f"native{self._number}"
+
+    def _set_up(self) -> None:
+        if self.mountpoint is not None:
+            self._mounts.unmount(self.mountpoint)
+            remove_tree(self._native())
+        self._number += 1
+        run("cp", "-a", "--reflink=always", self._source, self._native())
+        options = (*self._options, f"copy={self._base.name}-{self._number}")
+        self.mountpoint = self._mounts(self._source, self.mountpoint, *options)
+        self._left = sorted(path.name for path in self._source.iterdir())
+
+    def kill_daemon(self) -> None:
+        """SIGKILL for the daemon that serves just now; the keeper starts the next one."""
+        assert self.mountpoint is not None
+        keeper = self._mounts.record(self.mountpoint)["keeper_pid"]
+        self._mounts.wait_until_served(self.mountpoint)
+        os.kill(daemon_of(keeper), signal.SIGKILL)
+
+
+@st.composite
+def interleavings(
+    draw: Callable[[st.SearchStrategy[int]], int],
+    plan: Callable[[random.Random], tuple[str, list[Step]]],
+) -> tuple[str, list[Step]]:
+    """The name of a file, and the steps that a plan makes for it at random.
+
+    Left to itself hypothesis likes the simple and what it has had before: most of its steps would
+    fail. So it draws the plan's seed, and which of the steps are left out: that is how it shortens.
+    """
+    name, steps = plan(random.Random(draw(st.integers(0, (1 << 32) - 1))))
+    return name, [step for step in steps if draw(st.integers(0, 19))]
+
+
+def explore(
+    examples: int, strategy: st.SearchStrategy[Example], play: Callable[[Example], None]
+) -> None:
+    """Play what hypothesis makes up; what fails is shortened for a while, not for minutes."""
+    passed: set[str] = set()
+    failed: set[str] = set()
+    shrinks = 0
+
+    def bounded(example: Example) -> None:
+        nonlocal shrinks
+        shown = repr(example)
+        if shown in passed:
+            return  # hypothesis repeats itself a lot
+        if failed and shown not in failed:
+            shrinks += 1
+            if shrinks > SHRINKS:
+                return
+        try:
+            play(example)
+        except BaseException:
+            failed.add(shown)
+            raise
+        passed.add(shown)
+
+    if TURNS > 1:
+        print(f"COWFS_RANDOM_SEED={SEED}", file=sys.stderr)
+    test = given(strategy)(bounded)
+    if TURNS > 1:
+        test = seed(SEED)(test)
+    settings(
+        max_examples=examples * TURNS,
+        derandomize=TURNS == 1,
+        phases=[Phase.generate, Phase.shrink],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(test)()
