@@ -66,6 +66,7 @@ class Backing:
 
     *share_min*: bytes from which a shared file is passed through on a writable mount.
     *clone_on_open*: every open of a shared file clones it first.
+    *synchronous*: the mount has the flag MS_SYNCHRONOUS.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Backing:
         share_min: int,
         read_only: bool,
         clone_on_open: bool,
+        synchronous: bool,
     ) -> None:
         self._overlay = overlay
         self._channel = channel
@@ -86,6 +88,7 @@ class Backing:
         self._share_min = share_min
         self._read_only = read_only
         self._clone_on_open = clone_on_open and not read_only
+        self._synchronous = synchronous
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
@@ -234,9 +237,11 @@ class Backing:
 
         A write has to take setuid and setgid away.  The kernel leaves that to the server (we said
         HANDLE_KILLPRIV_V2: without it every write would ask for an attribute first), but tells the
-        server of no write that it passes through; so a file with these bits is not.
+        server of no write that it passes through; so a file with these bits is not.  Nor is any on
+        a synchronous mount: for a write that is passed through the kernel asks the volume's mount.
         """
-        passthrough = self._passthrough and not os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        privileged = os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        passthrough = self._passthrough and not self._synchronous and not privileged
         reading = PASSTHROUGH if passthrough else CACHED
         self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing)
 

@@ -254,6 +254,7 @@ class _Mount:
             share_min=options.share_min,
             read_only=options.read_only,
             clone_on_open=options.clone == "open",
+            synchronous=bool(options.mount_flags & syscalls.MS_SYNCHRONOUS),
         )
         operations = Operations(
             overlay,

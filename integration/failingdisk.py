@@ -1,8 +1,9 @@
-"""An XFS volume whose disk loses data on demand, as one does that has bad blocks or is overcommitted.
+"""An XFS volume whose disk loses data on demand, as a bad or an overcommitted one does.
 
-The image is a sparse file on a tmpfs of its own. When that is full, what goes to a block of the image
-that was never written fails with ENOSPC, which the loop device hands on; the log, and all metadata that
-was there before, can be written on. This needs neither device mapper nor fault injection.
+The image is a sparse file on a tmpfs of its own. When that is full, what goes to a block of the
+image that was never written fails with ENOSPC, which the loop device hands on; the log, and all
+metadata that was there before, can be written on. This needs neither device mapper nor fault
+injection.
 
 Knows nothing about cowfs.
 """

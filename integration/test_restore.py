@@ -231,6 +231,7 @@ class World:
             share_min=0,
             read_only=False,
             clone_on_open=False,
+            synchronous=False,
         )
         self.operations = Operations(
             self.overlay, backing, priming, read_only=False, on_forgotten=self.channel.forget

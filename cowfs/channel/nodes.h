@@ -70,7 +70,7 @@ struct node {
 	bool mappable;	      /* a mapping may change the file with no descriptor left */
 	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
 	bool suspect;	      /* restored, and errors may be missing: see nodes_look_back() */
-	struct writeback writeback; /* counted as long as the node is open */
+	struct writeback writeback; /* for whoever has the node open, whatever backs it meanwhile */
 	struct node *newer, *older;
 };
 
