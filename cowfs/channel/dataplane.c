@@ -5,9 +5,9 @@
  * node table says; what the file is called, nobody here needs to know. Every errno of the backing
  * filesystem goes to the caller unchanged.
  *
- * Locking: none but `flushing`, which nobody waits for, and a backing's `syncing`. A backing is borrowed
- * for the length of the call, so its descriptor cannot be closed or reused underneath; the node's lock is not held over
- * I/O.
+ * Locking: none but `flushing`, which nobody waits for, and a backing's `syncing`. A backing is
+ * borrowed for the length of the call, so its descriptor cannot be closed or reused underneath; the
+ * node's lock is not held over I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
