@@ -101,6 +101,7 @@ class Backing:
     *share_min*: bytes from which a shared file is passed through on a writable mount.
     *clone*: when a shared file is cloned, before its first writer ("write"), its first reader
     ("open"), or that reader if it is a file *in_place* ("auto").
+    *synchronous*: the mount has the flag MS_SYNCHRONOUS.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Backing:
         read_only: bool,
         clone: CloneMode,
         in_place: InPlace,
+        synchronous: bool,
     ) -> None:
         self._overlay = overlay
         self._channel = channel
@@ -125,6 +127,7 @@ class Backing:
         self._in_place = in_place
         # Who was told ESTALE for a replaced node, (node id, thread), and has not come again.
         self._sent_back: OrderedDict[tuple[int, int], bool] = OrderedDict()
+        self._synchronous = synchronous
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
@@ -358,9 +361,11 @@ class Backing:
 
         A write has to take setuid and setgid away.  The kernel leaves that to the server (we said
         HANDLE_KILLPRIV_V2: without it every write would ask for an attribute first), but tells the
-        server of no write that it passes through; so a file with these bits is not.
+        server of no write that it passes through; so a file with these bits is not.  Nor is any on
+        a synchronous mount: for a write that is passed through the kernel asks the volume's mount.
         """
-        passthrough = self._passthrough and not os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        privileged = os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        passthrough = self._passthrough and not self._synchronous and not privileged
         # What is replaced has another node for the same file, whose pages FUSE caches apart.
         otherwise = BYPASS if node.replaced else CACHED
         reading = PASSTHROUGH if passthrough else otherwise

@@ -242,14 +242,8 @@ class _Mount:
             if name in held and name != LOCK:
                 os.close(held[name])
         try:
-            # open_by_handle_at(2) takes no O_PATH descriptor for the volume, and opens files in the
-            # mount of this one.
-            upper = overlay.layers.upper_root_fd
-            volume = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=upper)
-            try:
-                lost = channel.resume(device, volume)
-            finally:
-                os.close(volume)
+            # The lock lies on the volume, and is the one descriptor of it that no kill has closed.
+            lost = channel.resume(device, self._config.lock_fd)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 # Nobody can: callers get an error, and not a wait without end.
@@ -281,6 +275,7 @@ class _Mount:
             read_only=options.read_only,
             clone=options.clone,
             in_place=InPlace(options.in_place),
+            synchronous=bool(options.mount_flags & syscalls.MS_SYNCHRONOUS),
         )
         operations = Operations(
             overlay,

@@ -236,6 +236,7 @@ class World:
             read_only=False,
             clone="auto",
             in_place=InPlace(),
+            synchronous=False,
         )
         self.operations = Operations(
             self.overlay, backing, priming, read_only=False, on_forgotten=self.channel.forget

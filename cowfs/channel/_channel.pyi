@@ -66,11 +66,13 @@ class Channel:
         """Go on with the connection of a daemon that is gone, in the place of `mount` and `start`.
 
         Opens the files again that the ledger says are open (file handles, see open_by_handle_at(2);
-        `volume_fd` is a directory of the volume), and has the kernel send every request again that
-        was not answered. Takes `dev_fd` over. Returns how many open files could not be opened: what
-        passthrough does not cover is answered with EIO for them. Raises OSError: EPROTO when this
-        version agrees with the kernel on something else than was agreed, EINVAL when the kernel has
-        no FUSE_NOTIFY_RESEND (before Linux 6.9).
+        `volume_fd` is a descriptor of the volume, no O_PATH), and has the kernel send every request
+        again that was not answered. The first fsync asks `volume_fd` for errors of the volume
+        (syncfs(2)) that nobody may have noted: so it has to be older than the mount, one open file
+        description for all daemons. Takes `dev_fd` over. Returns how many open files could not be
+        opened: what passthrough does not cover is answered with EIO for them. Raises OSError:
+        EPROTO when this version agrees with the kernel on something else than was agreed, EINVAL
+        when the kernel has no FUSE_NOTIFY_RESEND (before Linux 6.9).
         """
 
     @property

@@ -9,12 +9,13 @@
  *           <-- notifications - kernel.c
  *
  * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, ledger.c,
- * pending.c, primed.c, counters.c and opcodes.c know nothing of this struct.
+ * pending.c, primed.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
  * Locks:    each is held for a few instructions and never while another is taken, except `life`,
- *           which is taken first and shared by every call from outside.
+ *           which is taken first and shared by every call from outside, and backing.syncing and
+ *           node_table.looking_back, which wait for a disk and are taken before node_table.lock.
  */
 #ifndef COWFS_CHANNEL_H
 #define COWFS_CHANNEL_H
@@ -138,8 +139,9 @@ void channel_adopt(struct channel *ch, int dev_fd);
 int channel_start(struct channel *ch);
 /* Go on with a connection that another daemon has started: INIT with libfuse alone, the open files of
  * the ledger, and the kernel is asked for every request that had no answer. Takes dev_fd over;
- * volume_fd is a directory of the volume. How many open files are lost, or -errno: -EPROTO when this
- * version would have agreed on something else at INIT, -EINVAL when the kernel cannot send again. */
+ * volume_fd is of the volume, and one open file description for every daemon of this mount. How many open
+ * files are lost, or -errno: -EPROTO when this version would have agreed on something else at INIT, -EINVAL
+ * when the kernel cannot send again. */
 int channel_resume(struct channel *ch, int dev_fd, int volume_fd);
 
 /* ---- serve.c ------------------------------------------------------------------------------------- */

@@ -5,9 +5,9 @@
  * node table says; what the file is called, nobody here needs to know. Every errno of the backing
  * filesystem goes to the caller unchanged.
  *
- * Locking: none but `flushing`, which nobody waits for. A backing is borrowed for the length of the
- * call, so its descriptor cannot be closed or reused underneath; the node's lock is not held over
- * I/O.
+ * Locking: none but `flushing`, which nobody waits for, and a backing's `syncing`. A backing is
+ * borrowed for the length of the call, so its descriptor cannot be closed or reused underneath; the
+ * node's lock is not held over I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -91,12 +91,19 @@ static bool lacks_fsetid(const struct request *rq)
 	return rq->head.uid != 0;
 }
 
-static void answer_fsync(struct channel *ch, const struct request *rq, const struct backing *b)
+/* The kernel has no two syncs of one file under way, so nobody waits for `syncing` today. */
+static void answer_fsync(struct channel *ch, const struct request *rq, struct backing *b)
 {
 	TAKE(fuse_fsync_in, in);
-	int failed = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(b->fd) : fsync(b->fd);
+	bool data_only = in.fsync_flags & FUSE_FSYNC_FDATASYNC;
+	int err;
 
-	answer_here(ch, rq, failed ? errno : 0, NULL, 0);
+	nodes_look_back(&ch->nodes, rq->head.nodeid, b);
+	pthread_mutex_lock(&b->syncing);
+	err = (data_only ? fdatasync(b->fd) : fsync(b->fd)) < 0 ? errno : 0;
+	err = nodes_synced(&ch->nodes, rq->head.nodeid, in.fh, err);
+	pthread_mutex_unlock(&b->syncing);
+	answer_here(ch, rq, err, NULL, 0);
 }
 
 /* Have what was stored through a mapping written: until then it is a hole of the backing file, and
@@ -205,8 +212,8 @@ static void answer_release(struct channel *ch, const struct request *rq)
 	struct ledger_doubt *doubt = NULL;
 
 	if (!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt))
-		nodes_release(&ch->nodes, rq->head.nodeid, (in.flags & O_ACCMODE) != O_RDONLY,
-			      unique, &doubt);
+		nodes_release(&ch->nodes, rq->head.nodeid, in.fh,
+			      (in.flags & O_ACCMODE) != O_RDONLY, unique, &doubt);
 	answer_here(ch, rq, 0, NULL, 0);
 	if (doubt)
 		ledger_settle(doubt);

@@ -13,12 +13,12 @@
 #include "wire.h"
 
 /* Changes with every change of a layout below: a daemon reads its own only. */
-#define LEDGER_LAYOUT 2
+#define LEDGER_LAYOUT 3
 
 #define LEDGER_NO_SLOT UINT32_MAX
 
 /* Bytes of the largest file handle that is kept: XFS has 12, btrfs 20. */
-#define LEDGER_HANDLE 36
+#define LEDGER_HANDLE 32
 
 enum ledger_flags {
 	SLOT_BACKED = 1,
@@ -45,6 +45,8 @@ struct ledger_slot {
 	uint8_t flags; /* enum ledger_flags */
 	uint8_t handle_len; /* 0: the file system has no handles */
 	uint8_t unused;
+	uint16_t errors; /* like the next one: see writeback.h */
+	uint16_t error;
 	struct ledger_handle handle;
 };
 

@@ -12,12 +12,15 @@
  *   anything is open, which "one backing per node" gives by itself.
  * - when a backing is closed: after the last open and the last borrowed use.
  *
+ * What an fsync of a backing says is kept for everybody who has the node open (writeback.h).
+ *
  * It does not know names, requests or the socket, and never decides what should back a node.
  *
  * Every change is written to the ledger, from which the next daemon makes the table again.
  *
  * Locking: one mutex over everything. System calls are made without it: a backing that lost its
- * last reference is moved to a list of the caller's and closed after unlocking.
+ * last reference is moved to a list of the caller's and closed after unlocking. What waits for a disk
+ * has locks of its own, taken before that one.
  */
 #include "nodes.h"
 
@@ -91,6 +94,7 @@ static void bury(struct node_table *t, struct backing *dead)
 			atomic_store(b->dying, 0);
 		if (b->fd >= 0)
 			close(b->fd);
+		pthread_mutex_destroy(&b->syncing);
 		free(b);
 	}
 }
@@ -177,6 +181,8 @@ static struct ledger_slot slot_of(const struct node *n)
 				   (n->forgotten ? SLOT_FORGOTTEN : 0) |
 				   (n->was_passthrough ? SLOT_WAS_PASSTHROUGH : 0) |
 				   (n->mappable ? SLOT_MAPPABLE : 0)),
+		.errors = n->writeback.errors,
+		.error = n->writeback.error,
 	};
 
 	if (n->backing) {
@@ -217,6 +223,7 @@ static void unlink_node(struct node_table *t, struct node *n)
 	t->count--;
 	ledger_write(t->ledger, n->slot, &nobody, NULL, 0, 0, 0);
 	ledger_give_slot(t->ledger, n->slot);
+	writeback_free(&n->writeback);
 	free(n);
 }
 
@@ -260,6 +267,8 @@ static void drop_backing(struct node_table *t, struct node *n, struct backing **
 	}
 	n->backing = NULL;
 	n->readers = n->writers = n->promised_readers = n->promised_writers = 0;
+	n->suspect = false;
+	writeback_free(&n->writeback);
 	if (n->forgotten || !(n->was_passthrough || n->mappable))
 		unlink_node(t, n);
 	else
@@ -294,8 +303,9 @@ static void promise(struct node_table *t, struct node *n, bool writing)
 	*(writing ? &n->promised_writers : &n->promised_readers) += 1;
 }
 
-static void describe(const struct node *n, struct open_answer *out)
+static void describe(const struct node *n, uint64_t unique, struct open_answer *out)
 {
+	out->fh = writeback_handle(&n->writeback, unique);
 	out->backing_id = n->backing->id;
 	out->open_flags = FOPEN_NOFLUSH;
 	/* The kernel refuses KEEP_CACHE beside PASSTHROUGH. PARALLEL_DIRECT_WRITES has no effect
@@ -319,11 +329,13 @@ int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops
 				 .max_kept = max_kept,
 				 .ops = ops,
 				 .ledger = ledger,
-				 .dev_fd = -1};
+				 .dev_fd = -1,
+				 .witness_fd = -1};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
 		return -ENOMEM;
 	pthread_mutex_init(&t->lock, NULL);
+	pthread_mutex_init(&t->looking_back, NULL);
 	return 0;
 }
 
@@ -343,6 +355,9 @@ void nodes_destroy(struct node_table *t)
 	bury(t, dead);
 	free(t->buckets);
 	t->buckets = NULL;
+	if (t->witness_fd >= 0)
+		close(t->witness_fd);
+	pthread_mutex_destroy(&t->looking_back);
 	pthread_mutex_destroy(&t->lock);
 }
 
@@ -420,6 +435,8 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 	n->forgotten = s->flags & SLOT_FORGOTTEN;
 	n->was_passthrough = s->flags & SLOT_WAS_PASSTHROUGH;
 	n->mappable = s->flags & SLOT_MAPPABLE;
+	n->writeback.errors = s->errors;
+	n->writeback.error = s->error;
 	if (!open) {
 		record(t, n);
 		return 0;
@@ -432,11 +449,13 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 			      .kind = s->kind,
 			      .bypass = s->flags & SLOT_BYPASS,
 			      .refs = 1,
+			      .syncing = PTHREAD_MUTEX_INITIALIZER,
 			      .handle_len = s->handle_len,
 			      .handle = s->handle};
 	n->backing = b;
 	n->readers = s->readers;
 	n->writers = s->writers;
+	n->suspect = s->kind == NODE_PRIVATE;
 	return b->fd < 0;
 }
 
@@ -446,6 +465,9 @@ int nodes_restore(struct node_table *t, int volume_fd)
 	uint32_t count = ledger_stray_ids(t->ledger, strays, LEDGER_STRAYS);
 	int lost = 0;
 
+	t->witness_fd = fcntl(volume_fd, F_DUPFD_CLOEXEC, 0);
+	if (t->witness_fd < 0)
+		return -errno;
 	for (uint32_t i = 0; i < count; i++)
 		if (!is_alive(t, strays[i]))
 			t->ops->close(t->dev_fd, strays[i]); /* ENOENT: nobody's either */
@@ -500,7 +522,8 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 	*b = (struct backing){.fd = fd,
 			      .kind = (uint8_t)kind,
 			      .bypass = reading == READ_BYPASS && t->may_bypass,
-			      .refs = 1};
+			      .refs = 1,
+			      .syncing = PTHREAD_MUTEX_INITIALIZER};
 	note_handle(b);
 	if (passthrough) {
 		int id = t->ops->open(t->dev_fd, fd);
@@ -538,7 +561,10 @@ int nodes_switch(struct node_table *t, uint64_t nodeid, int fd)
 
 	if (!b)
 		return -ENOMEM;
-	*b = (struct backing){.fd = fd, .kind = NODE_PRIVATE, .refs = 1};
+	*b = (struct backing){.fd = fd,
+			      .kind = NODE_PRIVATE,
+			      .refs = 1,
+			      .syncing = PTHREAD_MUTEX_INITIALIZER};
 	note_handle(b);
 
 	pthread_mutex_lock(&t->lock);
@@ -689,7 +715,7 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
 	if (here) {
 		leave_kept(t, n);
 		n->readers++;
-		describe(n, out);
+		describe(n, unique, out);
 		*doubt = record_doubt(t, n, unique, DOUBT_READER);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -709,7 +735,7 @@ bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t 
 		count_down(&n->promised_readers, &n->promised_writers, writing);
 		leave_kept(t, n);
 		*(writing ? &n->writers : &n->readers) += 1;
-		describe(n, out);
+		describe(n, unique, out);
 		*doubt = record_doubt(t, n, unique, writing ? DOUBT_WRITER : DOUBT_READER);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -745,8 +771,8 @@ void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
 	bury(t, dead);
 }
 
-void nodes_release(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
-		   struct ledger_doubt **doubt)
+void nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
+		   uint64_t unique, struct ledger_doubt **doubt)
 {
 	struct backing *dead = NULL;
 	struct node *n;
@@ -755,6 +781,7 @@ void nodes_release(struct node_table *t, uint64_t nodeid, bool writing, uint64_t
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	if (n && n->readers + n->writers > 0) {
+		writeback_released(&n->writeback, fh);
 		*doubt = ledger_doubt(t->ledger);
 		uncount(t, n, writing, *doubt, unique, &dead);
 	}
@@ -808,4 +835,65 @@ void nodes_return(struct node_table *t, struct backing *b)
 	let_go(b, &dead);
 	pthread_mutex_unlock(&t->lock);
 	bury(t, dead);
+}
+
+/*
+ * An error that the daemon before was about to note when it was killed, or that the kernel has told by
+ * itself to whoever has the file passed through (msync(2), O_SYNC), is one that the descriptors opened
+ * since then know nothing of: it had been seen when they were opened. But the volume as a whole counts
+ * errors, too, for syncfs(2), and the witness is a descriptor of it that is older than any daemon: if it
+ * says that there was one, of whatever file, then everything that was open is taken to have had it.
+ *
+ * The first syncfs(2) does the work, and the witness is asked when it takes no time any more: what it
+ * says is said once, and lost with a daemon that is killed meanwhile.
+ */
+void nodes_look_back(struct node_table *t, uint64_t nodeid, const struct backing *b)
+{
+	struct node *n;
+	bool suspect;
+	int err;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	suspect = n && n->suspect;
+	pthread_mutex_unlock(&t->lock);
+	if (!suspect)
+		return;
+	pthread_mutex_lock(&t->looking_back);
+	if (t->witness_fd >= 0) {
+		syncfs(b->fd);
+		err = syncfs(t->witness_fd) < 0 ? errno : 0;
+		close(t->witness_fd);
+		t->witness_fd = -1;
+
+		pthread_mutex_lock(&t->lock);
+		for (uint32_t i = 0; i <= t->mask; i++) {
+			for (n = t->buckets[i]; n; n = n->next) {
+				if (n->suspect && err) {
+					writeback_failed(&n->writeback, err);
+					record(t, n);
+				}
+				n->suspect = false;
+			}
+		}
+		pthread_mutex_unlock(&t->lock);
+	}
+	pthread_mutex_unlock(&t->looking_back);
+}
+
+int nodes_synced(struct node_table *t, uint64_t nodeid, uint64_t fh, int error)
+{
+	struct node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (n) {
+		if (error) {
+			writeback_failed(&n->writeback, error);
+			record(t, n);
+		}
+		error = writeback_tell(&n->writeback, fh);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return error;
 }

@@ -10,6 +10,7 @@
 
 #include "ahead.h"
 #include "ledger.h"
+#include "writeback.h"
 
 enum node_kind {
 	NODE_SHARED = 0,  /* a template's file: read-only, kept after the last release */
@@ -42,6 +43,9 @@ struct backing {
 	uint32_t refs;	/* node_table.lock */
 	uint8_t handle_len; /* never changes, like handle: see ledger.h */
 	struct ledger_handle handle;
+	/* Held over fsync(2), and until what it said is noted: the next one would find nothing. No other
+	 * lock is held when it is taken. */
+	pthread_mutex_t syncing;
 	_Atomic int32_t *dying; /* node_table.lock; where the ledger notes that the id goes */
 	struct stream stream; /* of its reads; see ahead.h */
 	struct backing *next_dead;
@@ -65,6 +69,8 @@ struct node {
 	bool was_passthrough; /* FUSE's own cache of it may be stale: never FOPEN_KEEP_CACHE */
 	bool mappable;	      /* a mapping may change the file with no descriptor left */
 	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
+	bool suspect;	      /* restored, and errors may be missing: see nodes_look_back() */
+	struct writeback writeback; /* for whoever has the node open, whatever backs it meanwhile */
 	struct node *newer, *older;
 };
 
@@ -80,10 +86,14 @@ struct node_table {
 	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
 	bool may_bypass;       /* the same: what the kernel said at INIT */
+	/* Held over syncfs(2); no other lock is held when it is taken. */
+	pthread_mutex_t looking_back;
+	int witness_fd;	       /* looking_back; -1: none is needed any more */
 };
 
 /* What an OPEN or CREATE reply says. */
 struct open_answer {
+	uint64_t fh;
 	uint32_t open_flags;
 	int32_t backing_id;
 };
@@ -99,7 +109,8 @@ int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops
 	       struct ledger *ledger);
 /* Take over what the ledger says of the daemon before: its open files are opened again, on the file
  * system of volume_fd, and what nobody needs any more is closed. Before any thread runs. Gives how
- * many open files cannot be opened again (EIO for whatever passthrough does not cover), or -ENOMEM. */
+ * many open files cannot be opened again (EIO for whatever passthrough does not cover), or -ENOMEM,
+ * -EMFILE. volume_fd is duplicated: nodes_look_back() says what for. */
 int nodes_restore(struct node_table *t, int volume_fd);
 /* Closes every backing. Nobody else may use the table any more. */
 void nodes_destroy(struct node_table *t);
@@ -139,13 +150,20 @@ void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
 		      struct ledger_doubt *doubt);
 /* One open less. A node that is not known is no error: after a failed reply both sides may
  * disagree for a moment. The doubt may be NULL. */
-void nodes_release(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
-		   struct ledger_doubt **doubt);
+void nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
+		   uint64_t unique, struct ledger_doubt **doubt);
 /* The kernel has sent a request again. Of an OPEN: take back what it was counted as. Of a RELEASE:
  * true when it was counted already, and is only to be answered; then the doubt is to be settled. */
 bool nodes_resent(struct node_table *t, uint64_t unique, struct ledger_doubt **doubt);
 /* The backing of a node with a reference of the caller's own, or NULL. */
 struct backing *nodes_borrow(struct node_table *t, uint64_t nodeid);
 void nodes_return(struct node_table *t, struct backing *b);
+
+/* To be called before a backing that was borrowed is synced: an error may have been told in the life of
+ * the daemon before, and not noted. Waits for the disk, the first time after a restore. */
+void nodes_look_back(struct node_table *t, uint64_t nodeid, const struct backing *b);
+/* A sync of the node's backing, through this handle, has failed with this errno, or 0: what the handle has
+ * to be told. Called with backing.syncing. */
+int nodes_synced(struct node_table *t, uint64_t nodeid, uint64_t fh, int error);
 
 #endif

@@ -79,7 +79,7 @@ static bool complete_open(struct channel *ch, const struct pending *p, struct wi
 			  &opened->doubt))
 		return false;
 	opened->nodeid = nodeid;
-	*out = (struct wire_open_out){.fh = nodeid,
+	*out = (struct wire_open_out){.fh = answer.fh,
 				      .open_flags = answer.open_flags,
 				      .backing_id = answer.backing_id};
 	return true;

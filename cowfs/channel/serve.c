@@ -143,9 +143,9 @@ static void ask_for_statx(struct request *rq)
 	rq->head.opcode = FUSE_GETXATTR;
 }
 
-/* There is no file handle but the node id. Listings and fsync of a directory come without one,
- * because the kernel opened the directory by itself. TMPFILE has the layout of CREATE and the
- * name "/", by which pyfuse3's handler knows it. */
+/* Python knows no file handle but the node id, and has it where the kernel puts one: ours means nothing
+ * there, and a directory has none, because the kernel opened it by itself. TMPFILE has the layout of
+ * CREATE and the name "/", by which pyfuse3's handler knows it. */
 static void adjust(const struct channel *ch, struct request *rq)
 {
 	if (rq->head.opcode == FUSE_SETXATTR) {
@@ -365,7 +365,7 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
 	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique), &answer,
 			      &doubt)) {
-		struct wire_open_out out = {.fh = rq->head.nodeid,
+		struct wire_open_out out = {.fh = answer.fh,
 					    .open_flags = answer.open_flags,
 					    .backing_id = answer.backing_id};
 		if (answer_here(ch, rq, 0, &out, sizeof(out)))

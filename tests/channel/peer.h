@@ -28,6 +28,9 @@ void run(const char *name, void (*test)(void));
 
 #define ROOT_INO 4711
 
+/* For a release of whichever open: none has been told anything. */
+#define NO_HANDLE 0
+
 extern const struct backing_ops fake_ops;
 extern _Atomic int fake_open_error;	/* positive errno: the next BACKING_OPENs fail with it */
 extern _Atomic uint64_t fake_unknown;	/* the one node that the kernel does not hold */

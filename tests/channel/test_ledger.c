@@ -134,7 +134,7 @@ static void what_nobody_has_open_is_closed(void)
 	int lost;
 
 	attach(t, 5, file("kept"), NODE_SHARED, READ_PASSTHROUGH, false);
-	nodes_release(t, 5, false, UNIQUE, &d);
+	nodes_release(t, 5, NO_HANDLE, false, UNIQUE, &d);
 	ledger_settle(d);
 	CHECK(t->kept == 1 && fake_ids_open == 1);
 	/* counted by Python, and not told to the kernel, which will ask again */
@@ -195,7 +195,7 @@ static void a_release_that_comes_again_is_counted_once(void)
 	attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true);
 	CHECK(nodes_open(t, 5, false));
 	ledger_settle(told(t, 5, false, UNIQUE));
-	nodes_release(t, 5, true, 20, &d);
+	nodes_release(t, 5, NO_HANDLE, true, 20, &d);
 	t = killed(t, NULL);
 	CHECK(nodes_resent(t, 20, &d) && d);
 	t = killed(t, NULL); /* before the answer */
@@ -213,7 +213,7 @@ static void the_memory_of_stale_pages_goes_with_the_kernels_inode(void)
 
 	for (uint64_t id = 5; id < 7; id++) {
 		attach(t, id, file("x"), NODE_PRIVATE, READ_PASSTHROUGH, false);
-		nodes_release(t, id, false, UNIQUE, &d);
+		nodes_release(t, id, NO_HANDLE, false, UNIQUE, &d);
 		ledger_settle(d);
 	}
 	CHECK(t->count == 2);
@@ -247,7 +247,7 @@ static void ten_thousand_daemons_leave_no_more_than_one(void)
 		struct ledger_doubt *d;
 
 		attach(t, 1000 + n, file("open once"), NODE_SHARED, READ_CACHED, false);
-		nodes_release(t, 1000 + n, false, UNIQUE, &d);
+		nodes_release(t, 1000 + n, NO_HANDLE, false, UNIQUE, &d);
 		ledger_settle(d);
 		t = killed(t, NULL);
 		if (n == 10) {

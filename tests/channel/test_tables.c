@@ -75,7 +75,7 @@ static bool again(struct node_table *t, uint64_t id, struct open_answer *a)
 static void release(struct node_table *t, uint64_t id, bool writing)
 {
 	struct ledger_doubt *doubt;
-	nodes_release(t, id, writing, UNIQUE, &doubt);
+	nodes_release(t, id, NO_HANDLE, writing, UNIQUE, &doubt);
 	if (doubt)
 		ledger_settle(doubt);
 }
