@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.syscalls import fiemap
+from cowfs.syscalls import fiemap, set_immutable
 from integration.conftest import Mode
 from integration.mounts import MountCopy
 
@@ -167,6 +168,29 @@ def test_template_refuses_to_be_written(mount_plain: MountCopy, source: Path) ->
     assert template.read_bytes() == OLD * 4
     with pytest.raises(PermissionError):
         template.open("r+b")
+
+
+def test_the_kernel_itself_cannot_write_to_a_template(mount_plain: MountCopy, source: Path) -> None:
+    """It opens a backing file again without asking for permissions, the immutable flag among them;
+    so that flag is taken away here."""
+    copy = mount_plain(source, None, "passthrough=on")
+    record = mount_plain.record(copy)
+    template = Path(record["store"], "templates", record["template"], "tree", "large")
+    with template.open("rb") as file:
+        set_immutable(file.fileno(), on=False)
+        try:
+            with (copy / "large").open("rb"):
+                backing = [
+                    link
+                    for link in Path(f"/proc/{record['daemon_pid']}/fd").iterdir()
+                    if link.exists() and link.samefile(template)
+                ]
+                assert backing
+                for link in backing:
+                    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+                        link.open("r+b")
+        finally:
+            set_immutable(file.fileno(), on=True)
 
 
 def test_second_name_shows_what_was_written_through_the_first(
