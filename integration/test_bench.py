@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_a_quick_run_measures_cowfs_and_writes_samples_medians_and_targets(tmp_path: Path) -> None:
     written = tmp_path / "result.json"
-    workloads = ["seqread", "firstwrite", "mount", "lookup"]
+    workloads = ["seqread", "firstwrite", "mount", "coldwalked", "walk", "lookup"]
     done = run(
         *(sys.executable, "-m", "bench", "--quick", "--rounds", "3"),
         *("--dir", tmp_path, "--peers", "native,reflink,overlayfs,cowfs", "--json", written),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.workload import Workload
 
 from .clone import Clone
-from .cold import Cold
+from .cold import Cold, ColdWalked, Walk
 from .coldread import ColdRead
 from .firstwrite import FirstWrite
 from .importing import ImportLarge, ImportMixed
@@ -33,6 +33,8 @@ WORKLOADS: dict[str, Workload] = {
         Mount(),
         Seal(),
         Cold(),
+        ColdWalked(),
+        Walk(),
         ColdRead(),
         Warm(),
         WillNeed(),

@@ -1,17 +1,28 @@
-"""Eight copies of a large file, read one after another with nothing of it in memory at first."""
+"""Eight copies of a large file, read one after another with nothing of it in memory at first.
+
+As they are, and after a walk that gave every file another group and mode, as the kubelet's fsGroup
+does.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from bench.environment import Environment
 from bench.peers import Peer
-from bench.system import memory_info
+from bench.system import memory_info, run
 from bench.workload import Metric, Sample, Target, Value, Workload
 
 COPIES = 8
+
+
+def walk(root: Path) -> None:
+    """Give everything at and below *root* another group and mode."""
+    run(["chgrp", "-R", "100", root])
+    run(["chmod", "-R", "g+w", root])
 
 
 class Cold(Workload):
@@ -19,14 +30,15 @@ class Cold(Workload):
 
     name = "cold"
     title = "eight copies, cold cache, one after another"
+    what = "8 copies from a cold cache"
     metrics = (Metric("read", "read all", "s"), Metric("cache", "page cache growth", "B"))
     peers = ("reflink", "overlayfs", "cowfs")
 
     def __init__(self) -> None:
         self.targets = (
-            self.speed("8 copies from a cold cache, speed", "read", "cowfs", "reflink", 4.0),
+            self.speed(f"{self.what}, speed", "read", "cowfs", "reflink", 4.0),
             Target(
-                "8 copies from a cold cache, page cache",
+                f"{self.what}, page cache",
                 "reflink",
                 Value("cowfs", "cache"),
                 Value("reflink", "cache"),
@@ -41,11 +53,18 @@ class Cold(Workload):
     def prepare(self, env: Environment) -> None:
         env.model("cold", env.sizes.cold)
 
+    def change(self, root: Path) -> None:
+        """What happens to a copy before it is read."""
+
     @contextmanager
     def stage(self, env: Environment, peer: Peer) -> Iterator[Callable[[int], Sample]]:
         source = env.model("cold", env.sizes.cold)
         with ExitStack() as mounts:
-            views = [mounts.enter_context(peer.mounted(env, source)) for _ in range(COPIES)]
+            views = [
+                mounts.enter_context(peer.mounted(env, source, private=True)) for _ in range(COPIES)
+            ]
+            for view in views:
+                self.change(view.root)
 
             def sample(_number: int) -> Sample:
                 env.caches.drop()
@@ -59,3 +78,50 @@ class Cold(Workload):
                 return {"read": seconds, "cache": float(grown)}
 
             yield sample
+
+
+class ColdWalked(Cold):
+    """The same after the walk."""
+
+    name = "coldwalked"
+    title = "eight copies, cold cache, after chgrp -R and chmod -R of each"
+    what = "8 copies after chgrp -R and chmod -R, cold"
+
+    def change(self, root: Path) -> None:
+        walk(root)
+
+
+class Walk(Workload):
+    """Time of that walk over a fresh copy of many small files."""
+
+    name = "walk"
+    title = "chgrp -R, then chmod -R, of a fresh copy"
+    metrics = (Metric("walk", "4,000 files", "s"),)
+    peers = ("reflink", "overlayfs", "fuse-overlayfs", "cowfs", "cowfs-off")
+    targets = (
+        Target(
+            "chgrp -R and chmod -R of 4,000 files",
+            "",
+            Value("cowfs", "walk"),
+            at_most=0.5,
+            unit="s",
+        ),
+    )
+
+    def parameters(self, env: Environment) -> dict[str, object]:
+        return {"files": env.sizes.files}
+
+    def prepare(self, env: Environment) -> None:
+        env.small_files()
+
+    @contextmanager
+    def stage(self, env: Environment, peer: Peer) -> Iterator[Callable[[int], Sample]]:
+        source = env.small_files()
+
+        def sample(_number: int) -> Sample:
+            with peer.mounted(env, source, private=True) as view:
+                start = time.monotonic()
+                walk(view.root)
+                return {"walk": (time.monotonic() - start) * 4000 / env.sizes.files}
+
+        yield sample
