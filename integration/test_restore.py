@@ -817,7 +817,9 @@ class Client(RuleBasedStateMachine):
         self._make_world = make_world
         self._serial = 0
         self.gone: list[Entry] = []
-        self.replaced: list[tuple[int, int]] = []  # node id, size
+        # Node id, size, and the inode that has taken over its name; the size is what readers of
+        # the old bytes see, -1 when they have left.
+        self.replaced: list[tuple[int, int, Entry]] = []
 
     @initialize()
     def begin(self) -> None:
@@ -930,15 +932,19 @@ class Client(RuleBasedStateMachine):
         if what == "create":
             self.write_open(entry)
 
-    def write_open(self, entry: Entry) -> None:
-        """Write through the descriptor that was opened last, and close it."""
+    def write_open(self, entry: Entry, nodeid: int = 0) -> None:
+        """Write through the descriptor that was opened last, and close it.
+
+        *nodeid*: of a replaced node, through which it was opened.
+        """
+        nodeid = nodeid or entry.nodeid
         self._serial += 1
         data = b"written %d" % self._serial
-        fd = self.world.channel.files[entry.nodeid][0]
+        fd = self.world.channel.files[nodeid][0]
         os.ftruncate(fd, 0)
         os.pwrite(fd, data, 0)
         entry.data = data
-        self.world.channel.files[entry.nodeid][4] -= 1
+        self.world.channel.files[nodeid][4] -= 1
 
     @rule(data=st.data(), kill=KILLS)
     def write(self, data: st.DataObject, kill: int | None) -> None:
@@ -947,11 +953,31 @@ class Client(RuleBasedStateMachine):
             return
         entry = self.learn(parent, name)
         if not self.succeeds(errno.ESTALE, "open", entry.nodeid, os.O_RDWR, kill_at=kill):
-            self.replaced.append((entry.nodeid, len(entry.data)))
+            self.replaced.append((entry.nodeid, len(entry.data), entry))
             entry.nodeid = 0
             self.learn(parent, name)
             self.world.change("open", entry.nodeid, os.O_RDWR)
         self.write_open(entry)
+
+    @rule(data=st.data())
+    def come_back_to_a_replaced_file(self, data: st.DataObject) -> None:
+        """As the root of a bind mount of the file does, which has no name to look up."""
+        world = self.world
+        if not self.replaced:
+            return
+        index = data.draw(st.integers(0, len(self.replaced) - 1))
+        nodeid, size, entry = self.replaced[index]
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            world.call("open", nodeid, os.O_RDWR)
+        if size >= 0:
+            with pytest.raises(OSError, match=os.strerror(errno.ETXTBSY)):
+                world.call("open", nodeid, os.O_RDWR)
+            world.channel.forget(nodeid)  # the last reader leaves
+            self.replaced[index] = (nodeid, -1, entry)
+            with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                world.call("open", nodeid, os.O_RDWR)
+        world.call("open", nodeid, os.O_RDWR)
+        self.write_open(entry, nodeid)
 
     @rule(data=st.data())
     def open_and_keep(self, data: st.DataObject) -> None:
@@ -978,9 +1004,6 @@ class Client(RuleBasedStateMachine):
             return
         args = (entry.nodeid, directory.nodeid, os.fsencode(new))
         nodeid = self.world.change("link", *args, kill_at=kill).st_ino
-        if nodeid != entry.nodeid:
-            self.replaced.append((entry.nodeid, len(entry.data)))
-            entry.nodeid = 0
         self.add(directory, new, entry, nodeid)
         entry.names += 1
 
@@ -1080,8 +1103,8 @@ class Client(RuleBasedStateMachine):
         for entry in [*entries.values(), *self.gone]:
             if entry.nodeid:
                 self.check(entry)
-        for nodeid, size in self.replaced:
-            assert world.stat(nodeid).st_size == size
+        for nodeid, size, entry in self.replaced:
+            assert world.stat(nodeid).st_size == (len(entry.data) if size < 0 else size)
         for directory in self.directories():
             assert self.reach(directory)
             assert world.names(directory.nodeid) == set(map(os.fsencode, directory.children))
