@@ -17,6 +17,7 @@ from cowfs import mountinfo, options, runtime, syscalls, templates
 from cowfs.copies import path_of
 from cowfs.errors import CowfsError
 from cowfs.inodes import Directory, Node
+from cowfs.inplace import HEAD_SIZE, InPlace
 from cowfs.overlay import Overlay
 from cowfs.storedir import StoreDirectory, open_directory
 from cowfs.walk import walk
@@ -110,9 +111,16 @@ class Found:
                 (name, overlay.shared_path(node), st)
                 for name, node, st in _regular_files(overlay, path)
             ]
+        mounted = self._keep(os.open(record.mountpoint, _DIRECTORY))
+        cloned_at_open = _cloned_at_open(options.parse([record.options], sloppy=True))
         for name, lower, st in found:
-            root_fd, below = (upper, name) if lower is None else (tree, lower)
-            self._add(File(root_fd, below, _joined(shown, os.path.relpath(name, path))), st)
+            title = _joined(shown, os.path.relpath(name, path))
+            if lower is None:
+                self._add(File(upper, name, title), st)
+            elif cloned_at_open(tree, lower, st):
+                self._add(File(mounted, name, title, mapped=True), st)
+            else:
+                self._add(File(tree, lower, title), st)
 
     def _keep(self, fd: int) -> int:
         self._resources.callback(os.close, fd)
@@ -135,6 +143,25 @@ def _record(mount: mountinfo.Mount) -> runtime.Record | None:
             cloned = "clone=open" in options.split(record.options)
             return None if cloned else record
     return None
+
+
+def _cloned_at_open(given: options.Options) -> Callable[[int, bytes, os.stat_result], bool]:
+    """Tells of a file of the template (tree, path, its lstat) whether its first reader in the copy
+    gets a clone: the pages to fill are that one's, and it is made by opening the file there."""
+    in_place = InPlace(given.in_place)
+    passed_through = given.passthrough != "off" and not given.read_only
+
+    def tells(tree: int, path: bytes, st: os.stat_result) -> bool:
+        if given.clone != "auto" or not passed_through or st.st_size < given.share_min:
+            return False
+        fd = syscalls.open_below(tree, path, os.O_RDONLY | os.O_NOATIME)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # one page, no read-ahead
+            return in_place.is_known(os.path.basename(path), os.pread(fd, HEAD_SIZE, 0))
+        finally:
+            os.close(fd)
+
+    return tells
 
 
 def _regular_files(overlay: Overlay, path: bytes) -> Iterator[tuple[bytes, Node, os.stat_result]]:

@@ -76,7 +76,8 @@ def test_a_warm_copy_has_one_set_of_pages_and_it_is_the_shared_one(
     backing = template(mount_copy, first) / "model.bin"
     drop(backing)
     outcome = warm(first)
-    assert (outcome["files"], outcome["bytes"], outcome["read"]) == (1, SIZE, SIZE)
+    assert (outcome["files"], outcome["bytes"]) == (1, SIZE)
+    assert SIZE - outcome["read"] in (0, 4096)  # the head was looked at before
     assert (outcome["resident_before"], outcome["resident_after"]) == (0, SIZE)
     assert resident(backing) == SIZE
     assert resident(first / "model.bin") == 0
@@ -126,6 +127,30 @@ def test_with_clone_open_the_pages_of_the_clone_are_the_ones(
     warm(mountpoint)
     assert resident(upper(mount_copy, mountpoint) / "model.bin") == SIZE
     assert resident(template(mount_copy, mountpoint) / "model.bin") == 0
+
+
+def test_what_is_changed_in_place_is_cloned_and_the_clone_warmed(
+    mount_copy: MountCopy, mode: Mode, weights: Path
+) -> None:
+    weights.joinpath("model.bin").rename(weights / "train.log")
+    mountpoint = mount_copy(weights)
+    drop(template(mount_copy, mountpoint) / "train.log")
+    warm(mountpoint)
+    cloned = mode == "passthrough"
+    assert (upper(mount_copy, mountpoint) / "train.log").exists() == cloned
+    shown = (upper if cloned else template)(mount_copy, mountpoint)
+    assert resident(shown / "train.log") == SIZE
+
+
+def test_a_file_with_other_attributes_is_warmed_where_it_is_read(
+    mount_copy: MountCopy, weights: Path
+) -> None:
+    mountpoint = mount_copy(weights)
+    (mountpoint / "model.bin").chmod(0o640)
+    drop(template(mount_copy, mountpoint) / "model.bin")
+    warm(mountpoint)
+    assert resident(template(mount_copy, mountpoint) / "model.bin") == SIZE
+    assert resident(upper(mount_copy, mountpoint) / "model.bin") == 0
 
 
 def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
