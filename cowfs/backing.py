@@ -125,11 +125,13 @@ class Backing:
         writing = access != os.O_RDONLY
         async with lock_of(node):
             _refuse_replaced(node)
+            changed = truncate or not node.upper
             fd = await self._prepare_change(node, keep_data=not truncate)
             try:
                 if truncate:
                     os.ftruncate(fd, 0)
                 if not self._channel.open(node.nodeid, writing):
+                    changed = True  # by the daemon before, perhaps, who did not come to say so
                     taken, fd = fd, -1
                     self._attach_private(node, taken, writing=writing)
             finally:
@@ -139,8 +141,10 @@ class Backing:
             # descriptor, and changes the file unseen.
             if access == os.O_RDWR:
                 self._channel.mark_mappable(node.nodeid)
-            # What the kernel was told before is not to be believed from now on.
-            self._channel.invalidate_attr(node.nodeid)
+            # What the kernel was told before is not to be believed from now on. But it is where all
+            # changes go through the kernel: who is told a size by us may map more than it has yet.
+            if changed or self._channel.is_volatile(node.nodeid):
+                self._channel.invalidate_attr(node.nodeid)
 
     async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""

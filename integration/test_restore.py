@@ -148,10 +148,16 @@ class FakeChannel:
         return kind, readers, writers, reading == 1
 
     def is_volatile(self, nodeid: int) -> bool:
-        return nodeid in self.mappable or (nodeid in self.files and self.files[nodeid][4] > 0)
+        if nodeid in self.mappable:
+            return True
+        return self._is_passed_through(nodeid) and self.files[nodeid][4] > 0
 
     def mark_mappable(self, nodeid: int) -> None:
-        self.mappable.add(nodeid)
+        if self._is_passed_through(nodeid):
+            self.mappable.add(nodeid)
+
+    def _is_passed_through(self, nodeid: int) -> bool:
+        return nodeid in self.files and self.files[nodeid][2] == 1
 
     def backing_fd(self, nodeid: int) -> int:
         if nodeid not in self.files:
