@@ -87,6 +87,7 @@ class Channel(Protocol):
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
     def is_shared(self, nodeid: int) -> bool: ...
+    def writers(self, nodeid: int) -> int: ...
     def is_volatile(self, nodeid: int) -> bool: ...
     def mark_mappable(self, nodeid: int) -> None: ...
     def backing_fd(self, nodeid: int) -> int: ...
@@ -131,11 +132,12 @@ class Backing:
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
-        if not node.upper:
-            return False
-        before = node.predecessor
-        return self._channel.is_volatile(node.nodeid) or (
-            before is not None and self._channel.is_volatile(before.nodeid)
+        channel, before = self._channel, node.predecessor
+        if not node.upper or channel.is_volatile(node.nodeid):
+            return node.upper
+        # The same file may be changed through the node that was replaced.
+        return before is not None and (
+            channel.is_volatile(before.nodeid) or channel.writers(before.nodeid) > 0
         )
 
     def has_old_readers(self, node: Node) -> bool:
@@ -179,11 +181,12 @@ class Backing:
             if node.replaced:
                 self._open_replaced(node, access, caller, truncate=truncate)
                 return
+            changed = truncate or not node.written
             fd = await self._prepare_change(node, keep_data=not truncate)
             if node.replaced:
                 os.close(fd)
                 self._send_back(node, caller)
-            self._open_private(node, fd, access, truncate=truncate)
+            self._open_private(node, fd, access, truncate=truncate, changed=changed)
 
     async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
@@ -312,13 +315,19 @@ class Backing:
         os.close(shared)
         return None
 
-    def _open_private(self, node: Node, fd: int, access: int, *, truncate: bool) -> None:
-        """Count an open of the copy's own file *fd*, which is taken over."""
+    def _open_private(
+        self, node: Node, fd: int, access: int, *, truncate: bool, changed: bool
+    ) -> None:
+        """Count an open of the copy's own file *fd*, which is taken over.
+
+        *changed*: what the kernel was told of it before is not true any more.
+        """
         writing = access != os.O_RDONLY
         try:
             if truncate:
                 os.ftruncate(fd, 0)
             if not self._channel.open(node.nodeid, writing):
+                changed = True  # by the daemon before, perhaps, who did not come to say so
                 taken, fd = fd, -1
                 self._attach_private(node, taken, writing=writing)
         finally:
@@ -328,8 +337,10 @@ class Backing:
         # descriptor, and changes the file unseen.
         if access == os.O_RDWR:
             self._channel.mark_mappable(node.nodeid)
-        # What the kernel was told before is not to be believed from now on.
-        self._channel.invalidate_attr(node.nodeid)
+        # Of what is passed through nothing is to be believed from now on. Elsewhere all changes go
+        # through the kernel, and whoever is told a size by us may map more than it has yet.
+        if changed or self._channel.is_volatile(node.nodeid):
+            self._channel.invalidate_attr(node.nodeid)
 
     def _open_replaced(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
         """Send a caller back to the name, or serve one for whom there is none.
@@ -347,7 +358,7 @@ class Backing:
             self._channel.open(node.nodeid, False)
             return
         fd = self._overlay.layers.open(successor, os.O_RDONLY if self._read_only else os.O_RDWR)
-        self._open_private(node, fd, access, truncate=truncate)
+        self._open_private(node, fd, access, truncate=truncate, changed=True)
         self._channel.invalidate_attr(successor.nodeid)
 
     def _send_back(self, node: Node, caller: int) -> NoReturn:

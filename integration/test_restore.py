@@ -151,11 +151,20 @@ class FakeChannel:
     def is_shared(self, nodeid: int) -> bool:
         return nodeid in self.files and self.files[nodeid][1] == 0
 
+    def writers(self, nodeid: int) -> int:
+        return int(self.files[nodeid][4]) if nodeid in self.files else 0
+
     def is_volatile(self, nodeid: int) -> bool:
-        return nodeid in self.mappable or (nodeid in self.files and self.files[nodeid][4] > 0)
+        if nodeid in self.mappable:
+            return True
+        return self._is_passed_through(nodeid) and self.files[nodeid][4] > 0
 
     def mark_mappable(self, nodeid: int) -> None:
-        self.mappable.add(nodeid)
+        if self._is_passed_through(nodeid):
+            self.mappable.add(nodeid)
+
+    def _is_passed_through(self, nodeid: int) -> bool:
+        return nodeid in self.files and self.files[nodeid][2] == 1
 
     def backing_fd(self, nodeid: int) -> int:
         if nodeid not in self.files:

@@ -145,10 +145,12 @@ class Channel:
 
     def mark_mappable(self, nodeid: int) -> None:
         """A mapping may change the node's file from now on, also when nobody has it open; until
-        `forget`. To be called while something backs the node."""
+        `forget`. To be called while something backs the node; without effect when that is not
+        passed through, as the kernel knows of every store then."""
 
     def is_volatile(self, nodeid: int) -> bool:
-        """Whether the file may change unseen: it is open for writing, or was marked mappable."""
+        """Whether the file may change unseen by FUSE: it is open for writing with passthrough, or
+        was marked mappable."""
 
     def is_shared(self, nodeid: int) -> bool:
         """Whether the node is backed by a template's file: open, or kept for the next open."""

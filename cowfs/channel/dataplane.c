@@ -81,6 +81,11 @@ static void answer_write(struct channel *ch, const struct request *rq, const str
 			break;
 		out.size += (uint32_t)n;
 	}
+	/* Nobody waits for these in the kernel. After a writeback it asks for the attributes again, but
+	 * takes an answer for new that an earlier GETATTR gets late (and before 5.14 it does not ask); after
+	 * an asynchronous O_DIRECT it does not. */
+	if (in.write_flags & FUSE_WRITE_CACHE || in.flags & O_DIRECT)
+		notify_inval_attr(ch, rq->head.nodeid);
 	answer_here(ch, rq, out.size ? 0 : err, &out, sizeof(out));
 }
 
@@ -166,6 +171,10 @@ static void answer_fallocate(struct channel *ch, const struct request *rq,
 		       fallocate(b->fd, (int)in.mode, (off_t)in.offset, (off_t)in.length) < 0 &&
 		       (err = errno) == EINTR)
 			err = 0;
+		/* The kernel asks for the attributes again, but where the size stays it takes an answer
+		 * for new that an earlier GETATTR gets late. */
+		if (in.mode & FALLOC_FL_KEEP_SIZE && b->id == 0)
+			notify_inval_attr(ch, rq->head.nodeid);
 	}
 	answer_here(ch, rq, err, NULL, 0);
 }
@@ -211,9 +220,11 @@ static void answer_release(struct channel *ch, const struct request *rq)
 	uint64_t unique = first_unique(rq->head.unique);
 	struct ledger_doubt *doubt = NULL;
 
-	if (!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt))
-		nodes_release(&ch->nodes, rq->head.nodeid, in.fh,
-			      (in.flags & O_ACCMODE) != O_RDONLY, unique, &doubt);
+	/* XFS allocates more than was written, and takes it back when the file is closed. */
+	if ((!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt)) &&
+	    nodes_release(&ch->nodes, rq->head.nodeid, in.fh,
+			  (in.flags & O_ACCMODE) != O_RDONLY, unique, &doubt))
+		notify_inval_attr(ch, rq->head.nodeid);
 	answer_here(ch, rq, 0, NULL, 0);
 	if (doubt)
 		ledger_settle(doubt);

@@ -234,6 +234,12 @@ static bool is_open(const struct node *n)
 	return n->readers + n->writers + n->promised_readers + n->promised_writers > 0;
 }
 
+/* Whether the kernel goes to the file by itself. */
+static bool is_passthrough(const struct node *n)
+{
+	return n->backing && n->backing->id > 0;
+}
+
 static void leave_kept(struct node_table *t, struct node *n)
 {
 	if (!n->kept)
@@ -620,7 +626,7 @@ void nodes_mark_mappable(struct node_table *t, uint64_t nodeid)
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
-	if (n && !n->mappable) {
+	if (n && is_passthrough(n) && !n->mappable) {
 		n->mappable = true;
 		record(t, n);
 	}
@@ -634,7 +640,8 @@ bool nodes_is_volatile(struct node_table *t, uint64_t nodeid)
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
-	changes = n && (n->mappable || n->writers + n->promised_writers > 0);
+	changes = n && (n->mappable ||
+			(is_passthrough(n) && n->writers + n->promised_writers > 0));
 	pthread_mutex_unlock(&t->lock);
 	return changes;
 }
@@ -771,22 +778,25 @@ void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
 	bury(t, dead);
 }
 
-void nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
+bool nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
 		   uint64_t unique, struct ledger_doubt **doubt)
 {
 	struct backing *dead = NULL;
+	bool last_writer = false;
 	struct node *n;
 
 	*doubt = NULL;
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	if (n && n->readers + n->writers > 0) {
+		last_writer = writing && n->writers == 1 && !is_passthrough(n);
 		writeback_released(&n->writeback, fh);
 		*doubt = ledger_doubt(t->ledger);
 		uncount(t, n, writing, *doubt, unique, &dead);
 	}
 	pthread_mutex_unlock(&t->lock);
 	bury(t, dead);
+	return last_writer;
 }
 
 bool nodes_resent(struct node_table *t, uint64_t unique, struct ledger_doubt **doubt)

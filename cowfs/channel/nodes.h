@@ -67,7 +67,7 @@ struct node {
 	bool revoked;	      /* the channel may not answer an OPEN of it by itself */
 	bool forgotten;	      /* goes away with its last open */
 	bool was_passthrough; /* FUSE's own cache of it may be stale: never FOPEN_KEEP_CACHE */
-	bool mappable;	      /* a mapping may change the file with no descriptor left */
+	bool mappable;	      /* a passthrough mapping may change the file with no descriptor left */
 	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
 	bool suspect;	      /* restored, and errors may be missing: see nodes_look_back() */
 	struct writeback writeback; /* for whoever has the node open, whatever backs it meanwhile */
@@ -149,8 +149,9 @@ bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t 
 void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
 		      struct ledger_doubt *doubt);
 /* One open less. A node that is not known is no error: after a failed reply both sides may
- * disagree for a moment. The doubt may be NULL. */
-void nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
+ * disagree for a moment. The doubt may be NULL. true: the last writer of a file that is not passed
+ * through has left, and its descriptor with it unless readers are there. */
+bool nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
 		   uint64_t unique, struct ledger_doubt **doubt);
 /* The kernel has sent a request again. Of an OPEN: take back what it was counted as. Of a RELEASE:
  * true when it was counted already, and is only to be answered; then the doubt is to be settled. */

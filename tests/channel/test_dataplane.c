@@ -302,6 +302,55 @@ static void fallocate_passes_every_mode(void)
 	close(fd);
 }
 
+/* The attributes of node 5, or nothing of it but the answer. */
+static void expect_attributes_asked_for(struct peer *p, bool asked, uint64_t unique, size_t body)
+{
+	struct fuse_notify_inval_inode_out out;
+	struct message *m;
+
+	if (asked) {
+		m = kernel_gets(p);
+		CHECK(m->out.unique == 0 && m->out.error == FUSE_NOTIFY_INVAL_INODE);
+		memcpy(&out, BODY(m), sizeof(out));
+		CHECK(out.ino == 5 && out.off == -1);
+	}
+	expect_reply(p, unique, 0, body);
+}
+
+static uint64_t ask_to_write(struct peer *p, uint32_t write_flags, uint32_t open_flags)
+{
+	struct {
+		struct fuse_write_in in;
+		char data[8];
+	} w = {.in = {.fh = 5, .size = 8, .write_flags = write_flags, .flags = open_flags}};
+
+	return ask(p, FUSE_WRITE, 5, &w, sizeof(w));
+}
+
+static void attributes_are_asked_for_after_what_the_kernel_does_not_wait_for(void)
+{
+	struct fuse_fallocate_in grow = {.fh = 5, .length = 8192};
+	struct fuse_fallocate_in keep = {.fh = 5, .length = 8192, .mode = FALLOC_FL_KEEP_SIZE};
+	struct fuse_release_in release = {.fh = 5, .flags = O_RDWR};
+	size_t size = sizeof(struct fuse_write_out);
+	int fd = scratch_file("data");
+	struct peer p;
+
+	start_with(&p, fd, NODE_PRIVATE, false);
+	CHECK(nodes_open(&p.ch->nodes, 5, true));
+	relayed_open(&p, 5, O_RDWR);
+	relayed_open(&p, 5, O_RDWR);
+	expect_attributes_asked_for(&p, false, ask_to_write(&p, 0, O_RDWR), size);
+	expect_attributes_asked_for(&p, true, ask_to_write(&p, FUSE_WRITE_CACHE, O_RDWR), size);
+	expect_attributes_asked_for(&p, true, ask_to_write(&p, 0, O_RDWR | O_DIRECT), size);
+	expect_attributes_asked_for(&p, false, ask(&p, FUSE_FALLOCATE, 5, &grow, sizeof(grow)), 0);
+	expect_attributes_asked_for(&p, true, ask(&p, FUSE_FALLOCATE, 5, &keep, sizeof(keep)), 0);
+	expect_attributes_asked_for(&p, false, ask(&p, FUSE_RELEASE, 5, &release, sizeof(release)), 0);
+	expect_attributes_asked_for(&p, true, ask(&p, FUSE_RELEASE, 5, &release, sizeof(release)), 0);
+	peer_stop(&p);
+	close(fd);
+}
+
 static void copy_file_range_answers_both_opcodes(void)
 {
 	struct fuse_copy_file_range_in in = {
@@ -367,6 +416,7 @@ int main(void)
 	RUN(lseek_finds_data_and_holes);
 	RUN(lseek_of_a_file_being_written_has_its_pages_written_first);
 	RUN(fallocate_passes_every_mode);
+	RUN(attributes_are_asked_for_after_what_the_kernel_does_not_wait_for);
 	RUN(copy_file_range_answers_both_opcodes);
 	RUN(reads_follow_a_switch_to_the_private_file);
 	return 0;
