@@ -9,6 +9,7 @@ every other file.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import zlib
@@ -263,11 +264,10 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def test_mappings_take_turns_as_on_xfs(stage: Stage, keeps: bool) -> None:
-    def one(example: tuple[str, list[Step]]) -> None:
-        _name, steps = example
-        with stage.turns() as turns:
-            Expected(turns, keeps=keeps).play(steps)
-            check(turns)
+def play(turns: Turns, example: tuple[str, list[Step]], *, keeps: bool) -> None:
+    Expected(turns, keeps=keeps).play(example[1])
+    check(turns)
 
-    explore(30, interleavings(plan), one)
+
+def test_mappings_take_turns_as_on_xfs(stage: Stage, keeps: bool) -> None:
+    explore(15, interleavings(plan), stage.playing(functools.partial(play, keeps=keeps)))
