@@ -14,19 +14,20 @@ from integration.programs import (
     test_git,
     test_hub,
     test_lmdb,
+    test_loader,
     test_memmap,
     test_rocksdb,
     test_sqlite,
     test_tail,
 )
 from integration.programs.actors import Nursery
-from integration.programs.turns import OPTIONS, SEED, TURNS, Stage, Turns
+from integration.programs.turns import SEED, TURNS, Stage, Turns
 
 PROGRAMS: dict[str, ModuleType] = {
     module.__name__.rpartition("_")[2]: module
     for module in (
         *(test_sqlite, test_lmdb, test_duckdb, test_rocksdb),
-        *(test_memmap, test_tail, test_git, test_hub),
+        *(test_memmap, test_tail, test_git, test_hub, test_loader),
     )
 }
 #: In each play. A daemon that ends within a second of its start is replaced after a pause.
@@ -52,8 +53,7 @@ def test_programs_do_not_notice(make_stage: Callable[..., Stage], program: str, 
     stage = make_stage(module.fill)
     play: Callable[[Turns, object], None] = module.play
     if program == "memmap":
-        keeps = mode == "passthrough" and "clone=open" not in OPTIONS
-        play = functools.partial(play, keeps=keeps)
+        play = functools.partial(play, keeps=test_memmap.readers_keep(mode))
     seed = 1 if TURNS == 1 else SEED
     for number in range(TURNS):
         chance = random.Random(f"{seed} {number} {program}")
