@@ -161,7 +161,7 @@ def _act(player: Player, connection: Connection) -> None:
         try:
             action, args = connection.recv()
         except (EOFError, ConnectionResetError):
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)  # with what the player has started
         try:
             outcome = ("gave", getattr(player, action)(*args))
         except Exception as error:

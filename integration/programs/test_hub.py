@@ -227,10 +227,10 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return "", steps
 
 
-def test_processes_take_turns_as_on_xfs(stage: Stage) -> None:
-    def one(example: tuple[str, list[Step]]) -> None:
-        with stage.turns() as turns:
-            turns.play(example[1])
-            check(turns)
+def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
+    turns.play(example[1])
+    check(turns)
 
-    explore(10, interleavings(plan), one)
+
+def test_processes_take_turns_as_on_xfs(stage: Stage) -> None:
+    explore(6, interleavings(plan), stage.playing(play))

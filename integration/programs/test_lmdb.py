@@ -270,13 +270,13 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def test_transactions_take_turns_as_on_xfs(stage: Stage) -> None:
-    def one(example: tuple[str, list[Step]]) -> None:
-        name, steps = example
-        with stage.turns() as turns:
-            writing = Writing(turns)
-            for step in steps:
-                writing.take(*step)
-            check(turns, name)
+def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
+    name, steps = example
+    writing = Writing(turns)
+    for step in steps:
+        writing.take(*step)
+    check(turns, name)
 
-    explore(40, interleavings(plan), one)
+
+def test_transactions_take_turns_as_on_xfs(stage: Stage) -> None:
+    explore(25, interleavings(plan), stage.playing(play))

@@ -313,11 +313,11 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def test_tails_and_writers_take_turns_as_on_xfs(stage: Stage) -> None:
-    def one(example: tuple[str, list[Step]]) -> None:
-        name, steps = example
-        with stage.turns() as turns:
-            Log(turns, name).play(steps)
-            turns.do("checker", "state")
+def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
+    name, steps = example
+    Log(turns, name).play(steps)
+    turns.do("checker", "state")
 
-    explore(10, interleavings(plan), one)
+
+def test_tails_and_writers_take_turns_as_on_xfs(stage: Stage) -> None:
+    explore(6, interleavings(plan), stage.playing(play))

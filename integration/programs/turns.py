@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from integration.command import run
-from integration.mounts import MountCopy, daemon_of
+from integration.mounts import MountCopy
 from integration.programs.actors import Actor, Nursery, Outcome
 from integration.volumes import remove_tree
 
@@ -28,7 +28,7 @@ OPTIONS = tuple(option for option in os.environ.get("COWFS_TURNS_OPTIONS", "").s
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 
 #: Directories of a source, one for each play; after so many the source is mounted again.
-PLACES = 40
+PLACES = 25
 #: Plays in which hypothesis looks for a shorter one that fails: each takes a good part of a second.
 SHRINKS = 60
 
@@ -76,27 +76,31 @@ class Turns:
         self.copy = copy
         self.source = source
         self.history: list[str] = []
+        self._steps = 0
+        #: The steps at which the daemon gets SIGKILL, counted from 1: "before" it or "during" it.
+        self.kills: dict[int, str] = {}
 
-    def do(self, name: str, action: str, *args: Any, kill: bool = False) -> Outcome:
-        """A step of the actor *name*, on XFS and in the copy; both must come out the same.
-
-        With *kill* the copy's daemon is killed when the step has begun.
-        """
-        expected, got = self.both(name, action, *args, kill=kill)
+    def do(self, name: str, action: str, *args: Any) -> Outcome:
+        """A step of the actor *name*, on XFS and in the copy; both must come out the same."""
+        expected, got = self.both(name, action, *args)
         self.compare(expected, got)
         return expected
 
-    def both(
-        self, name: str, action: str, *args: Any, kill: bool = False
-    ) -> tuple[Outcome, Outcome]:
+    def both(self, name: str, action: str, *args: Any) -> tuple[Outcome, Outcome]:
         """What came of the step on XFS and in the copy."""
-        shown = ", ".join(map(repr, (action, *args)))
-        self.history.append(f"{name}: {shown}{', the daemon is killed meanwhile' if kill else ''}")
+        self._steps += 1
+        kill = self.kills.pop(self._steps, None)
+        if kill == "before":
+            self.history.append("the daemon is killed")
+            os.kill(self._stage.daemon(), signal.SIGKILL)
+        self.history.append(f"{name}: {', '.join(map(repr, (action, *args)))}")
         self.native.begin(name, action, args)
         expected = self.native.finish(name)
+        daemon = self._stage.daemon() if kill == "during" else 0
         self.copy.begin(name, action, args)
-        if kill:
-            self._stage.kill_daemon()
+        if daemon:
+            self.history[-1] += ", and the daemon is killed meanwhile"
+            os.kill(daemon, signal.SIGKILL)
         got = self.copy.finish(name)
         self.history[-1] += f" -> {str(expected)[:200]}"
         return expected, got
@@ -137,10 +141,6 @@ class Turns:
         self.history.append(f"{name} is killed")
         for side in (self.native, self.copy, self.source):
             side.kill(name)
-
-    def kill_daemon(self) -> None:
-        self.history.append("the daemon is killed")
-        self._stage.kill_daemon()
 
 
 class Stage:
@@ -197,12 +197,19 @@ class Stage:
         self.mountpoint = self._mounts(self._source, self.mountpoint, *options)
         self._left = sorted(path.name for path in self._source.iterdir())
 
-    def kill_daemon(self) -> None:
-        """SIGKILL for the daemon that serves just now; the keeper starts the next one."""
+    def daemon(self) -> int:
+        """The daemon that serves just now."""
         assert self.mountpoint is not None
-        keeper = self._mounts.record(self.mountpoint)["keeper_pid"]
-        self._mounts.wait_until_served(self.mountpoint)
-        os.kill(daemon_of(keeper), signal.SIGKILL)
+        return self._mounts.wait_until_served(self.mountpoint)
+
+    def playing(self, play: Callable[[Turns, Example], None]) -> Callable[[Example], None]:
+        """Such a play, each time in a directory that nobody has been in."""
+
+        def one(example: Example) -> None:
+            with self.turns() as turns:
+                play(turns, example)
+
+        return one
 
 
 @st.composite
