@@ -212,7 +212,30 @@ def test_a_link_of_proc_leads_to_the_same_bytes(weights: Path) -> None:
             assert again.read() == reader.read()
 
 
-def test_a_removed_file_that_is_open_can_be_written_by_its_link_of_proc(passed: Path) -> None:
+def test_a_file_handle_is_served(weights: Path) -> None:
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))
+    mount_id = ctypes.c_int()
+    named = _LIBC.name_to_handle_at(
+        _AT_FDCWD, os.fsencode(weights), handle, ctypes.byref(mount_id), 0
+    )
+    assert named == 0, os.strerror(ctypes.get_errno())
+    directory = os.open(weights.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with weights.open("rb") as reader:
+            write(weights)
+            fd = _LIBC.open_by_handle_at(directory, handle, os.O_RDONLY)
+            assert fd >= 0, os.strerror(ctypes.get_errno())
+            assert os.pread(fd, SIZE, 0) == reader.read()
+            os.close(fd)
+    finally:
+        os.close(directory)
+
+
+_AT_FDCWD = -100
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def test_a_removed_file_keeps_its_bytes_and_number_for_its_readers(passed: Path) -> None:
     number = passed.stat().st_ino
     with passed.open("rb") as reader:
         passed.unlink()
@@ -230,9 +253,8 @@ IN_MODIFY, IN_CLOSE_WRITE, IN_OPEN = 0x2, 0x8, 0x20
 
 @contextlib.contextmanager
 def watch(path: Path, mask: int) -> Iterator[int]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    assert libc.inotify_add_watch(fd, os.fsencode(path), mask) > 0
+    fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert _LIBC.inotify_add_watch(fd, os.fsencode(path), mask) > 0
     try:
         yield fd
     finally:
