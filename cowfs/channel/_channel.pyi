@@ -173,7 +173,8 @@ class Channel:
         The names are looked up in the directory `dir_fd`; the node id is st_ino, and the kernel may
         keep name and attributes for ever. Left out: directories, files with several names, names
         that are not there, files that are offered, and whatever there is no room for. Returns
-        (name, st_ino) of the rest: for each the kernel will be given one lookup count, or `unprime` takes it back.
+        (name, st_ino) of the rest: for each the kernel will be given one lookup count, or `unprime`
+        takes it back.
         """
 
     def unprime(self, parent: int, name: bytes) -> bool:

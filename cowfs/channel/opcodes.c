@@ -41,7 +41,10 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_STATFS] = {.name = "STATFS", RELAY(0, 0)},
 	/* SETXATTR begins in one of two ways and ends in a value: serve.c takes it apart. */
 	[FUSE_SETXATTR] = {.name = "SETXATTR", RELAY(FUSE_COMPAT_SETXATTR_IN_SIZE, 0)},
-	[FUSE_GETXATTR] = {.name = "GETXATTR", RELAY(IN(fuse_getxattr_in), 1)},
+	[FUSE_GETXATTR] = {.name = "GETXATTR",
+			   .route = ROUTE_GETXATTR,
+			   .min_body = IN(fuse_getxattr_in),
+			   .strings = 1},
 	[FUSE_LISTXATTR] = {.name = "LISTXATTR", RELAY(IN(fuse_getxattr_in), 0)},
 	[FUSE_REMOVEXATTR] = {.name = "REMOVEXATTR", RELAY(0, 1)},
 	[FUSE_ACCESS] = {.name = "ACCESS", RELAY(IN(fuse_access_in), 0)},

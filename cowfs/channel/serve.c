@@ -420,6 +420,23 @@ static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 		relay(ch, rq);
 }
 
+/* Before each change of owner the kernel asks for the capabilities of the file, which hardly any has. */
+static void getxattr_here_or_relay(struct channel *ch, struct request *rq)
+{
+	const char *name = (const char *)rq->body + sizeof(struct fuse_getxattr_in);
+	bool lacks = false;
+
+	if (!strcmp(name, "security.capability")) {
+		pthread_mutex_lock(&ch->touch.lock);
+		lacks = touch_lacks(&ch->touch, rq->head.nodeid, name);
+		pthread_mutex_unlock(&ch->touch.lock);
+	}
+	if (lacks)
+		answer_here(ch, rq, ENODATA, NULL, 0);
+	else
+		relay(ch, rq);
+}
+
 /* Requests that may have been counted as an open by the daemon before. */
 static bool takes_back_an_open(uint32_t opcode)
 {
@@ -476,6 +493,9 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		break;
 	case ROUTE_SETATTR:
 		setattr_here_or_relay(ch, &rq);
+		break;
+	case ROUTE_GETXATTR:
+		getxattr_here_or_relay(ch, &rq);
 		break;
 	case ROUTE_HERE:
 		dataplane_answer(ch, &rq);

@@ -461,23 +461,35 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	return done;
 }
 
-static bool change_here(struct touch_table *t, struct touch_file *f,
-			const struct fuse_setattr_in *in, struct stat *st)
+/* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
+ * yet. -1: there is none, or it is not the node's. */
+static int open_file(struct touch_file *f, bool *shared)
 {
 	int fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
-	bool done;
 
-	if (fd < 0 && errno == ENOENT && f->state == TOUCH_UNKNOWN) {
-		fd = openat(f->directory->lower_fd, f->name, OPEN_FILE);
-		done = fd >= 0 && copy_up(t, f, fd, in, st);
-	} else {
-		done = fd >= 0 && (f->state == TOUCH_UPPER || is_shown_as(fd, f->nodeid)) &&
-		       change(fd, in) == 0 && fstat(fd, st) == 0 && S_ISREG(st->st_mode);
-		if (done)
-			f->state = TOUCH_UPPER;
+	*shared = fd < 0 && errno == ENOENT && f->state == TOUCH_UNKNOWN;
+	if (*shared)
+		return openat(f->directory->lower_fd, f->name, OPEN_FILE);
+	if (fd >= 0 && f->state == TOUCH_UNKNOWN) {
+		if (!is_shown_as(fd, f->nodeid)) {
+			close(fd);
+			return -1;
+		}
+		f->state = TOUCH_UPPER;
 	}
-	if (fd >= 0)
-		close(fd);
+	return fd;
+}
+
+static bool change_file(struct touch_table *t, struct touch_file *f,
+			const struct fuse_setattr_in *in, struct stat *st)
+{
+	bool shared, done;
+	int fd = open_file(f, &shared);
+
+	if (fd < 0)
+		return false;
+	done = shared ? copy_up(t, f, fd, in, st) : change(fd, in) == 0 && fstat(fd, st) == 0;
+	close(fd);
 	return done;
 }
 
@@ -488,8 +500,26 @@ bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_seta
 
 	if (!f || f->state == TOUCH_REFUSED)
 		return false;
-	if (change_here(t, f, in, st))
+	if (change_file(t, f, in, st))
 		return true;
 	f->state = TOUCH_REFUSED;
 	return false;
+}
+
+bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute)
+{
+	struct touch_file *f = find(t, nodeid);
+	struct stat st;
+	bool shared, lacks;
+	int fd;
+
+	if (!f || f->state == TOUCH_REFUSED)
+		return false;
+	fd = open_file(f, &shared);
+	if (fd < 0)
+		return false;
+	lacks = shared ? is_plain(fd, nodeid, &st)
+		       : fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
+	close(fd);
+	return lacks;
 }

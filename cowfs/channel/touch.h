@@ -70,5 +70,7 @@ bool touch_may(const struct fuse_setattr_in *in, uint32_t uid);
  * make it, and the node is not offered any more. */
 bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_setattr_in *in,
 		  struct stat *st);
+/* Whether the node is offered, and has no such attribute. */
+bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute);
 
 #endif
