@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from cowfs.options import CloneMode
     from cowfs.overlay import Overlay
     from cowfs.priming import Priming
+    from cowfs.touching import Touching
 
 SHARED = 0
 PRIVATE = 1
@@ -110,6 +111,7 @@ class Backing:
         overlay: Overlay,
         channel: Channel,
         priming: Priming,
+        touching: Touching,
         *,
         passthrough: bool,
         share_min: int,
@@ -121,6 +123,7 @@ class Backing:
         self._overlay = overlay
         self._channel = channel
         self._priming = priming
+        self._touching = touching
         self._passthrough = passthrough
         self._share_min = share_min
         self._read_only = read_only
@@ -224,6 +227,7 @@ class Backing:
 
         The data stay the template's, and so do readers.
         """
+        self._touching.take_back(node)
         if not node.upper:
             await self._copy_up(node, keep_data=True, to_write=False)
 
@@ -232,6 +236,7 @@ class Backing:
 
         Changes nothing for descriptors that are open: what backs them has the same bytes.
         """
+        self._touching.take_back(node)
         if not node.upper:
             await self._copy_up(node, keep_data=keep_data, to_write=True)
         else:
@@ -250,7 +255,8 @@ class Backing:
             else:
                 # Other requests go on meanwhile.  The lock keeps this node shared; its name may
                 # move or go, and `publish` takes it as it then is.
-                await trio.to_thread.run_sync(copy_up.clone)
+                with self._touching.making_no_offers():
+                    await trio.to_thread.run_sync(copy_up.clone)
             overlay.publish(node, copy_up)
         finally:
             copy_up.close()

@@ -46,6 +46,7 @@ from cowfs.overlay import Overlay
 from cowfs.priming import Priming
 from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
+from cowfs.touching import Touching
 from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
@@ -266,10 +267,13 @@ class _Mount:
         options = self._config.options
         channel, overlay = self._channel, self._overlay
         priming = Priming(overlay, channel)
+        touching = Touching(overlay, channel)
+        overlay.alone = touching
         backing = Backing(
             overlay,
             channel,
             priming,
+            touching,
             passthrough=channel.passthrough,
             share_min=options.share_min,
             read_only=options.read_only,
@@ -281,6 +285,7 @@ class _Mount:
             overlay,
             backing,
             priming,
+            touching,
             read_only=options.read_only,
             on_forgotten=channel.forget,
         )

@@ -100,7 +100,7 @@ class Node:
 class Directory(Node):
     """A directory of the copy: of the template, of the upper layer, or merged of both."""
 
-    __slots__ = ("asked", "children", "listing", "lower", "lower_fd", "upper_fd")
+    __slots__ = ("asked", "children", "listing", "lower", "lower_fd", "touched", "upper_fd")
 
     def __init__(self, nodeid: int, lower: bytes | None) -> None:
         super().__init__(nodeid)
@@ -115,6 +115,8 @@ class Directory(Node):
         self.listing: Listing | None = None
         # How many of its names were looked up one by one.
         self.asked = 0
+        # How many files in it had their mode or owner changed, and not by the channel.
+        self.touched = 0
 
 
 class NodeTable:

@@ -34,6 +34,7 @@ from cowfs.backing import Backing, lock_of
 from cowfs.inodes import Directory, Node
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
+from cowfs.touching import Touching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -79,11 +80,16 @@ _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 def handler(
     method: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make errors of a handler errnos; what nobody foresaw is logged and becomes EIO."""
+    """Make errors of a handler errnos; what nobody foresaw is logged and becomes EIO.
+
+    Before it begins it learns what the channel has changed, see touching.py.
+    """
 
     @functools.wraps(method)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        operations: Any = args[0]
         try:
+            operations.touching.take()
             return await method(*args, **kwargs)
         except FUSEError:
             raise
@@ -110,6 +116,7 @@ class Operations(pyfuse3.Operations):
         overlay: Overlay,
         backing: Backing,
         priming: Priming,
+        touching: Touching,
         *,
         read_only: bool,
         on_forgotten: Callable[[int], None],
@@ -119,6 +126,7 @@ class Operations(pyfuse3.Operations):
         self._nodes = overlay.nodes
         self._backing = backing
         self._priming = priming
+        self.touching = touching
         self._read_only = read_only
         self._on_forgotten = on_forgotten
 
@@ -139,6 +147,7 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         try:
+            self.touching.take()
             for nodeid, count in inode_list:
                 for dropped in self._overlay.forget(nodeid, count):
                     self._on_forgotten(dropped)
@@ -236,6 +245,7 @@ class Operations(pyfuse3.Operations):
         if again and self._find(parent, new_name) is node:
             return self._entry(node)
         node = await self._in_upper(node)
+        self.touching.take_back(node)
         self._overlay.link(node, parent, new_name)
         return self._entry(node)
 
@@ -249,6 +259,7 @@ class Operations(pyfuse3.Operations):
         if self._overlay.links.is_grouped(node):
             await self._in_upper(node)  # its other names count as links from now on
         self._priming.take_back(node)
+        self.touching.take_back(node)
         node = self._overlay.unlink(parent, name)
         self._backing.removed(node)
 
@@ -258,6 +269,7 @@ class Operations(pyfuse3.Operations):
         name, again = _unmark(name)
         if again and self._find(parent, name) is None:
             return
+        self.touching.take_back(self._held(parent, name))
         self._overlay.rmdir(parent, name)
 
     @handler
@@ -297,6 +309,8 @@ class Operations(pyfuse3.Operations):
             if moves or overlay.links.is_grouped(target):
                 await self._in_upper(target)
             self._priming.take_back(target)
+            self.touching.take_back(target)
+        self.touching.take_back(source)
         replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags, request)
         if replaced is not None:
             self._backing.removed(replaced)
@@ -364,6 +378,8 @@ class Operations(pyfuse3.Operations):
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            self.touching.changed(node)
         shown = self._nodes.get(inode)  # not the one that has taken over its name
         return self._attributes(shown, overlay.getattr(shown))
 

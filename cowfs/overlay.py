@@ -15,10 +15,11 @@ of the system call should see.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs import ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
@@ -30,8 +31,12 @@ from cowfs.vault import Exchanges, NullVault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from cowfs.vault import Vault
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NAME_MAX = 255
 
@@ -41,6 +46,19 @@ _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EN
 
 def failure(number: int) -> OSError:
     return OSError(number, os.strerror(number))
+
+
+def alone(
+    method: Callable[Concatenate[Overlay, P], R],
+) -> Callable[Concatenate[Overlay, P], R]:
+    """A method that changes directories of the upper layer, in several steps or not by itself."""
+
+    @functools.wraps(method)
+    def guarded(self: Overlay, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.alone:
+            return method(self, *args, **kwargs)
+
+    return guarded
 
 
 class Overlay:
@@ -62,6 +80,9 @@ class Overlay:
         vault = vault or NullVault()
         self.layers = Layers(tree_fd, upper_fd, work_fd, vault)
         self.exchanges = Exchanges(vault)
+        # Keeps others, who copy files up too, out of the upper layer's directories while it is
+        # entered; it may be entered again meanwhile.
+        self.alone: AbstractContextManager[None] = nullcontext()
         root = Directory(ROOT_ID, b"")
         root.upper = True
         root.upper_fd = self.layers.upper_root_fd
@@ -213,6 +234,7 @@ class Overlay:
 
     # ---------------------------------------------------------------- copy-up
 
+    @alone
     def ensure_upper(self, directory: Directory) -> None:
         """Give a directory, and before it its parents, a place in the upper layer."""
         if directory.parent is None and not directory.upper:
@@ -312,6 +334,7 @@ class Overlay:
             ondisk.remove_shared_data(self.layers.path(node))
             node.written = True
 
+    @alone
     def publish(self, node: Node, copy_up: RegularCopyUp) -> None:
         """Put a finished clone under every name of its node that is still visible.
 
@@ -398,6 +421,7 @@ class Overlay:
             os.close(fd)
         return names
 
+    @alone
     def copy_up_special(self, node: Node) -> None:
         """Copy-up of a symbolic link, fifo, socket or device."""
         if node.upper:
@@ -423,6 +447,7 @@ class Overlay:
 
     # ---------------------------------------------------------------- creating
 
+    @alone
     def create_file(
         self, parent: Directory, name: bytes, mode: int, umask: int, owner: tuple[int, int]
     ) -> tuple[Node, int]:
@@ -479,6 +504,7 @@ class Overlay:
             raise
         return fd
 
+    @alone
     def create_directory(
         self, parent: Directory, name: bytes, mode: int, umask: int, owner: tuple[int, int]
     ) -> Node:
@@ -492,6 +518,7 @@ class Overlay:
         st = os.stat(name, dir_fd=self.layers.upper(parent), follow_symlinks=False)
         return self._created(parent, name, Directory(st.st_ino, None))
 
+    @alone
     def create_special(
         self,
         parent: Directory,
@@ -512,6 +539,7 @@ class Overlay:
         self._make(parent, name, make, owner)
         return self._created_from_disk(parent, name)
 
+    @alone
     def create_symlink(
         self, parent: Directory, name: bytes, target: bytes, owner: tuple[int, int]
     ) -> Node:
@@ -523,6 +551,7 @@ class Overlay:
         self._make(parent, name, make, owner)
         return self._created_from_disk(parent, name)
 
+    @alone
     def link(self, node: Node, parent: Directory, name: bytes) -> None:
         """link(2) of a node that is in the upper layer already."""
         covered = self._free_name(parent, name)
@@ -638,6 +667,7 @@ class Overlay:
 
     # ---------------------------------------------------------------- removing
 
+    @alone
     def unlink(self, parent: Directory, name: bytes) -> Node:
         """unlink(2); the file of a group of hard links must be in the upper layer already.
 
@@ -655,6 +685,7 @@ class Overlay:
         self.listings.removed(parent, name, is_directory=False)
         return node
 
+    @alone
     def rmdir(self, parent: Directory, name: bytes) -> None:
         """rmdir(2).  Errors: ENOENT, ENOTDIR, ENOTEMPTY."""
         node, _st = self.lookup(parent, name)
@@ -715,6 +746,7 @@ class Overlay:
 
     # ---------------------------------------------------------------- renaming
 
+    @alone
     def rename(
         self,
         old_parent: Directory,
@@ -892,6 +924,7 @@ class Overlay:
         layers = self.layers
         os.chown(layers.path(node), uid, gid, follow_symlinks=layers.follows(node))
 
+    @alone
     def set_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
         """utimensat(2) in nanoseconds; None leaves a time as it is."""
         layers = self.layers

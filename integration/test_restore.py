@@ -202,6 +202,17 @@ class NoPriming:
         pass
 
 
+class NoTouching:
+    def take(self) -> None:
+        pass
+
+    def take_back(self, node: object) -> None:
+        pass
+
+    def changed(self, node: object) -> None:
+        pass
+
+
 class World:
     """A copy that is served, killed, and served again."""
 
@@ -236,10 +247,12 @@ class World:
         )
         self.restoration = Restoration(self.overlay, self.vault.hand_out())
         priming: Any = NoPriming()
+        touching: Any = NoTouching()
         backing = Backing(
             self.overlay,
             self.channel,
             priming,
+            touching,
             passthrough=True,
             share_min=0,
             read_only=False,
@@ -248,7 +261,12 @@ class World:
             synchronous=False,
         )
         self.operations = Operations(
-            self.overlay, backing, priming, read_only=False, on_forgotten=self.channel.forget
+            self.overlay,
+            backing,
+            priming,
+            touching,
+            read_only=False,
+            on_forgotten=self.channel.forget,
         )
 
     def kill(self) -> None:

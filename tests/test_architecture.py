@@ -23,7 +23,7 @@ ROOMS = {
     "check": "check checkcopy checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
     "daemon": "daemon keeper keeperlink conversation config mountpoint",
-    "operations": "operations backing priming",
+    "operations": "operations backing priming touching",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault",
     "copyup": "copyup",

@@ -176,12 +176,41 @@ class Channel:
 
         The names are looked up in the directory `dir_fd`; the node id is st_ino, and the kernel may
         keep name and attributes for ever. Left out: directories, files with several names, names
-        that are not there, and whatever there is no room for. Returns (name, st_ino) of the rest:
-        for each the kernel will be given one lookup count, or `unprime` takes it back.
+        that are not there, files that are offered, and whatever there is no room for. Returns
+        (name, st_ino) of the rest: for each the kernel will be given one lookup count, or `unprime`
+        takes it back.
         """
 
     def unprime(self, parent: int, name: bytes) -> bool:
         """Take a primed name back. False: its answer has been given out, or there was none."""
+
+    def offer(self, directory: int, upper_fd: int, lower_fd: int, work_fd: int, path: bytes) -> int:
+        """Let the channel answer changes of mode and owner of the files in node `directory`.
+
+        They are the plain files of the template's directory `lower_fd`, which has that `path` in it
+        (b"" is the root), and which `upper_fd` shows through; `work_fd` is any directory of the
+        copy's volume. The channel copies them up as Python would, and leaves to Python what has
+        extended attributes or several names, is large, or fails; and every change that was sent
+        again, or comes from an ordinary user. The descriptors are duplicated. Those files are
+        offered again that were taken back. Returns how many there are. Raises OSError of open(2),
+        ENOMEM.
+        """
+
+    def withdraw(self, nodeid: int) -> None:
+        """Take the offer of a file back, or of all files in a directory. Waits for the end of a
+        change that is under way."""
+
+    def take_touched(self) -> list[tuple[int, bool]] | None:
+        """The nodes that were copied up since the last call, None if there is none; and of each
+        whether a primed answer about it was thrown away, which had one lookup count. A node is in
+        the list before the kernel has the reply."""
+
+    def hold_touches(self) -> None:
+        """Wait for the end of a change that is under way, and let no other begin until the same
+        thread calls `let_touches`. May be nested."""
+
+    def let_touches(self) -> None:
+        """The end of `hold_touches`."""
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Have the kernel forget a name. Queued: the kernel may wait for the directory's lock.

@@ -7,7 +7,8 @@
  * The GIL: released in mount(), start(), close() and the two invalidations that are sent at once,
  * which may wait. Kept in all others, which take a mutex for a few instructions and never wait:
  * giving the GIL up and getting it back costs more than they do, and up to a whole switch interval
- * when a thread computes.
+ * when a thread computes. touch.lock may be held over system calls of another thread: it is waited for
+ * without the GIL, if it is not free.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -56,6 +57,15 @@ static struct channel *channel_of(PyObject *self)
 	if (!ch)
 		PyErr_SetString(PyExc_ValueError, "Channel.__init__ has not been called");
 	return ch;
+}
+
+static void lock_touch(struct channel *ch)
+{
+	if (pthread_mutex_trylock(&ch->touch.lock) == 0)
+		return;
+	Py_BEGIN_ALLOW_THREADS
+	pthread_mutex_lock(&ch->touch.lock);
+	Py_END_ALLOW_THREADS
 }
 
 /* ---- life --------------------------------------------------------------------------------------- */
@@ -367,6 +377,9 @@ static PyObject *Channel_forget(PyObject *self, PyObject *args)
 	if (!ch || !PyArg_ParseTuple(args, "O&:forget", to_u64, &nodeid))
 		return NULL;
 	if (channel_enter(ch)) {
+		lock_touch(ch);
+		touch_withdraw(&ch->touch, nodeid);
+		pthread_mutex_unlock(&ch->touch.lock);
 		nodes_forget(&ch->nodes, nodeid);
 		channel_leave(ch);
 	}
@@ -389,7 +402,8 @@ static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *
 	if (PyBytes_AsStringAndSize(name, &bytes, &len) < 0)
 		return -1;
 	if (fstatat(dir_fd, bytes, &st, AT_SYMLINK_NOFOLLOW) < 0 || S_ISDIR(st.st_mode) ||
-	    st.st_nlink != 1 || shown_ino(ch, st.st_ino) != st.st_ino)
+	    st.st_nlink != 1 || shown_ino(ch, st.st_ino) != st.st_ino ||
+	    touch_is_offered(&ch->touch, st.st_ino)) /* its attributes may change at any time */
 		return 0;
 	primed_describe(&entry, &st);
 	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry))
@@ -417,8 +431,10 @@ static PyObject *Channel_prime(PyObject *self, PyObject *args)
 		return NULL;
 	/* The GIL is kept: nobody may ask Python about a node before it has entered it. */
 	if (channel_enter(ch)) {
+		lock_touch(ch);
 		for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names) && !err; i++)
 			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed);
+		pthread_mutex_unlock(&ch->touch.lock);
 		channel_leave(ch);
 	}
 	if (err)
@@ -442,6 +458,90 @@ static PyObject *Channel_unprime(PyObject *self, PyObject *args)
 		channel_leave(ch);
 	}
 	return PyBool_FromLong(taken);
+}
+
+/* ---- changes of mode and owner ------------------------------------------------------------------- */
+
+static PyObject *Channel_offer(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	struct touch_offer offer;
+	int count = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&iiiy:offer", to_u64, &offer.nodeid, &offer.upper_fd,
+				     &offer.lower_fd, &offer.work_fd, &offer.path))
+		return NULL;
+	if (channel_enter(ch)) {
+		lock_touch(ch);
+		count = touch_offer(&ch->touch, &offer);
+		pthread_mutex_unlock(&ch->touch.lock);
+		channel_leave(ch);
+	}
+	return count < 0 ? os_error(count) : PyLong_FromLong(count);
+}
+
+static PyObject *Channel_withdraw(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:withdraw", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		lock_touch(ch);
+		touch_withdraw(&ch->touch, nodeid);
+		pthread_mutex_unlock(&ch->touch.lock);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *Channel_take_touched(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	struct touched *touched;
+	uint32_t count = 0;
+	PyObject *list;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	touched = touch_take(&ch->touch, &count);
+	if (!touched)
+		Py_RETURN_NONE;
+	list = PyList_New(count);
+	for (uint32_t i = 0; list && i < count; i++) {
+		PyObject *one = Py_BuildValue("KO", (unsigned long long)touched[i].nodeid,
+					      touched[i].unprimed ? Py_True : Py_False);
+		if (one)
+			PyList_SET_ITEM(list, i, one);
+		else
+			Py_CLEAR(list);
+	}
+	free(touched);
+	return list;
+}
+
+static PyObject *Channel_hold_touches(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	lock_touch(ch);
+	Py_RETURN_NONE;
+}
+
+static PyObject *Channel_let_touches(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	pthread_mutex_unlock(&ch->touch.lock);
+	Py_RETURN_NONE;
 }
 
 /* ---- notifications ------------------------------------------------------------------------------ */
@@ -640,6 +740,11 @@ static PyMethodDef channel_methods[] = {
 	{"forget", Channel_forget, METH_VARARGS, NULL},
 	{"prime", Channel_prime, METH_VARARGS, NULL},
 	{"unprime", Channel_unprime, METH_VARARGS, NULL},
+	{"offer", Channel_offer, METH_VARARGS, NULL},
+	{"withdraw", Channel_withdraw, METH_VARARGS, NULL},
+	{"take_touched", Channel_take_touched, METH_NOARGS, NULL},
+	{"hold_touches", Channel_hold_touches, METH_NOARGS, NULL},
+	{"let_touches", Channel_let_touches, METH_NOARGS, NULL},
 	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
 	{"invalidate_listing", Channel_invalidate_listing, METH_VARARGS, NULL},

@@ -74,6 +74,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	pthread_mutex_init(&ch->draining, NULL);
 	pthread_mutex_init(&ch->flushing, NULL);
 	primed_init(&ch->primed);
+	touch_init(&ch->touch, &ch->primed);
 	ahead_init(&ch->ahead);
 	pthread_mutex_init(&ch->pool.lock, NULL);
 	pthread_cond_init(&ch->pool.changed, NULL);
@@ -160,6 +161,7 @@ void channel_close(struct channel *ch)
 	serve_stop(ch);
 
 	ahead_destroy(&ch->ahead);
+	touch_destroy(&ch->touch);
 	nodes_destroy(&ch->nodes);
 	close_fd(&ch->dev_fd);
 	close_fd(&ch->relay_fd);

@@ -9,13 +9,14 @@
  *           <-- notifications - kernel.c
  *
  * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, ledger.c,
- * pending.c, primed.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
+ * pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
  * Locks:    each is held for a few instructions and never while another is taken, except `life`,
- *           which is taken first and shared by every call from outside, and backing.syncing and
- *           node_table.looking_back, which wait for a disk and are taken before node_table.lock.
+ *           which is taken first and shared by every call from outside; `touch.lock`, which is held
+ *           over the system calls of one change of attributes, and is taken next; and backing.syncing
+ *           and node_table.looking_back, which wait for a disk and are taken before node_table.lock.
  */
 #ifndef COWFS_CHANNEL_H
 #define COWFS_CHANNEL_H
@@ -33,6 +34,7 @@
 #include "nodes.h"
 #include "pending.h"
 #include "primed.h"
+#include "touch.h"
 #include "wire.h"
 
 /* Largest message on the socket pair. The kernel's socket code needs no large contiguous memory
@@ -87,6 +89,7 @@ struct channel {
 	struct node_table nodes;
 	struct pending_table pending;
 	struct primed_table primed;
+	struct touch_table touch;
 	struct counters *counters; /* in the ledger */
 	struct worker_pool pool;
 	struct notifier notifier;

@@ -13,6 +13,8 @@ enum route {
 	ROUTE_RELAY_MUTE, /* goes to pyfuse3, has no reply */
 	ROUTE_OPEN,	  /* answered here when the node allows it, else relayed */
 	ROUTE_LOOKUP,	  /* answered here when Python has primed the name, else relayed */
+	ROUTE_SETATTR,	  /* answered here when Python has offered the node, else relayed */
+	ROUTE_GETXATTR,	  /* the same, for an attribute that the file does not have */
 	ROUTE_HERE,	  /* answered from the channel's own node table */
 	ROUTE_FSYNC,	  /* the same, but relayed for a file that is open as the template's */
 	ROUTE_DROP,	  /* has no reply and nobody wants it */

@@ -12,12 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attr.h"
 #include "primed.h"
 
 #define BUCKETS 8192u
 #define MAX_PRIMED 16384u
 #define MAX_NAME 255
-#define FOREVER_S (UINT64_C(10) * 365 * 86400) /* as in operations.py */
 
 struct primed_entry {
 	struct primed_entry *next; /* in its bucket; primed_table.lock */
@@ -109,23 +109,7 @@ void primed_describe(struct fuse_entry_out *entry, const struct stat *st)
 		.nodeid = st->st_ino,
 		.entry_valid = FOREVER_S,
 		.attr_valid = FOREVER_S,
-		.attr = {
-			.ino = st->st_ino,
-			.size = (uint64_t)st->st_size,
-			.blocks = (uint64_t)st->st_blocks,
-			.atime = (uint64_t)st->st_atim.tv_sec,
-			.mtime = (uint64_t)st->st_mtim.tv_sec,
-			.ctime = (uint64_t)st->st_ctim.tv_sec,
-			.atimensec = (uint32_t)st->st_atim.tv_nsec,
-			.mtimensec = (uint32_t)st->st_mtim.tv_nsec,
-			.ctimensec = (uint32_t)st->st_ctim.tv_nsec,
-			.mode = st->st_mode,
-			.nlink = (uint32_t)st->st_nlink,
-			.uid = st->st_uid,
-			.gid = st->st_gid,
-			.rdev = (uint32_t)st->st_rdev,
-			.blksize = (uint32_t)st->st_blksize,
-		},
+		.attr = attr_of(st, st->st_ino),
 	};
 }
 

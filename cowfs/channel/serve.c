@@ -33,6 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attr.h"
 #include "channel.h"
 
 /* More workers than this do not wait for requests; who finishes as one too many ends. */
@@ -393,6 +394,49 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry);
 }
 
+/* The reply goes out before the lock does: whoever has it, and with it knows that no change of mode or
+ * owner is under way here, knows too that the kernel has been told of all before. */
+static void setattr_here_or_relay(struct channel *ch, struct request *rq)
+{
+	uint64_t nodeid = rq->head.nodeid;
+	struct fuse_setattr_in in;
+	struct stat st;
+	bool done = false;
+
+	memcpy(&in, rq->body, sizeof(in));
+	if (!rq->resent && touch_may(&in, rq->head.uid)) {
+		pthread_mutex_lock(&ch->touch.lock);
+		/* what is open for writing changes unseen, and the kernel may not keep what we say */
+		done = !nodes_is_volatile(&ch->nodes, nodeid) &&
+		       touch_change(&ch->touch, nodeid, &in, &st);
+		if (done) {
+			struct fuse_attr_out out = {.attr_valid = FOREVER_S,
+						    .attr = attr_of(&st, nodeid)};
+			answer_here(ch, rq, 0, &out, sizeof(out));
+		}
+		pthread_mutex_unlock(&ch->touch.lock);
+	}
+	if (!done)
+		relay(ch, rq);
+}
+
+/* Before each change of owner the kernel asks for the capabilities of the file, which hardly any has. */
+static void getxattr_here_or_relay(struct channel *ch, struct request *rq)
+{
+	const char *name = (const char *)rq->body + sizeof(struct fuse_getxattr_in);
+	bool lacks = false;
+
+	if (!strcmp(name, "security.capability")) {
+		pthread_mutex_lock(&ch->touch.lock);
+		lacks = touch_lacks(&ch->touch, rq->head.nodeid, name);
+		pthread_mutex_unlock(&ch->touch.lock);
+	}
+	if (lacks)
+		answer_here(ch, rq, ENODATA, NULL, 0);
+	else
+		relay(ch, rq);
+}
+
 /* Requests that may have been counted as an open by the daemon before. */
 static bool takes_back_an_open(uint32_t opcode)
 {
@@ -446,6 +490,12 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		break;
 	case ROUTE_LOOKUP:
 		lookup_here_or_relay(ch, &rq);
+		break;
+	case ROUTE_SETATTR:
+		setattr_here_or_relay(ch, &rq);
+		break;
+	case ROUTE_GETXATTR:
+		getxattr_here_or_relay(ch, &rq);
 		break;
 	case ROUTE_HERE:
 		dataplane_answer(ch, &rq);

@@ -8,7 +8,6 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -17,6 +16,10 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#include "clone.h"
+
+#define MAX_MARKS 4
 
 /* O_NONBLOCK: what was a file a moment ago may be a fifo now. */
 #define OPEN_SOURCE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
@@ -49,16 +52,6 @@ static int seal(struct job *job, int fd)
 failed:
 	/* a safety net, and not every filesystem has it */
 	return errno == ENOTTY || errno == EOPNOTSUPP ? 0 : -1;
-}
-
-static int clone_data(int target, int source, const struct stat *st)
-{
-	int err;
-
-	do
-		err = st->st_size ? ioctl(target, FICLONE, source) : 0;
-	while (err < 0 && errno == EINTR);
-	return err;
 }
 
 static int fill(struct job *job, int target, int source, const struct stat *st)
@@ -126,67 +119,6 @@ static enum outcome copy_named(struct job *job, const char *name)
 	return outcome;
 }
 
-/* ---- a clone without a name ---------------------------------------------------------------------- */
-
-#define MAX_MARKS 4
-
-/* An attribute that the clone is to have. */
-struct mark {
-	const char *name;
-	const char *value;
-	Py_ssize_t size;
-};
-
-/* Nanoseconds since the epoch, as trusted.cowfs.btime has them; 0 where the file system does not say
- * (nothing was made in 1970). */
-static int64_t birth_time(int fd)
-{
-	struct statx st;
-
-	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BTIME, &st) < 0 ||
-	    !(st.stx_mask & STATX_BTIME))
-		return 0;
-	return (int64_t)st.stx_btime.tv_sec * 1000000000 + st.stx_btime.tv_nsec;
-}
-
-static int dress(int target, int source, const struct stat *st, const struct mark *marks,
-		 int count, const char *birth_mark)
-{
-	struct timespec times[2] = {st->st_atim, st->st_mtim};
-	int64_t born = birth_time(source);
-	uint64_t value = htole64((uint64_t)born);
-
-	for (int i = 0; i < count; i++)
-		if (fsetxattr(target, marks[i].name, marks[i].value, (size_t)marks[i].size, 0) < 0)
-			return -1;
-	if (born && fsetxattr(target, birth_mark, &value, sizeof(value), 0) < 0)
-		return -1;
-	/* In this order: chown(2) clears set-id bits, and all of them set times. */
-	if (fchown(target, st->st_uid, st->st_gid) < 0 || fchmod(target, st->st_mode & 07777) < 0)
-		return -1;
-	return futimens(target, times);
-}
-
-/* A descriptor of it, or -1. */
-static int clone_unnamed(int source, int directory, bool with_data, const struct mark *marks,
-			 int count, const char *birth_mark)
-{
-	struct stat st;
-	int target;
-
-	if (fstat(source, &st) < 0)
-		return -1;
-	target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-	if (target < 0)
-		return -1;
-	if ((with_data && clone_data(target, source, &st) < 0) ||
-	    dress(target, source, &st, marks, count, birth_mark) < 0) {
-		done_with(target);
-		return -1;
-	}
-	return target;
-}
-
 /* ---- the Python face ----------------------------------------------------------------------------- */
 
 /* Clone the file, and note it in `left` if it was left alone. */
@@ -239,7 +171,7 @@ static PyObject *clone_files(PyObject *module, PyObject *args)
 
 static PyObject *clone_file(PyObject *module, PyObject *args)
 {
-	struct mark marks[MAX_MARKS];
+	struct clone_mark marks[MAX_MARKS];
 	const char *birth_mark;
 	int source, directory, with_data, target;
 	PyObject *given;
@@ -252,10 +184,16 @@ static PyObject *clone_file(PyObject *module, PyObject *args)
 		PyErr_SetString(PyExc_ValueError, "too many attributes");
 		return NULL;
 	}
-	for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++)
-		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "yy#", &marks[i].name,
-				      &marks[i].value, &marks[i].size))
+	for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++) {
+		const char *value;
+		Py_ssize_t size;
+
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "yy#", &marks[i].name, &value,
+				      &size))
 			return NULL;
+		marks[i].value = value;
+		marks[i].size = (size_t)size;
+	}
 	Py_BEGIN_ALLOW_THREADS
 	target = clone_unnamed(source, directory, with_data, marks, (int)PyTuple_GET_SIZE(given),
 			       birth_mark);

@@ -1,0 +1,525 @@
+/*
+ * touch.c - changes of mode and owner that are made here, copy-up included
+ *
+ * chgrp -R, chmod -R, or the kubelet with its fsGroup change every file of a copy, and each change
+ * that goes through Python costs twice what the change itself does. So once Python sees that
+ * somebody walks through a directory, it offers the directory's files: this room then does with one
+ * what Python would do.
+ *
+ * It knows plain files of the template: those of one name, without extended attributes, and small
+ * enough to be cloned while others wait. Everything else, and every error, is left to Python.
+ *
+ * What is offered is a name. Which file has it is seen on the disk, when its change comes: nothing of
+ * the upper layer, and it is the template's; a file that shows the node's number, and it is that. What
+ * was seen stays true as long as the node is offered, because Python takes the offer back before it
+ * gives the file another name, or the name another file. Where it does more than one step with
+ * directories it holds the lock: what is made here in between might get lost, such as the times of a
+ * directory.
+ *
+ * An offer that was taken back leaves its entry until the directory is offered again, or goes.
+ */
+#include <dirent.h>
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "clone.h"
+#include "touch.h"
+
+#define BUCKETS 16384u
+
+/* As QUICK_BYTES of copyup.py: a larger clone may take long, and all others wait for it. */
+#define QUICK_BYTES (INT64_C(16) << 20)
+
+/* As in ondisk.py. */
+#define MARK_INO "trusted.cowfs.ino"
+#define MARK_BTIME "trusted.cowfs.btime"
+#define MARK_DATA "trusted.cowfs.data"
+
+/* O_NONBLOCK: what was a file a moment ago may be a fifo now. */
+#define OPEN_FILE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME | O_CLOEXEC)
+#define OPEN_DIRECTORY (O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+
+#define CHANGES (FATTR_MODE | FATTR_UID | FATTR_GID)
+
+enum touch_state {
+	TOUCH_UNKNOWN = 0, /* nobody has looked since it was offered */
+	TOUCH_UPPER,	   /* the copy has a file of its own */
+	TOUCH_REFUSED,	   /* not offered any more */
+};
+
+/* Every word but state never changes. */
+struct touch_file {
+	struct touch_file *next;      /* in its bucket; lock */
+	struct touch_file *next_here; /* in its directory */
+	struct touch_directory *directory;
+	uint64_t nodeid;
+	uint8_t state; /* lock; enum touch_state */
+	char name[];
+};
+
+struct touch_directory {
+	struct touch_directory *newer, *older; /* lock */
+	struct touch_file *first;	       /* lock */
+	uint64_t nodeid;
+	int upper_fd, lower_fd, work_fd;
+	size_t path_len;
+	char path[]; /* with a slash at its end, unless it is empty */
+};
+
+void touch_init(struct touch_table *t, struct primed_table *primed)
+{
+	pthread_mutexattr_t attr;
+
+	*t = (struct touch_table){.primed = primed};
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+	pthread_mutex_init(&t->lock, &attr);
+	pthread_mutexattr_destroy(&attr);
+	pthread_mutex_init(&t->told_lock, NULL);
+}
+
+/* ---- the table: everything is called with the lock ------------------------------------------------ */
+
+static struct touch_file **bucket_of(struct touch_table *t, uint64_t nodeid)
+{
+	return &t->buckets[(nodeid * UINT64_C(0x9e3779b97f4a7c15)) >> 50]; /* 14 bits are left */
+}
+
+_Static_assert(BUCKETS == 1u << (64 - 50), "bucket_of");
+
+static struct touch_file *find(struct touch_table *t, uint64_t nodeid)
+{
+	struct touch_file *f = t->buckets ? *bucket_of(t, nodeid) : NULL;
+
+	while (f && f->nodeid != nodeid)
+		f = f->next;
+	return f;
+}
+
+static struct touch_directory *find_directory(struct touch_table *t, uint64_t nodeid)
+{
+	struct touch_directory *d = t->newest;
+
+	while (d && d->nodeid != nodeid)
+		d = d->older;
+	return d;
+}
+
+static void unlink_directory(struct touch_table *t, struct touch_directory *d)
+{
+	*(d->newer ? &d->newer->older : &t->newest) = d->older;
+	*(d->older ? &d->older->newer : &t->oldest) = d->newer;
+	t->directories--;
+}
+
+static void link_newest(struct touch_table *t, struct touch_directory *d)
+{
+	d->newer = NULL;
+	d->older = t->newest;
+	*(t->newest ? &t->newest->newer : &t->oldest) = d;
+	t->newest = d;
+	t->directories++;
+}
+
+static void close_directory(struct touch_directory *d)
+{
+	close(d->upper_fd);
+	close(d->lower_fd);
+	close(d->work_fd);
+	free(d);
+}
+
+static void drop_directory(struct touch_table *t, struct touch_directory *d)
+{
+	while (d->first) {
+		struct touch_file *f = d->first;
+		struct touch_file **link = bucket_of(t, f->nodeid);
+
+		d->first = f->next_here;
+		while (*link != f)
+			link = &(*link)->next;
+		*link = f->next;
+		t->files--;
+		free(f);
+	}
+	unlink_directory(t, d);
+	close_directory(d);
+}
+
+/* false: no memory. */
+static bool add(struct touch_table *t, struct touch_directory *d, uint64_t nodeid, const char *name)
+{
+	struct touch_file *f = find(t, nodeid);
+	struct touch_file **bucket = bucket_of(t, nodeid);
+	size_t size = strlen(name) + 1;
+
+	if (f) {
+		/* Under another name it is a hard link, which is refused when its change comes. */
+		if (f->directory == d && f->state == TOUCH_REFUSED)
+			f->state = TOUCH_UNKNOWN;
+		return true;
+	}
+	f = malloc(sizeof(*f) + size);
+	if (!f)
+		return false;
+	*f = (struct touch_file){
+		.next = *bucket, .next_here = d->first, .directory = d, .nodeid = nodeid};
+	memcpy(f->name, name, size);
+	*bucket = d->first = f;
+	t->files++;
+	return true;
+}
+
+void touch_destroy(struct touch_table *t)
+{
+	pthread_mutex_lock(&t->lock);
+	while (t->newest)
+		drop_directory(t, t->newest);
+	free(t->buckets);
+	t->buckets = NULL;
+	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_lock(&t->told_lock);
+	free(t->told);
+	t->told = NULL;
+	t->room = 0;
+	atomic_store(&t->told_count, 0);
+	pthread_mutex_unlock(&t->told_lock);
+}
+
+/* ---- offering -------------------------------------------------------------------------------------- */
+
+static int duplicate(int fd)
+{
+	return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+}
+
+static struct touch_directory *new_directory(const struct touch_offer *offer)
+{
+	size_t len = strlen(offer->path);
+	struct touch_directory *d = malloc(sizeof(*d) + len + 2);
+
+	if (!d)
+		return NULL;
+	*d = (struct touch_directory){.nodeid = offer->nodeid,
+				      .upper_fd = duplicate(offer->upper_fd),
+				      .lower_fd = duplicate(offer->lower_fd),
+				      .work_fd = duplicate(offer->work_fd)};
+	if (d->upper_fd < 0 || d->lower_fd < 0 || d->work_fd < 0) {
+		int saved = errno;
+
+		close_directory(d); /* of -1 it does nothing */
+		errno = saved;
+		return NULL;
+	}
+	memcpy(d->path, offer->path, len);
+	if (len)
+		d->path[len++] = '/';
+	d->path[len] = 0;
+	d->path_len = len;
+	return d;
+}
+
+/* With the lock. The names are the template's, so a node id is the number that the listing says. */
+static int add_all(struct touch_table *t, struct touch_directory *d, DIR *listing)
+{
+	struct dirent *entry;
+	int count = 0;
+
+	while (count < TOUCH_MAX_FILES && (entry = readdir(listing))) {
+		if (entry->d_type != DT_REG)
+			continue;
+		while (t->files >= TOUCH_MAX_FILES && t->oldest != d)
+			drop_directory(t, t->oldest);
+		if (t->files >= TOUCH_MAX_FILES || !add(t, d, entry->d_ino, entry->d_name))
+			break;
+		count++;
+	}
+	return count;
+}
+
+int touch_offer(struct touch_table *t, const struct touch_offer *offer)
+{
+	struct touch_directory *d;
+	int fd = openat(offer->lower_fd, ".", OPEN_DIRECTORY);
+	DIR *listing = fd < 0 ? NULL : fdopendir(fd);
+	int count = -ENOMEM;
+
+	if (!listing) {
+		count = -errno;
+		if (fd >= 0)
+			close(fd);
+		return count;
+	}
+	pthread_mutex_lock(&t->lock);
+	if (!t->buckets)
+		t->buckets = calloc(BUCKETS, sizeof(struct touch_file *));
+	d = find_directory(t, offer->nodeid);
+	if (d) {
+		unlink_directory(t, d);
+	} else {
+		d = t->buckets ? new_directory(offer) : NULL;
+		count = d ? 0 : -errno;
+	}
+	if (d) {
+		link_newest(t, d);
+		while (t->directories > TOUCH_MAX_DIRECTORIES)
+			drop_directory(t, t->oldest);
+		count = add_all(t, d, listing);
+	}
+	pthread_mutex_unlock(&t->lock);
+	closedir(listing);
+	return count;
+}
+
+void touch_withdraw(struct touch_table *t, uint64_t nodeid)
+{
+	struct touch_directory *d;
+	struct touch_file *f;
+
+	pthread_mutex_lock(&t->lock);
+	f = find(t, nodeid);
+	if (f) {
+		f->state = TOUCH_REFUSED;
+	} else {
+		d = find_directory(t, nodeid);
+		if (d)
+			drop_directory(t, d);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool touch_is_offered(struct touch_table *t, uint64_t nodeid)
+{
+	struct touch_file *f = find(t, nodeid);
+
+	return f && f->state != TOUCH_REFUSED;
+}
+
+/* ---- what Python has to be told --------------------------------------------------------------------- */
+
+/* Room for one more, so that telling cannot fail afterwards. */
+static bool make_room(struct touch_table *t)
+{
+	bool room = true;
+
+	pthread_mutex_lock(&t->told_lock);
+	if (atomic_load(&t->told_count) == t->room) {
+		uint32_t more = t->room ? 2 * t->room : 64;
+		struct touched *grown = realloc(t->told, more * sizeof(*grown));
+
+		room = grown;
+		if (grown) {
+			t->told = grown;
+			t->room = more;
+		}
+	}
+	pthread_mutex_unlock(&t->told_lock);
+	return room;
+}
+
+static void tell(struct touch_table *t, uint64_t nodeid, bool unprimed)
+{
+	uint32_t count;
+
+	pthread_mutex_lock(&t->told_lock);
+	count = atomic_load(&t->told_count);
+	t->told[count] = (struct touched){.nodeid = nodeid, .unprimed = unprimed};
+	atomic_store(&t->told_count, count + 1);
+	pthread_mutex_unlock(&t->told_lock);
+}
+
+struct touched *touch_take(struct touch_table *t, uint32_t *count)
+{
+	struct touched *told = NULL;
+
+	*count = 0;
+	if (!atomic_load(&t->told_count))
+		return NULL;
+	pthread_mutex_lock(&t->told_lock);
+	*count = atomic_load(&t->told_count);
+	if (*count) {
+		told = t->told;
+		t->told = NULL;
+		t->room = 0;
+		atomic_store(&t->told_count, 0);
+	}
+	pthread_mutex_unlock(&t->told_lock);
+	return told;
+}
+
+/* ---- changing ---------------------------------------------------------------------------------------- */
+
+bool touch_may(const struct fuse_setattr_in *in, uint32_t uid)
+{
+	/* Setuid and setgid go with a change of owner, as for every caller who may have any; what they
+	 * are to an ordinary user is Python's to know. */
+	return uid == 0 && in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
+}
+
+static int change(int fd, const struct fuse_setattr_in *in)
+{
+	if (in->valid & (FATTR_UID | FATTR_GID) &&
+	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
+		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)
+		return -1;
+	return in->valid & FATTR_MODE ? fchmod(fd, in->mode & 07777) : 0;
+}
+
+/* Whether users see the file under the number of the node, and it has no other name. */
+static bool is_shown_as(int fd, uint64_t nodeid)
+{
+	struct stat st;
+	uint64_t ino;
+	ssize_t n;
+
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_nlink != 1)
+		return false;
+	n = fgetxattr(fd, MARK_INO, &ino, sizeof(ino));
+	if (n < 0)
+		return errno == ENODATA && st.st_ino == nodeid;
+	return n == sizeof(ino) && le64toh(ino) == nodeid;
+}
+
+static bool is_plain(int source, uint64_t nodeid, struct stat *st)
+{
+	ssize_t attributes;
+
+	if (fstat(source, st) < 0 || !S_ISREG(st->st_mode) || st->st_ino != nodeid ||
+	    st->st_nlink != 1 || st->st_blocks * INT64_C(512) > QUICK_BYTES)
+		return false;
+	attributes = flistxattr(source, NULL, 0);
+	return attributes == 0 || (attributes < 0 && errno == EOPNOTSUPP);
+}
+
+/* A clone of the template's file, marked as having its data, or -1. */
+static int clone_plain(const struct touch_file *f, int source, const struct stat *st)
+{
+	const struct touch_directory *d = f->directory;
+	uint64_t ino = htole64(f->nodeid);
+	int64_t mtime = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
+	uint64_t head = htole64((uint64_t)mtime);
+	size_t name_len = strlen(f->name);
+	size_t size = sizeof(head) + d->path_len + name_len;
+	char *data = malloc(size);
+	struct clone_mark marks[] = {{MARK_INO, &ino, sizeof(ino)}, {MARK_DATA, data, size}};
+	int fd;
+
+	if (!data)
+		return -1;
+	memcpy(data, &head, sizeof(head));
+	memcpy(data + sizeof(head), d->path, d->path_len);
+	memcpy(data + sizeof(head) + d->path_len, f->name, name_len);
+	fd = clone_unnamed(source, d->work_fd, true, marks, 2, MARK_BTIME);
+	free(data);
+	return fd;
+}
+
+/* A copy-up inside is no change of the directory that users made. */
+static int link_keeping_times(int fd, int directory, const char *name)
+{
+	struct stat st;
+	struct timespec times[2];
+
+	if (fstat(directory, &st) < 0 || linkat(fd, "", directory, name, AT_EMPTY_PATH) < 0)
+		return -1;
+	times[0] = st.st_atim;
+	times[1] = st.st_mtim;
+	/* The file is there; a volume that cannot say so of the times tells the next who asks. */
+	utimensat(directory, "", times, AT_EMPTY_PATH);
+	return 0;
+}
+
+/* The file gets its name when it is as the caller wants it: nobody sees it half made. */
+static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
+		    const struct fuse_setattr_in *in, struct stat *st)
+{
+	struct fuse_entry_out primed;
+	bool unprimed;
+	bool done;
+	int fd;
+
+	if (!is_plain(source, f->nodeid, st) || !make_room(t))
+		return false;
+	fd = clone_plain(f, source, st);
+	if (fd < 0)
+		return false;
+	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
+	if (done) {
+		unprimed = primed_take(t->primed, f->directory->nodeid, f->name, strlen(f->name),
+				       &primed);
+		f->state = TOUCH_UPPER;
+		tell(t, f->nodeid, unprimed);
+		done = fstat(fd, st) == 0;
+	}
+	close(fd);
+	return done;
+}
+
+/* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
+ * yet. -1: there is none, or it is not the node's. */
+static int open_file(struct touch_file *f, bool *shared)
+{
+	int fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+
+	*shared = fd < 0 && errno == ENOENT && f->state == TOUCH_UNKNOWN;
+	if (*shared)
+		return openat(f->directory->lower_fd, f->name, OPEN_FILE);
+	if (fd >= 0 && f->state == TOUCH_UNKNOWN) {
+		if (!is_shown_as(fd, f->nodeid)) {
+			close(fd);
+			return -1;
+		}
+		f->state = TOUCH_UPPER;
+	}
+	return fd;
+}
+
+static bool change_file(struct touch_table *t, struct touch_file *f,
+			const struct fuse_setattr_in *in, struct stat *st)
+{
+	bool shared, done;
+	int fd = open_file(f, &shared);
+
+	if (fd < 0)
+		return false;
+	done = shared ? copy_up(t, f, fd, in, st) : change(fd, in) == 0 && fstat(fd, st) == 0;
+	close(fd);
+	return done;
+}
+
+bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_setattr_in *in,
+		  struct stat *st)
+{
+	struct touch_file *f = find(t, nodeid);
+
+	if (!f || f->state == TOUCH_REFUSED)
+		return false;
+	if (change_file(t, f, in, st))
+		return true;
+	f->state = TOUCH_REFUSED;
+	return false;
+}
+
+bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute)
+{
+	struct touch_file *f = find(t, nodeid);
+	struct stat st;
+	bool shared, lacks;
+	int fd;
+
+	if (!f || f->state == TOUCH_REFUSED)
+		return false;
+	fd = open_file(f, &shared);
+	if (fd < 0)
+		return false;
+	lacks = shared ? is_plain(fd, nodeid, &st)
+		       : fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
+	close(fd);
+	return lacks;
+}

@@ -1,0 +1,76 @@
+/*
+ * touch.h - changes of mode and owner that are made here
+ */
+#ifndef COWFS_TOUCH_H
+#define COWFS_TOUCH_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "primed.h"
+#include "wire.h"
+
+#define TOUCH_MAX_DIRECTORIES 256
+#define TOUCH_MAX_FILES 65536
+
+struct touch_file;
+struct touch_directory;
+
+/* A file that was copied up here, and Python does not know it yet. */
+struct touched {
+	uint64_t nodeid;
+	bool unprimed; /* a primed answer about it was thrown away */
+};
+
+struct touch_table {
+	/* Held during a whole change, reply included; so whoever holds it knows that none is under way.
+	 * Recursive: Python holds it while it changes directories, and may take offers back then. */
+	pthread_mutex_t lock;
+	struct touch_file **buckets;		 /* lock; NULL until the first offer */
+	struct touch_directory *newest, *oldest; /* lock */
+	uint32_t directories, files;		 /* lock */
+	struct primed_table *primed;		 /* never changes */
+
+	pthread_mutex_t told_lock;
+	struct touched *told;	      /* told_lock */
+	uint32_t room;		      /* told_lock */
+	_Atomic uint32_t told_count;  /* written with told_lock */
+};
+
+/* A directory whose files are offered. */
+struct touch_offer {
+	uint64_t nodeid;	 /* of the directory */
+	int upper_fd, lower_fd;	 /* where the copy and the template have it; O_PATH will do */
+	int work_fd;		 /* a directory of the copy's volume */
+	const char *path;	 /* of lower_fd in the template; "" is its root */
+};
+
+void touch_init(struct touch_table *t, struct primed_table *primed);
+void touch_destroy(struct touch_table *t);
+
+/* ---- called by Python; the promises are those of _channel.pyi ------------------------------- */
+
+/* How many files are offered now, or -errno. */
+int touch_offer(struct touch_table *t, const struct touch_offer *offer);
+/* The node, or every file of this directory, is not offered any more. */
+void touch_withdraw(struct touch_table *t, uint64_t nodeid);
+/* Gives the list, count long and to be freed, or NULL when it is empty. */
+struct touched *touch_take(struct touch_table *t, uint32_t *count);
+
+/* ---- called with the lock --------------------------------------------------------------------- */
+
+/* Whether the node may be changed here at any time. */
+bool touch_is_offered(struct touch_table *t, uint64_t nodeid);
+/* Whether this room can make such a change at all, and for this caller. */
+bool touch_may(const struct fuse_setattr_in *in, uint32_t uid);
+/* Make the change if the node is offered, and say what the file looks like then. false: Python has to
+ * make it, and the node is not offered any more. */
+bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_setattr_in *in,
+		  struct stat *st);
+/* Whether the node is offered, and has no such attribute. */
+bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute);
+
+#endif
