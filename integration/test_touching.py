@@ -117,6 +117,7 @@ def test_the_tools_of_everybody_are_answered_in_the_channel(
     # Of each directory itself two, and its first file's, and of the first directory's second.
     assert count == 2 * (DIRECTORIES * (FILES + 1) + 1)
     assert count - here <= 3 * DIRECTORIES + 2 + 1
+    assert "killed by" not in mount_copy.log(copy)
     for path in below(copy):
         assert (path.stat().st_gid, path.stat().st_mode & 0o020) == (100, 0o020)
     assert numbers(copy) == numbers(copy)
@@ -418,6 +419,7 @@ def test_many_change_the_files_of_a_directory_at_once(mount_copy: MountCopy, sou
     oracle.assert_same_trees()
     count, here = answered(mount_copy, copy)
     assert 0 < here < count
+    assert "killed by" not in mount_copy.log(copy)
     state, record = tree_state(copy), mount_copy.record(copy)
     mount_copy.unmount(copy)
     cowfs("check", "--store", record["store"], record["copy"])  # it exits with 0

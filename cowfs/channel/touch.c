@@ -303,7 +303,7 @@ bool touch_is_offered(struct touch_table *t, uint64_t nodeid)
 
 /* ---- what Python has to be told --------------------------------------------------------------------- */
 
-/* Room for one more, so that telling cannot fail afterwards. */
+/* Room for one more, so that telling cannot fail afterwards; with the lock, so nobody else takes it. */
 static bool make_room(struct touch_table *t)
 {
 	bool room = true;
@@ -343,11 +343,13 @@ struct touched *touch_take(struct touch_table *t, uint32_t *count)
 		return NULL;
 	pthread_mutex_lock(&t->told_lock);
 	*count = atomic_load(&t->told_count);
-	if (*count) {
-		told = t->told;
-		t->told = NULL;
-		t->room = 0;
+	/* A copy: a change that is under way counts on the room. */
+	told = malloc(*count * sizeof(*told));
+	if (told) {
+		memcpy(told, t->told, *count * sizeof(*told));
 		atomic_store(&t->told_count, 0);
+	} else {
+		*count = 0;
 	}
 	pthread_mutex_unlock(&t->told_lock);
 	return told;

@@ -57,7 +57,7 @@ void touch_destroy(struct touch_table *t);
 int touch_offer(struct touch_table *t, const struct touch_offer *offer);
 /* The node, or every file of this directory, is not offered any more. */
 void touch_withdraw(struct touch_table *t, uint64_t nodeid);
-/* Gives the list, count long and to be freed, or NULL when it is empty. */
+/* Gives the list, count long and to be freed, or NULL when it is empty, or stays for want of memory. */
 struct touched *touch_take(struct touch_table *t, uint32_t *count);
 
 /* ---- called with the lock --------------------------------------------------------------------- */

@@ -42,14 +42,21 @@ static int dress(int target, int source, const struct stat *st, const struct clo
 	struct timespec times[2] = {st->st_atim, st->st_mtim};
 	int64_t born = birth_time(source);
 	uint64_t value = htole64((uint64_t)born);
+	struct stat made;
 
+	if (fstat(target, &made) < 0)
+		return -1;
 	for (int i = 0; i < count; i++)
 		if (fsetxattr(target, marks[i].name, marks[i].value, marks[i].size, 0) < 0)
 			return -1;
 	if (born && fsetxattr(target, birth_mark, &value, sizeof(value), 0) < 0)
 		return -1;
-	/* In this order: chown(2) clears set-id bits, and all of them set times. */
-	if (fchown(target, st->st_uid, st->st_gid) < 0 || fchmod(target, st->st_mode & 07777) < 0)
+	/* In this order: chown(2) clears set-id bits, which it was not made with, and all of them set
+	 * times. */
+	if ((made.st_uid != st->st_uid || made.st_gid != st->st_gid) &&
+	    fchown(target, st->st_uid, st->st_gid) < 0)
+		return -1;
+	if (made.st_mode != st->st_mode && fchmod(target, st->st_mode & 07777) < 0)
 		return -1;
 	return futimens(target, times);
 }
@@ -62,7 +69,7 @@ int clone_unnamed(int source, int directory, bool with_data, const struct clone_
 
 	if (fstat(source, &st) < 0)
 		return -1;
-	target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, st.st_mode & 0777);
 	if (target < 0)
 		return -1;
 	if ((with_data && clone_data(target, source, &st) < 0) ||

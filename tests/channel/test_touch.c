@@ -11,7 +11,7 @@
 #include "peer.h"
 
 #define DIRECTORY 4000000000u /* node ids that no file of the test has */
-#define FILES 40
+#define FILES 500
 #define ROUNDS 2000
 
 /* ---- a directory in both layers ------------------------------------------------------------------- */
@@ -367,8 +367,22 @@ struct python {
 	struct layers *l;
 	uint64_t *inos;
 	atomic_bool stop;
-	uint32_t told; /* its own thread's, until it is joined */
+	_Atomic uint32_t told;
 };
+
+/* Learns, without a pause: a change that is about to tell must not be disturbed. */
+static void *learner_main(void *arg)
+{
+	struct python *py = arg;
+
+	while (!atomic_load(&py->stop)) {
+		uint32_t count;
+
+		free(touch_take(&py->p->ch->touch, &count));
+		atomic_fetch_add(&py->told, count);
+	}
+	return NULL;
+}
 
 /* Offers, takes back, learns and answers, as Python does. */
 static void *python_main(void *arg)
@@ -392,7 +406,7 @@ static void *python_main(void *arg)
 		touch_withdraw(&ch->touch, py->inos[round % FILES]);
 		pthread_mutex_unlock(&ch->touch.lock);
 		told = touch_take(&ch->touch, &count);
-		py->told += count;
+		atomic_fetch_add(&py->told, count);
 		free(told);
 		while ((n = recv(ch->daemon_fd, m->bytes, sizeof(m->bytes), MSG_DONTWAIT)) > 0) {
 			reply.unique = m->in.unique;
@@ -411,7 +425,7 @@ static void changes_here_and_by_python_go_together(void)
 	uint64_t inos[FILES];
 	bool can = privileged();
 	struct python py = {.p = &p, .l = &l, .inos = inos};
-	pthread_t thread;
+	pthread_t thread, learner;
 	char name[16];
 	uint32_t rest, in_upper = 0;
 
@@ -422,6 +436,7 @@ static void changes_here_and_by_python_go_together(void)
 		inos[i] = make_file(l.lower, name);
 	}
 	CHECK(pthread_create(&thread, NULL, python_main, &py) == 0);
+	CHECK(pthread_create(&learner, NULL, learner_main, &py) == 0);
 	for (int i = 0; i < ROUNDS; i += 8) {
 		for (int j = 0; j < 8; j++)
 			ask_mode(&p, inos[(i + j) % FILES], 0600 | (i + j) % 8);
@@ -430,6 +445,7 @@ static void changes_here_and_by_python_go_together(void)
 	}
 	atomic_store(&py.stop, true);
 	pthread_join(thread, NULL);
+	pthread_join(learner, NULL);
 	free(touch_take(&p.ch->touch, &rest));
 	for (int i = 0; i < FILES; i++) {
 		snprintf(name, sizeof(name), "f%d", i);
