@@ -223,6 +223,7 @@ def writing_through_a_descriptor_shows_at_once() -> object:
 
 @case
 def writing_nothing_moves_nothing() -> object:
+    _written("file", b"")  # the first open for writing may move the ctime: docs/semantics.md
     seen = [
         _moved(lambda: _written("file", b""), "file"),
         _moved(lambda: os.truncate("file", 10), "file"),
