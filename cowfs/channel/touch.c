@@ -45,6 +45,9 @@
 #define OPEN_FILE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME | O_CLOEXEC)
 #define OPEN_DIRECTORY (O_RDONLY | O_DIRECTORY | O_CLOEXEC)
 
+/* What the mark of an mtime can hold, roughly: from 1678 to 2262. */
+#define MARKABLE_S INT64_C(9200000000)
+
 #define CHANGES (FATTR_MODE | FATTR_UID | FATTR_GID)
 
 enum touch_state {
@@ -393,7 +396,8 @@ static bool is_plain(int source, uint64_t nodeid, struct stat *st)
 	ssize_t attributes;
 
 	if (fstat(source, st) < 0 || !S_ISREG(st->st_mode) || st->st_ino != nodeid ||
-	    st->st_nlink != 1 || st->st_blocks * INT64_C(512) > QUICK_BYTES)
+	    st->st_nlink != 1 || st->st_blocks * INT64_C(512) > QUICK_BYTES ||
+	    st->st_mtim.tv_sec > MARKABLE_S || st->st_mtim.tv_sec < -MARKABLE_S)
 		return false;
 	attributes = flistxattr(source, NULL, 0);
 	return attributes == 0 || (attributes < 0 && errno == EOPNOTSUPP);
