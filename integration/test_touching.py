@@ -427,6 +427,39 @@ def test_many_change_the_files_of_a_directory_at_once(mount_copy: MountCopy, sou
     assert not differences(state, tree_state(copy))
 
 
+def test_a_copy_up_beside_a_change_does_not_turn_the_time_back(
+    mount_copy: MountCopy, xfs: Path
+) -> None:
+    source = xfs / "source"
+    source.mkdir()
+    for number in range(2000):
+        (source / f"f{number}").touch()
+    os.utime(source, (1_000_000_000, 1_000_000_000))
+    copy = mount_copy(source)
+
+    def touch() -> list[str]:
+        for number in range(2000):
+            (copy / f"f{number}").chmod(0o600)
+        return []
+
+    def create() -> list[str]:
+        complaints = []
+        for number in range(500):
+            began = time.clock_gettime_ns(_COARSE)
+            (copy / "new").touch()
+            if copy.stat().st_mtime_ns < began:
+                complaints.append(f"after {number} files: {copy.stat()}")
+            (copy / "new").unlink()
+            os.utime(copy, (1_000_000_000, 1_000_000_000))
+            if copy.stat().st_mtime != 1_000_000_000:
+                complaints.append(f"after {number} times: {copy.stat()}")
+        return complaints
+
+    complaints = at_once(touch, create)
+    assert not complaints, "\n".join(complaints)
+    assert answered(mount_copy, copy)[1] > 1500
+
+
 def test_a_mount_for_reading_alone_stays_as_it_is(mount_copy: MountCopy, source: Path) -> None:
     copy = mount_copy(source, None, "ro")
     for number in range(4):

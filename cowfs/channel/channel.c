@@ -188,6 +188,8 @@ void channel_free(struct channel *ch)
 	pthread_mutex_destroy(&ch->notifier.lock);
 	pthread_cond_destroy(&ch->pool.changed);
 	pthread_mutex_destroy(&ch->pool.lock);
+	pthread_mutex_destroy(&ch->touch.told_lock);
+	pthread_mutex_destroy(&ch->touch.lock);
 	pthread_mutex_destroy(&ch->draining);
 	pthread_mutex_destroy(&ch->flushing);
 	pthread_rwlock_destroy(&ch->life);

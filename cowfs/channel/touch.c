@@ -45,6 +45,9 @@
 #define OPEN_FILE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME | O_CLOEXEC)
 #define OPEN_DIRECTORY (O_RDONLY | O_DIRECTORY | O_CLOEXEC)
 
+/* What the mark of an mtime can hold, roughly: from 1678 to 2262. */
+#define MARKABLE_S INT64_C(9200000000)
+
 #define CHANGES (FATTR_MODE | FATTR_UID | FATTR_GID)
 
 enum touch_state {
@@ -393,7 +396,8 @@ static bool is_plain(int source, uint64_t nodeid, struct stat *st)
 	ssize_t attributes;
 
 	if (fstat(source, st) < 0 || !S_ISREG(st->st_mode) || st->st_ino != nodeid ||
-	    st->st_nlink != 1 || st->st_blocks * INT64_C(512) > QUICK_BYTES)
+	    st->st_nlink != 1 || st->st_blocks * INT64_C(512) > QUICK_BYTES ||
+	    st->st_mtim.tv_sec > MARKABLE_S || st->st_mtim.tv_sec < -MARKABLE_S)
 		return false;
 	attributes = flistxattr(source, NULL, 0);
 	return attributes == 0 || (attributes < 0 && errno == EOPNOTSUPP);
@@ -464,21 +468,27 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 }
 
 /* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
- * yet. -1: there is none, or it is not the node's. */
+ * yet. -1: there is none, or it is not the node's. What is no file is not opened: it may be a device. */
 static int open_file(struct touch_file *f, bool *shared)
 {
-	int fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+	int upper = f->directory->upper_fd;
+	struct stat st;
+	int fd;
 
-	*shared = fd < 0 && errno == ENOENT && f->state == TOUCH_UNKNOWN;
-	if (*shared)
-		return openat(f->directory->lower_fd, f->name, OPEN_FILE);
-	if (fd >= 0 && f->state == TOUCH_UNKNOWN) {
-		if (!is_shown_as(fd, f->nodeid)) {
-			close(fd);
-			return -1;
-		}
-		f->state = TOUCH_UPPER;
+	*shared = false;
+	if (f->state == TOUCH_UPPER)
+		return openat(upper, f->name, OPEN_FILE);
+	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		*shared = errno == ENOENT;
+		return *shared ? openat(f->directory->lower_fd, f->name, OPEN_FILE) : -1;
 	}
+	fd = S_ISREG(st.st_mode) ? openat(upper, f->name, OPEN_FILE) : -1;
+	if (fd >= 0 && !is_shown_as(fd, f->nodeid)) {
+		close(fd);
+		return -1;
+	}
+	if (fd >= 0)
+		f->state = TOUCH_UPPER;
 	return fd;
 }
 
