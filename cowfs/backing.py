@@ -165,7 +165,7 @@ class Backing:
             if self._channel.open(node.nodeid, False):
                 return
             shared = self._overlay.open_shared(node)
-            if shared is not None and self._is_changed_in_place(node, shared):
+            if shared is not None and await self._is_changed_in_place(node, shared):
                 shared = await self._clone_for_reader(node, shared)
             if shared is not None:
                 self._channel.attach(node.nodeid, shared, SHARED, self._reading(shared), False)
@@ -296,12 +296,14 @@ class Backing:
             return PASSTHROUGH
         return BYPASS if large else CACHED
 
-    def _is_changed_in_place(self, node: Node, shared: int) -> bool:
+    async def _is_changed_in_place(self, node: Node, shared: int) -> bool:
         """Whether a reader would miss what programs write to the file: not when it is read through
         the channel, which is switched to the clone."""
         if self._clone != "auto" or self._read_only or self._reading(shared) != PASSTHROUGH:
             return False
-        return self._in_place.is_known(node.name, os.pread(shared, HEAD_SIZE, 0))
+        if self._in_place.is_known(node.name, b""):
+            return True
+        return self._in_place.is_known(node.name, await _head(shared))
 
     async def _clone_for_reader(self, node: Node, shared: int) -> int | None:
         """Make the file private before its first reader has it.
@@ -397,6 +399,22 @@ class Backing:
             os.close(fd)
         for parent, name in names:
             self._channel.invalidate_entry(parent, name)
+
+
+async def _head(fd: int) -> bytes:
+    """The first bytes of a file; others do not wait while they come from the disk.
+
+    None of them when they cannot be read, which the reader may find out.
+    """
+    head = bytearray(HEAD_SIZE)
+    try:
+        return bytes(head[: os.preadv(fd, [head], 0, os.RWF_NOWAIT)])
+    except OSError:
+        pass  # not in memory, or a filesystem without such reads
+    try:
+        return await trio.to_thread.run_sync(os.pread, fd, HEAD_SIZE, 0)
+    except OSError:
+        return b""
 
 
 class lock_of:  # noqa: N801 -- it reads as the lock that it takes
