@@ -121,7 +121,7 @@ def test_tab_lists_every_command_and_option(tab: Callable[[str], shells.Complete
         ("cowfs import --resu", ["--resume"]),
         ("cowfs clone --reflink ", ["always", "auto"]),
         ("cowfs mount -o eph", ["ephemeral"]),
-        ("cowfs mount -o ro,clone=", ["ro,clone=open", "ro,clone=write"]),
+        ("cowfs mount -o ro,clone=", ["ro,clone=auto", "ro,clone=open", "ro,clone=write"]),
         ("cowfs mount -o ro,noex", ["ro,noexec"]),
         ("cowfs umount /", ["/mnt/plain", "/srv/my copy"]),
         ("cowfs rm m", [r"mnt-job\x2d42"]),
