@@ -290,7 +290,7 @@ def test_mountpoint_that_would_hide_the_store(
     [
         ("bogus", ["unknown option 'bogus'", "known are", "copy=NAME"]),
         ("ro,nosiud", ["unknown option 'nosiud'", "nosuid"]),
-        ("clone=never", ["clone=never", "write clone=write|open"]),
+        ("clone=never", ["clone=never", "write clone=auto|write|open"]),
         ("passthrough", ["passthrough", "write passthrough=auto|on|off"]),
         ("share_min=1X", ["share_min=1X", "is not a size", "share_min=64k"]),
         ("ephemeral=yes", ["ephemeral=yes", "takes no value"]),

@@ -245,7 +245,7 @@ def copy_up(overlay: Overlay, name: bytes) -> Node:
     if name.startswith(b"fifo"):
         overlay.copy_up_special(node)
         return node
-    copying, source = overlay.begin_copy_up(node, keep_data=True)
+    copying, source = overlay.begin_copy_up(node, keep_data=True, to_write=True)
     try:
         copying.clone()
         overlay.publish(node, copying)
@@ -293,7 +293,7 @@ def shown(copy: Copy) -> dict[str, set[int]]:
                 for part in path.split(b"/"):
                     place, _st = overlay.lookup(place, part)  # type: ignore[assignment]
                 overlay.getattr(place)
-                numbers["fifo" if b"fifo" in path else "hard"].add(place.ino)
+                numbers["fifo" if b"fifo" in path else "hard"].add(place.nodeid)
         finally:
             overlay.close()
     return numbers
