@@ -24,6 +24,7 @@ def broken(entry: Entry) -> list[tuple[str, object]]:
     [
         Entry(FILE, {}),
         Entry(FILE, {ondisk.INO: NUMBER, ondisk.BTIME: bytes(8)}, below=FILE, origin=FILE),
+        Entry(FILE, {ondisk.INO: NUMBER, ondisk.DATA: bytes(8) + b"a/b"}, origin=FILE),
         Entry(FILE, {}, below=DIRECTORY),
         Entry(DIRECTORY, {}, below=FILE),
         Entry(DIRECTORY, {ondisk.OPAQUE: b"y"}, below=DIRECTORY),
@@ -66,6 +67,14 @@ def test_redirect_is_taken_away_only_when_that_shows_nothing_new(
     for value, problem in ((b"/../x", "bad-redirect"), (b"/gone", "lost-redirect")):
         entry = Entry(DIRECTORY, {ondisk.REDIRECT: value}, below=below, whole=whole)
         assert broken(entry) == [(problem, fix)]
+
+
+def test_mark_of_shared_data_goes_with_a_kept_number_on_a_file() -> None:
+    data = bytes(8) + b"a/b"
+    fix = [("bad-data", ondisk.DATA)]
+    assert broken(Entry(FILE, {ondisk.DATA: data})) == fix
+    assert broken(Entry(FILE, {ondisk.INO: NUMBER, ondisk.DATA: bytes(8)}, origin=FILE)) == fix
+    assert broken(Entry(DIRECTORY, {ondisk.DATA: data})) == [("senseless-mark", ondisk.DATA)]
 
 
 def test_number_of_another_type_or_of_nothing_is_told_apart() -> None:
