@@ -58,9 +58,10 @@ class RegularCopyUp:
         self._source_fd = source_fd
         self._work_fd = work_fd
         self._ino = ino
-        self.shared_path = shared_path
         # What the template's file looks like, for descriptors that keep it open.
         self.origin = os.fstat(source_fd)
+        # Else the file counts as written.
+        self.shared_path = shared_path if ondisk.can_note(self.origin.st_mtime_ns) else None
         self._keep_data = keep_data and self.origin.st_size > 0
         self.fd = -1
 

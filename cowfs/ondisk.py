@@ -221,6 +221,11 @@ def shared_data_value(mtime_ns: int, path: bytes) -> bytes:
     return _DATA_HEAD.pack(mtime_ns) + path
 
 
+def can_note(mtime_ns: int) -> bool:
+    """Whether `DATA` has room for such a time: XFS knows some later than the year 2262."""
+    return -(1 << 63) <= mtime_ns < 1 << 63
+
+
 def remove_shared_data(where: int | bytes) -> None:
     """Before the first change of data.  XFS and btrfs log this change before those of the blocks
     that follow, so that no crash leaves new data under the mark."""

@@ -931,7 +931,9 @@ class Overlay:
         if mtime_ns is not None and node.upper and not node.written:
             # Killed in between, the file counts as written, which costs pages and no data.
             noted = ondisk.get_shared_data(layers.path(node))
-            if noted is not None and noted[0] == layers.stat(node).st_mtime_ns:
+            if not ondisk.can_note(mtime_ns):
+                self.mark_written(node)
+            elif noted is not None and noted[0] == layers.stat(node).st_mtime_ns:
                 ondisk.set_shared_data(layers.path(node), mtime_ns, noted[1])
         if atime_ns is None or mtime_ns is None:
             st = layers.stat(node)
