@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.vault import STATE_VERSION
 from integration.command import Result, cowfs, one_error, run
 from integration.mounts import RECORDS, MountCopy
 from integration.otherversion import OtherVersion
@@ -96,7 +97,8 @@ def test_all_mounts_are_upgraded_at_once(
 REFUSALS: dict[str, tuple[tuple[str, str, str], str]] = {
     "another-state": (
         ("vault.py", r"STATE_VERSION = \d+", "STATE_VERSION = 77"),
-        "cowfs 99.1 cannot take over from the version that serves: its state has version 1, and "
+        "cowfs 99.1 cannot take over from the version that serves: its state has version "
+        f"{STATE_VERSION}, and "
         "this one reads 77",
     ),
     "does-not-start": (
