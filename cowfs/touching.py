@@ -45,7 +45,7 @@ class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
     def offer(
-        self, directory: int, upper_fd: int, lower_fd: int, work_fd: int, path: bytes
+        self, directory: int, upper_fd: int, tree_fd: int, work_fd: int, path: bytes
     ) -> int: ...
     def withdraw(self, nodeid: int) -> None: ...
     def take_touched(self) -> list[tuple[int, bool]] | None: ...
@@ -113,7 +113,7 @@ class Touching:
         try:
             upper, lower = layers.upper(directory), layers.lower(directory)
             if os.fstat(lower).st_size <= LARGEST:
-                self._channel.offer(directory.nodeid, upper, lower, layers.work_fd, path)
+                self._channel.offer(directory.nodeid, upper, layers.tree_fd, layers.work_fd, path)
         except OSError:
             pass  # whoever comes next will meet the same error
 

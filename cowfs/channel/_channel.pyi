@@ -184,16 +184,16 @@ class Channel:
     def unprime(self, parent: int, name: bytes) -> bool:
         """Take a primed name back. False: its answer has been given out, or there was none."""
 
-    def offer(self, directory: int, upper_fd: int, lower_fd: int, work_fd: int, path: bytes) -> int:
+    def offer(self, directory: int, upper_fd: int, tree_fd: int, work_fd: int, path: bytes) -> int:
         """Let the channel answer changes of mode and owner of the files in node `directory`.
 
-        They are the plain files of the template's directory `lower_fd`, which has that `path` in it
-        (b"" is the root), and which `upper_fd` shows through; `work_fd` is any directory of the
-        copy's volume. The channel copies them up as Python would, and leaves to Python what has
-        extended attributes or several names, is large, or fails; and every change that was sent
-        again, or comes from an ordinary user. The descriptors are duplicated. Those files are
-        offered again that were taken back. Returns how many there are. Raises OSError of open(2),
-        ENOMEM.
+        They are the plain files of the directory `path` (b"" is the root) of the template `tree_fd`
+        that show through `upper_fd`; `work_fd` is any directory of the copy's volume. The channel
+        copies them up as Python would, and leaves to Python what has extended attributes or several
+        names, is large, or fails; and every change that was sent again, or comes from an ordinary
+        user. `upper_fd` is duplicated; the other two have to stay open until `close`. Those files
+        are offered again that were taken back. Returns how many there are. Raises OSError of
+        open(2), ENOMEM.
         """
 
     def withdraw(self, nodeid: int) -> None:

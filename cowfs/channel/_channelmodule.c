@@ -469,7 +469,7 @@ static PyObject *Channel_offer(PyObject *self, PyObject *args)
 	int count = 0;
 
 	if (!ch || !PyArg_ParseTuple(args, "O&iiiy:offer", to_u64, &offer.nodeid, &offer.upper_fd,
-				     &offer.lower_fd, &offer.work_fd, &offer.path))
+				     &offer.tree_fd, &offer.work_fd, &offer.path))
 		return NULL;
 	if (channel_enter(ch)) {
 		lock_touch(ch);

@@ -22,9 +22,12 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -70,7 +73,7 @@ struct touch_directory {
 	struct touch_directory *newer, *older; /* lock */
 	struct touch_file *first;	       /* lock */
 	uint64_t nodeid;
-	int upper_fd, lower_fd, work_fd;
+	int upper_fd;
 	size_t path_len;
 	char path[]; /* with a slash at its end, unless it is empty */
 };
@@ -133,8 +136,6 @@ static void link_newest(struct touch_table *t, struct touch_directory *d)
 static void close_directory(struct touch_directory *d)
 {
 	close(d->upper_fd);
-	close(d->lower_fd);
-	close(d->work_fd);
 	free(d);
 }
 
@@ -197,9 +198,12 @@ void touch_destroy(struct touch_table *t)
 
 /* ---- offering -------------------------------------------------------------------------------------- */
 
-static int duplicate(int fd)
+/* What the template has at a path, through no link and never outside; "" is its root. */
+static int open_in_template(int tree_fd, const char *path, uint64_t flags)
 {
-	return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	struct open_how how = {.flags = flags, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS};
+
+	return (int)syscall(SYS_openat2, tree_fd, *path ? path : ".", &how, sizeof(how));
 }
 
 static struct touch_directory *new_directory(const struct touch_offer *offer)
@@ -210,14 +214,9 @@ static struct touch_directory *new_directory(const struct touch_offer *offer)
 	if (!d)
 		return NULL;
 	*d = (struct touch_directory){.nodeid = offer->nodeid,
-				      .upper_fd = duplicate(offer->upper_fd),
-				      .lower_fd = duplicate(offer->lower_fd),
-				      .work_fd = duplicate(offer->work_fd)};
-	if (d->upper_fd < 0 || d->lower_fd < 0 || d->work_fd < 0) {
-		int saved = errno;
-
-		close_directory(d); /* of -1 it does nothing */
-		errno = saved;
+				      .upper_fd = fcntl(offer->upper_fd, F_DUPFD_CLOEXEC, 0)};
+	if (d->upper_fd < 0) {
+		free(d);
 		return NULL;
 	}
 	memcpy(d->path, offer->path, len);
@@ -249,7 +248,7 @@ static int add_all(struct touch_table *t, struct touch_directory *d, DIR *listin
 int touch_offer(struct touch_table *t, const struct touch_offer *offer)
 {
 	struct touch_directory *d;
-	int fd = openat(offer->lower_fd, ".", OPEN_DIRECTORY);
+	int fd = open_in_template(offer->tree_fd, offer->path, OPEN_DIRECTORY);
 	DIR *listing = fd < 0 ? NULL : fdopendir(fd);
 	int count = -ENOMEM;
 
@@ -260,6 +259,8 @@ int touch_offer(struct touch_table *t, const struct touch_offer *offer)
 		return count;
 	}
 	pthread_mutex_lock(&t->lock);
+	t->tree_fd = offer->tree_fd;
+	t->work_fd = offer->work_fd;
 	if (!t->buckets)
 		t->buckets = calloc(BUCKETS, sizeof(struct touch_file *));
 	d = find_directory(t, offer->nodeid);
@@ -404,7 +405,7 @@ static bool is_plain(int source, uint64_t nodeid, struct stat *st)
 }
 
 /* A clone of the template's file, marked as having its data, or -1. */
-static int clone_plain(const struct touch_file *f, int source, const struct stat *st)
+static int clone_plain(const struct touch_table *t, const struct touch_file *f, int source, const struct stat *st)
 {
 	const struct touch_directory *d = f->directory;
 	uint64_t ino = htole64(f->nodeid);
@@ -421,7 +422,7 @@ static int clone_plain(const struct touch_file *f, int source, const struct stat
 	memcpy(data, &head, sizeof(head));
 	memcpy(data + sizeof(head), d->path, d->path_len);
 	memcpy(data + sizeof(head) + d->path_len, f->name, name_len);
-	fd = clone_unnamed(source, d->work_fd, true, marks, 2, MARK_BTIME);
+	fd = clone_unnamed(source, t->work_fd, true, marks, 2, MARK_BTIME);
 	free(data);
 	return fd;
 }
@@ -452,7 +453,7 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 
 	if (!is_plain(source, f->nodeid, st) || !make_room(t))
 		return false;
-	fd = clone_plain(f, source, st);
+	fd = clone_plain(t, f, source, st);
 	if (fd < 0)
 		return false;
 	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
@@ -467,9 +468,18 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	return done;
 }
 
+static int open_lower(const struct touch_table *t, const struct touch_file *f)
+{
+	char path[PATH_MAX];
+
+	if (snprintf(path, sizeof(path), "%s%s", f->directory->path, f->name) >= PATH_MAX)
+		return -1; /* Python goes there in steps */
+	return open_in_template(t->tree_fd, path, OPEN_FILE);
+}
+
 /* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
  * yet. -1: there is none, or it is not the node's. What is no file is not opened: it may be a device. */
-static int open_file(struct touch_file *f, bool *shared)
+static int open_file(const struct touch_table *t, struct touch_file *f, bool *shared)
 {
 	int upper = f->directory->upper_fd;
 	struct stat st;
@@ -480,7 +490,7 @@ static int open_file(struct touch_file *f, bool *shared)
 		return openat(upper, f->name, OPEN_FILE);
 	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
 		*shared = errno == ENOENT;
-		return *shared ? openat(f->directory->lower_fd, f->name, OPEN_FILE) : -1;
+		return *shared ? open_lower(t, f) : -1;
 	}
 	fd = S_ISREG(st.st_mode) ? openat(upper, f->name, OPEN_FILE) : -1;
 	if (fd >= 0 && !is_shown_as(fd, f->nodeid)) {
@@ -496,7 +506,7 @@ static bool change_file(struct touch_table *t, struct touch_file *f,
 			const struct fuse_setattr_in *in, struct stat *st)
 {
 	bool shared, done;
-	int fd = open_file(f, &shared);
+	int fd = open_file(t, f, &shared);
 
 	if (fd < 0)
 		return false;
@@ -527,7 +537,7 @@ bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute)
 
 	if (!f || f->state == TOUCH_REFUSED)
 		return false;
-	fd = open_file(f, &shared);
+	fd = open_file(t, f, &shared);
 	if (fd < 0)
 		return false;
 	lacks = shared ? is_plain(fd, nodeid, &st)

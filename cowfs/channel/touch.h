@@ -32,6 +32,7 @@ struct touch_table {
 	struct touch_file **buckets;		 /* lock; NULL until the first offer */
 	struct touch_directory *newest, *oldest; /* lock */
 	uint32_t directories, files;		 /* lock */
+	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
 
 	pthread_mutex_t told_lock;
@@ -43,9 +44,10 @@ struct touch_table {
 /* A directory whose files are offered. */
 struct touch_offer {
 	uint64_t nodeid;	 /* of the directory */
-	int upper_fd, lower_fd;	 /* where the copy and the template have it; O_PATH will do */
-	int work_fd;		 /* a directory of the copy's volume */
-	const char *path;	 /* of lower_fd in the template; "" is its root */
+	int upper_fd;		 /* where the copy has it; O_PATH will do, here and below */
+	int tree_fd, work_fd;	 /* the template, and a directory of the copy's volume: the same in
+				  * every offer, and open as long as the table lives */
+	const char *path;	 /* in the template; "" is its root */
 };
 
 void touch_init(struct touch_table *t, struct primed_table *primed);

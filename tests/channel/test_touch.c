@@ -37,7 +37,8 @@ static void make_layers(struct layers *l)
 	CHECK(mkdtemp(l->root));
 	l->root_fd = open(l->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	CHECK(l->root_fd >= 0);
-	l->lower = subdirectory(l->root_fd, "lower");
+	close(subdirectory(l->root_fd, "of"));
+	l->lower = subdirectory(l->root_fd, "of/template");
 	l->upper = subdirectory(l->root_fd, "upper");
 	l->work = subdirectory(l->root_fd, "work");
 }
@@ -86,7 +87,7 @@ static int offer(struct peer *p, const struct layers *l, uint64_t directory)
 {
 	struct touch_offer offer = {.nodeid = directory,
 				    .upper_fd = l->upper,
-				    .lower_fd = l->lower,
+				    .tree_fd = l->root_fd,
 				    .work_fd = l->work,
 				    .path = "of/template"};
 
