@@ -8,6 +8,7 @@ other path they are the files themselves.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -154,10 +155,13 @@ def _cloned_at_open(given: options.Options) -> Callable[[int, bytes, os.stat_res
     def tells(tree: int, path: bytes, st: os.stat_result) -> bool:
         if given.clone != "auto" or not passed_through or st.st_size < given.share_min:
             return False
-        fd = syscalls.open_below(tree, path, os.O_RDONLY | os.O_NOATIME)
+        # Past the page cache: what is in it is counted afterwards.
+        fd = syscalls.open_below(tree, path, os.O_RDONLY | os.O_NOATIME | os.O_DIRECT)
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # one page, no read-ahead
-            return in_place.is_known(os.path.basename(path), os.pread(fd, HEAD_SIZE, 0))
+            with mmap.mmap(-1, mmap.PAGESIZE) as page:  # aligned, as O_DIRECT wants it
+                read = os.preadv(fd, [page], 0)
+                head = page[: min(read, HEAD_SIZE)]
+            return in_place.is_known(os.path.basename(path), head)
         finally:
             os.close(fd)
 
