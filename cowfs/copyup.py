@@ -21,20 +21,20 @@ QUICK_BYTES = 16 << 20
 
 
 def set_attributes(
-    where: bytes, st: os.stat_result, source: bytes, *, follow: bool, source_follows: bool
+    where: bytes, st: os.stat_result, source: bytes, *, source_follows: bool
 ) -> None:
     """Give the file at *where* the owner, mode, xattrs and times of *source* (*st* its lstat).
 
-    *follow* tells whether *where* is a link of /proc that leads to the file, *source_follows* the
-    same of *source*.  The order matters: chown clears setuid, setgid and capabilities, an ACL sets
-    bits of the mode, and everything changes the times.
+    *source_follows* tells whether *source* is a link of /proc that leads to the file.  The order
+    matters: chown clears setuid, setgid and capabilities, an ACL sets bits of the mode, and
+    everything changes the times.
     """
-    os.chown(where, st.st_uid, st.st_gid, follow_symlinks=follow)
+    os.chown(where, st.st_uid, st.st_gid, follow_symlinks=False)
     ondisk.copy_xattrs(source, where)
     ondisk.set_birth_time(where, syscalls.birth_time(source, follow=source_follows))
     if not stat.S_ISLNK(st.st_mode):
         os.chmod(where, stat.S_IMODE(st.st_mode))
-    os.utime(where, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
+    os.utime(where, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
 
 
 class RegularCopyUp:
@@ -112,7 +112,7 @@ def copy_up_special(
     where = ondisk.proc_path(work_fd, temporary)
     ondisk.set_ino(where, ino)
     source = ondisk.proc_path(source_fd, name)
-    set_attributes(where, st, source, follow=False, source_follows=name is None)
+    set_attributes(where, st, source, source_follows=name is None)
 
 
 def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:
@@ -121,4 +121,4 @@ def copy_up_directory(source_fd: int, work_fd: int, temporary: bytes) -> None:
     st = os.fstat(source_fd)
     where = ondisk.proc_path(work_fd, temporary)
     source = ondisk.proc_path(source_fd)
-    set_attributes(where, st, source, follow=False, source_follows=True)
+    set_attributes(where, st, source, source_follows=True)

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from integration.programs import actors
-from integration.programs.turns import Stage, Step, Turns, explore, interleavings
+from integration.programs.turns import Stage, Step, Turns, ending_with, explore, interleavings
 
 #: Above and below `share_min`, and one whose last process was killed, with more than 1 MiB in its
 #: WAL.
@@ -156,10 +156,7 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
-    name, steps = example
-    turns.play(steps)
-    check(turns, name)
+play = ending_with(check)
 
 
 def test_processes_take_turns_as_on_xfs(stage: Stage) -> None:

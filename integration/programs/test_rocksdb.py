@@ -20,7 +20,7 @@ import pytest
 from rocksdict import AccessType, Options, Rdict, WriteOptions
 
 from integration.programs import actors
-from integration.programs.turns import Stage, Step, Turns, explore, interleavings
+from integration.programs.turns import Stage, Step, Turns, ending_with, explore, interleavings
 
 #: A large table; nothing but little files; and a WAL of more than 1 MiB, its process was killed.
 NAMES = ("large", "small", "left")
@@ -215,10 +215,7 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
-    name, steps = example
-    turns.play(steps)
-    check(turns, name)
+play = ending_with(check)
 
 
 def test_instances_take_turns_as_on_xfs(stage: Stage) -> None:

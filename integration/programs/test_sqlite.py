@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from integration.programs import actors
-from integration.programs.turns import Stage, Step, Turns, explore, interleavings
+from integration.programs.turns import Stage, Step, Turns, ending_with, explore, interleavings
 
 #: Above and below `share_min`, in both kinds of journal, and one whose last process was killed: it
 #: has more than 1 MiB in its WAL. The names say nothing about what they are.
@@ -247,10 +247,7 @@ def plan(chance: random.Random) -> tuple[str, list[Step]]:
     return name, steps
 
 
-def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
-    name, steps = example
-    turns.play(steps)
-    check(turns, name)
+play = ending_with(check)
 
 
 def test_connections_take_turns_as_on_xfs(stage: Stage) -> None:

@@ -212,6 +212,19 @@ class Stage:
         return one
 
 
+def ending_with(
+    check: Callable[[Turns, str], None],
+) -> Callable[[Turns, tuple[str, list[Step]]], None]:
+    """A play of the steps for one file, which ends with a look at that file."""
+
+    def play(turns: Turns, example: tuple[str, list[Step]]) -> None:
+        name, steps = example
+        turns.play(steps)
+        check(turns, name)
+
+    return play
+
+
 @st.composite
 def interleavings(
     draw: Callable[[st.SearchStrategy[int]], int],
