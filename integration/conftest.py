@@ -1,5 +1,9 @@
 """Fixtures of the tests on real mounts, and the checks around each of them.
 
+Several sessions may run at once on a machine: the workers of pytest-xdist, or two checkouts. Each
+has its own directory, volumes and processes. A test that needs the machine for itself, because it
+looks at the page cache or changes a setting of the kernel, is marked `alone`.
+
 A test fails when it leaves a mount, a loop device or a process behind, and when a daemon logged an
 error or a traceback meanwhile. What is missing on the machine ends the run with a line that says
 so; nothing is skipped.
@@ -7,11 +11,13 @@ so; nothing is skipped.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -82,23 +88,21 @@ def session() -> Iterator[Watchdog]:
     """The session's directory and guard. At its end nothing of the session may be left."""
     if missing := _missing():
         pytest.exit(f"The integration tests cannot run: {missing}.", returncode=1)
-    os.environ.setdefault(kernel.TOKEN, uuid.uuid4().hex)
-    made = kernel.DIRECTORY not in os.environ
-    if made:
-        # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
-        os.environ[kernel.DIRECTORY] = tempfile.mkdtemp(prefix="cowfs-test-", dir="/var/tmp")
-        Path(os.environ[kernel.DIRECTORY]).chmod(0o755)  # some tests act as other users
-        kernel.session_dir().chmod(0o755)  # tests look into it as other users, too
-    directory = kernel.session_dir()
+    # Of a worker of pytest-xdist, which is a session of its own: see test.sh.
+    worker = f"-{os.environ.get('PYTEST_XDIST_WORKER', '')}".rstrip("-")
+    os.environ[kernel.TOKEN] = os.environ.get(kernel.TOKEN, uuid.uuid4().hex) + worker
+    # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
+    base = os.environ.get(kernel.DIRECTORY, "/var/tmp")
+    directory = Path(tempfile.mkdtemp(prefix="cowfs-test-", dir=base))
+    directory.chmod(0o755)  # tests look into it as other users, too
+    os.environ[kernel.DIRECTORY] = str(directory)
     leaks = Leaks()
     watchdog = Watchdog()
     yield watchdog
     watchdog.close()
     complaints = leaks.take_away()
     remove_tree(directory / "tmp")
-    if made:
-        directory.rmdir()
-        del os.environ[kernel.DIRECTORY]
+    directory.rmdir()
     assert not complaints, "this test run left things behind:\n" + "\n".join(complaints)
 
 
@@ -132,13 +136,25 @@ def package(session: Watchdog) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest, session: Watchdog) -> Iterator[None]:
     """Set up before, and taken down after, everything else of the test."""
-    session.arm(_timeout(request) + 5)
-    leaks = Leaks()
-    yield
-    complaints = leaks.take_away()
-    _empty_stores()
-    session.disarm()
+    with _turn(alone=request.node.get_closest_marker("alone") is not None):
+        session.arm(_timeout(request) + 5)
+        leaks = Leaks()
+        yield
+        complaints = leaks.take_away()
+        _empty_stores()
+        session.disarm()
     assert not complaints, "this test left things behind:\n" + "\n".join(complaints)
+
+
+@contextmanager
+def _turn(*, alone: bool) -> Iterator[None]:
+    """Run with the tests of other sessions on this machine, or *alone*."""
+    locks = machine.cache()
+    with (locks / "door").open("w") as door, (locks / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)  # who waits for an empty room lets nobody else in
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 def _timeout(request: pytest.FixtureRequest) -> float:

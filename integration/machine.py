@@ -7,6 +7,7 @@ the machine's own, so that nothing of it is left when it has ended.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,7 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cowfs import __version__
@@ -39,13 +40,18 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REBOOTED = 133
 
 
+def cache() -> Path:
+    """The directory for what all test sessions of this machine share."""
+    path = Path(os.environ.get(CACHE, "/var/cache/cowfs-tests"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def tree() -> Path:
     """The cached tree of a minimal Debian; made when it is not there, which takes a minute."""
-    cache = Path(os.environ.get(CACHE, "/var/cache/cowfs-tests"))
-    cache.mkdir(parents=True, exist_ok=True)
     kind = hashlib.sha256(" ".join((_RELEASE, *_PACKAGES)).encode()).hexdigest()[:8]
-    made = cache / f"{_RELEASE}-{kind}"
-    with (cache / "lock").open("w") as lock:
+    made = cache() / f"{_RELEASE}-{kind}"
+    with (cache() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             new = made.with_name(f".{made.name}.new")
@@ -171,8 +177,9 @@ class Machine:
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
         while time.monotonic() < deadline and self._nspawn.poll() is None:
             for child in children.read_text().split():
-                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
-                    return int(child)
+                with suppress(FileNotFoundError):  # one that has ended meanwhile
+                    if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                        return int(child)
             time.sleep(0.05)
         raise AssertionError(f"it did not boot:\n{self.console()}")
 
@@ -238,12 +245,32 @@ class Machine:
 
     def close(self) -> None:
         """End it as if the power failed, if it still runs, and delete all of it."""
+        groups = [
+            Path(directory)
+            for group in self._control_groups()
+            for directory, _, _ in os.walk(group, topdown=False)
+        ]
         if self._nspawn is not None:
-            os.kill(
-                self.pid or self._nspawn.pid, signal.SIGKILL
-            )  # with the first process all of it
+            if not self.pid:  # it never came up: whatever runs in it by now
+                for group in groups:
+                    for pid in (group / "cgroup.procs").read_text().split():
+                        with suppress(ProcessLookupError):
+                            os.kill(int(pid), signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)  # with the first process all of it
             self._nspawn.wait(30)
-        for group in self._control_groups():
-            for directory, _, _ in os.walk(group, topdown=False):
-                os.rmdir(directory)
+        for group in groups:
+            _remove_group(group)
         shutil.rmtree(self.directory)
+
+
+def _remove_group(group: Path, patience: float = 5) -> None:
+    """Of a control group whose processes have been killed: the last ones may still be ending."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -163,17 +162,16 @@ def test_io_uring_that_the_kernel_refuses_is_done_without(
 
 @pytest.fixture
 def forbidden_io_uring() -> Iterator[None]:
-    """The kernel refuses io_uring to everybody. Sessions that run at once do this in turns."""
-    with IO_URING_DISABLED.open("r+") as setting:
-        fcntl.flock(setting, fcntl.LOCK_EX)
-        before = setting.read().strip()
-        try:
-            IO_URING_DISABLED.write_text("2")
-            yield
-        finally:
-            IO_URING_DISABLED.write_text(before)
+    """The kernel refuses io_uring to everybody."""
+    before = IO_URING_DISABLED.read_text()
+    try:
+        IO_URING_DISABLED.write_text("2")
+        yield
+    finally:
+        IO_URING_DISABLED.write_text(before)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("forbidden_io_uring")
 def test_an_import_where_io_uring_is_forbidden_brings_the_same(
     cowfs: Cowfs, source: Path, xfs: Path
@@ -222,6 +220,7 @@ def test_a_large_file_takes_few_system_calls(outside: Path, xfs: Path, tmp_path:
     assert calls[1] - calls[0] < 1.5 * (sizes[1] - sizes[0])
 
 
+@pytest.mark.alone
 def test_large_files_stay_out_of_the_page_cache(outside: Path, xfs: Path) -> None:
     (outside / "source").mkdir()
     for name in ("warm", "cold"):

@@ -21,6 +21,7 @@ from integration.conftest import Mode
 from integration.mounts import MountCopy
 from integration.trees import make_model
 
+pytestmark = pytest.mark.alone  # they look at the page cache
 MIB = 1 << 20
 SIZE = 32 * MIB
 
