@@ -23,6 +23,9 @@ from typing import NamedTuple
 _AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+# Before Linux 6.6 any other statx(2) of a FUSE file asks the server, who may be the caller.
+_OF_MOUNT = AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
 
 # linux/limits.h
 PATH_MAX = 4096  # bytes of a path in one call, the NUL included
@@ -397,7 +400,7 @@ def statx_mount_id(fd: int) -> int:
     OSError: ENOSYS on a kernel before 5.8, which does not tell.
     """
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _call(_libc.statx, fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, buffer)
+    _call(_libc.statx, fd, b"", _OF_MOUNT, _STATX_MNT_ID, buffer)
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
@@ -409,7 +412,7 @@ def statx_unique_mount_id(fd: int) -> int:
     An older kernel tells the other one, which the next mount may get when this one has gone.
     """
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _call(_libc.statx, fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID_UNIQUE, buffer)
+    _call(_libc.statx, fd, b"", _OF_MOUNT, _STATX_MNT_ID_UNIQUE, buffer)
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID_UNIQUE:
         return statx_mount_id(fd)
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])

@@ -233,9 +233,10 @@ def _pidfds(record: Record) -> list[int]:
     for pid in (record.daemon_pid, record.keeper_pid):
         try:
             fds.append(os.pidfd_open(pid))
-        except ProcessLookupError:
-            continue
         except OSError as error:
+            # EINVAL: before Linux 6.13 of a number that only a session or a group still has.
+            if error.errno in (errno.ESRCH, errno.EINVAL):
+                continue
             raise SystemFailure(f"cannot watch process {pid}: {error.strerror}") from None
     return fds
 
