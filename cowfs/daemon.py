@@ -55,6 +55,9 @@ log = logging.getLogger("cowfs")
 # table; fs.nr_open bounds it from above.
 DESCRIPTORS = 1 << 20
 
+# With off, a mount does as on a kernel before 6.9, which cannot send requests again.
+RESEND_VARIABLE = "COWFS_RESEND"
+
 # How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
 # down, its users are told to end in the same moment.
 PERSISTENCE = 10.0
@@ -195,6 +198,8 @@ class _Mount:
         self._place = Mountpoint(config.mountpoint)
         self._device = ""
         self._resumed = False
+        # Whether another daemon could go on with it.
+        self._replaceable = True
         self.was_ready = False
         self.failure: CowfsError | None = None
 
@@ -216,6 +221,7 @@ class _Mount:
             channel.start()
             if options.passthrough == "on":
                 self._require_passthrough()
+            self._replaceable = channel.resends and os.environ.get(RESEND_VARIABLE) != "off"
             mounted = mountinfo.mounted_at(config.mountpoint)
             if mounted is None:
                 raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
@@ -247,9 +253,8 @@ class _Mount:
             lost = channel.resume(device, self._config.lock_fd)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                # Nobody can: callers get an error, and not a wait without end.
+                # Nobody can: callers get ENOTCONN, and not a wait without end.
                 log.error("this kernel cannot send requests again (Linux 6.9 can)")
-                self._detach()
                 self._vault.bye(SystemFailure.exit_code)
             raise
         if lost:
@@ -292,7 +297,14 @@ class _Mount:
         pyfuse3.init(operations, f"/dev/fd/{channel.daemon_fd}", {"default_permissions"})
 
     def _entrust(self) -> None:
-        """Give the keeper what the next daemon needs; the device last: with it, it is started."""
+        """Give the keeper what the next daemon needs; the device last: with it, it is started.
+
+        Where there can be no next one, the connection ends with this process: what the kernel had
+        given to it would wait for ever.
+        """
+        if not self._replaceable:
+            syscalls.outlive_parent()
+            return
         vault = self._vault
         place = Place(self._device, self._place.mount_id).to_fd()
         vault.put(PLACE, place)
@@ -319,9 +331,8 @@ class _Mount:
                 nursery.start_soon(self._heed_keeper)
                 nursery.start_soon(self._announce)
         except BaseException:
-            if not self._vault.is_alive or not (self.was_ready or self._resumed):
-                # Nobody answers from here on: callers get ENOTCONN and not a hang.
-                self._detach()
+            if not (self.was_ready or self._resumed):
+                self._detach()  # later than that, never: programs would write to what lies below
             raise
         pyfuse3.close(unmount=False)
 
@@ -335,7 +346,7 @@ class _Mount:
 
     async def _heed_keeper(self) -> None:
         seconds = self._config.options.watchdog
-        if seconds:
+        if seconds and self._replaceable:
             self._vault.say("watch", str(seconds))
         while True:
             await trio.lowlevel.wait_readable(self._vault)
@@ -411,6 +422,7 @@ class _Mount:
                 options=join_options(config.options.given),
                 persistent=copy.persistent,
                 version=__version__,
+                replaceable=self._replaceable,
             )
         )
 
@@ -461,22 +473,23 @@ class _Mount:
 
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
-        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
-        # and that waits for us.
-        if any(mount.device == self._device for mount in mountinfo.read()):
-            self._detach()  # the connection was aborted: nobody will ever answer there
         runtime.remove(self._device)
         if self._copy.persistent:
             self._copy.release()
         else:
             self._copy.discard()
         what = "kept" if self._copy.persistent else "discarded"
-        log.info(
-            "%s is unmounted, and the copy %s is %s",
-            self._config.mountpoint,
-            self._config.copy,
-            what,
-        )
+        where, name = self._config.mountpoint, self._config.copy
+        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
+        # and that waits for us.
+        if any(mount.device == self._device for mount in mountinfo.read()):
+            log.warning(
+                "the connection of %s was aborted, and the copy %s is %s: unmount it with "
+                "cowfs umount %s; until then it answers ENOTCONN",
+                *(where, name, what, where),
+            )
+        else:
+            log.info("%s is unmounted, and the copy %s is %s", where, name, what)
 
 
 def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:

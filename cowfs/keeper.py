@@ -59,7 +59,9 @@ BUNCH = 0.005
 BUFFER = 8 << 20
 HANDOVER = 5
 
+# As in `errors.py`, which is not imported.
 INTERNAL_ERROR = 4
+MOUNT_FAILURE = 32
 
 _SO_SNDBUFFORCE = 32
 
@@ -364,6 +366,14 @@ class Keeper:
         self.daemon = None
         if daemon.bye is not None:
             self.exit_code = daemon.bye
+            return
+        if DEVICE not in self.held and daemon.ready:
+            log(
+                f"the daemon {daemon.pid} ended ({how}), and this kernel lets no other one go on "
+                "(Linux 6.9 does): the mount answers ENOTCONN; unmount it with cowfs umount, and "
+                "mount it again"
+            )
+            self.exit_code = MOUNT_FAILURE
             return
         if DEVICE not in self.held:
             self._answer_failure(

@@ -30,6 +30,7 @@ _MOUNT_EXIT_CODES = {
 ENVIRONMENT = {
     "COWFS_DEBUG": "When it is set, an internal error is shown with its traceback.",
     "COWFS_IO_URING": "With off, cowfs import copies without io_uring.",
+    "COWFS_RESEND": "With off, a mount does as on Linux before 6.9: its daemon has no successor.",
 }
 
 FILES = {

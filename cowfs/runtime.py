@@ -37,7 +37,8 @@ class Record:
     """One running mount.
 
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
-    options: as they were given, one value of -o. version: of the cowfs that serves.
+    options: as they were given, one value of -o. version: of the cowfs that serves. replaceable:
+    whether another daemon could go on with the mount.
     """
 
     device: str
@@ -52,6 +53,7 @@ class Record:
     options: str
     persistent: bool
     version: str = ""
+    replaceable: bool = True
 
 
 _FIELDS = tuple(field.name for field in fields(Record))

@@ -439,6 +439,11 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def outlive_parent() -> None:
+    """Take `die_with_parent` back."""
+    _call(_libc.prctl, _PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def open_read_only(dir_fd: int) -> int:
     """A descriptor (O_PATH) of the same directory in a mount of its own, which nobody else sees and
     in which nothing can be opened for writing: EROFS, whoever asks, the kernel included.

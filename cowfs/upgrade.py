@@ -42,6 +42,13 @@ def records(mountpoint: str | None) -> list[Record]:
 
 def upgrade(record: Record) -> str:
     """Take one mount over; the line that says so.  MountFailure: the last version serves it on."""
+    if not record.replaceable:
+        raise MountFailure(
+            f"{record.mountpoint} cannot be taken over: this kernel (Linux {os.uname().release}) "
+            "sends a mount's requests to one daemon only, 6.9 and later to the next one, too; "
+            f"cowfs {record.version} serves it as before. Once nobody uses it, unmount it and "
+            "mount it again"
+        )
     try:
         reply = _ask(record)
     except PermissionError:

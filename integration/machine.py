@@ -177,7 +177,7 @@ class Machine:
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
         while time.monotonic() < deadline and self._nspawn.poll() is None:
             for child in children.read_text().split():
-                with suppress(FileNotFoundError):  # one that has ended meanwhile
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
                     if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
                         return int(child)
             time.sleep(0.05)

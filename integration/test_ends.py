@@ -85,6 +85,28 @@ def test_daemon_that_dies_after_its_volume_was_shut_down_leaves_errors_and_no_ha
         assert subprocess.run(["timeout", "20", "ls", root], capture_output=True).returncode == 2
 
 
+def test_an_aborted_connection_leaves_an_error_and_never_the_directory_below(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy.mountpoint()
+    covered = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        mount_copy(model, root, "copy=aborted")
+        record = mount_copy.record(root)
+        (root / "kept").write_text("from before")
+        assert kernel.abort_connections() == [str(root)]
+        assert kernel.wait_for_end(record["keeper_pid"], 20)
+        with pytest.raises(OSError, match="not connected"):
+            (root / "checkpoint").write_text("lost")
+        assert os.listdir(covered) == []
+        assert f"unmount it with cowfs umount {root}" in mount_copy.log(root)
+        cowfs("umount", root)
+    finally:
+        os.close(covered)
+    mount_copy(model, root, "copy=aborted")
+    assert (root / "kept").read_text() == "from before"
+
+
 def test_mount_in_a_namespace_that_ends_goes_with_it(
     mount_copy: MountCopy, model: Path, tmp_path: Path
 ) -> None:

@@ -281,6 +281,50 @@ def test_a_daemon_that_is_killed_goes_unnoticed_by_a_reader(
     )
 
 
+def test_without_resend_a_dead_daemon_ends_the_service_and_leaves_an_error(
+    machine: Machine, services: Services
+) -> None:
+    # As on a kernel before 6.9. Nobody writes to the directory below, and no restart hides the end.
+    unit = services.add("dead")
+    services.add_directives("dead", "Service", "Environment=COWFS_RESEND=off")
+    machine.sh(f"systemctl start {unit}")
+    machine.sh(f"kill -KILL {daemon_of(machine, '/srv/dead')}")
+    machine.wait_until(f"systemctl is-failed {unit}")
+    assert machine.show(unit, "NRestarts") == "0"
+    assert machine.run("touch", "/srv/dead/checkpoint", check=False).returncode == 1
+    machine.sh("cowfs umount /srv/dead; test ! -e /srv/dead/checkpoint")
+    machine.sh(f"systemctl start {unit}; cat /srv/dead/config.json")
+
+
+def test_without_resend_a_restart_leaves_what_is_in_use(
+    machine: Machine, services: Services
+) -> None:
+    unit = services.add("stays")
+    services.add_directives("stays", "Service", "Environment=COWFS_RESEND=off")
+    machine.sh(f"systemctl start {unit}")
+    daemon = daemon_of(machine, "/srv/stays")
+    with reading(machine, "/srv/stays/weights"):
+        machine.run("systemctl", "restart", unit, check=False)
+        assert daemon_of(machine, "/srv/stays") == daemon
+        machine.sh("echo changed >/srv/stays/config.json")
+    machine.sh("cowfs umount /srv/stays")
+    machine.wait_until(f"systemctl is-active {unit}")  # it was asked to start, after all
+    assert machine.sh("cat /srv/stays/config.json") == "changed"
+
+
+def test_without_resend_a_mount_outlives_its_keeper(machine: Machine, services: Services) -> None:
+    unit = services.add("alone")
+    services.add_directives("alone", "Service", "Environment=COWFS_RESEND=off")
+    machine.sh(f"systemctl start {unit}")
+    with reading(machine, "/srv/alone/weights"):
+        machine.sh(f"kill -KILL {machine.show(unit, 'MainPID')}")
+        machine.wait_until(f"! systemctl is-active {unit}")
+        machine.sh("echo changed >/srv/alone/config.json")
+    machine.sh("cowfs umount /srv/alone")
+    machine.wait_until(f"systemctl is-active {unit}")
+    assert machine.sh("cat /srv/alone/config.json") == "changed"
+
+
 def test_the_sandbox_keeps_nobody_from_using_the_copy(machine: Machine, services: Services) -> None:
     unit = services.add("free", "passthrough=off")
     machine.sh(f"systemctl start {unit}")

@@ -98,6 +98,11 @@ class Channel:
         """What was agreed with the kernel; False before `start`."""
 
     @property
+    def resends(self) -> bool:
+        """Whether the kernel has FUSE_NOTIFY_RESEND (Linux 6.9), without which nobody can go on
+        with the connection; False before `start`."""
+
+    @property
     def max_stack_depth(self) -> int:
         """How many filesystems may be stacked, as agreed with the kernel: always 1. A backing file
         on overlayfs gives ELOOP."""

@@ -684,6 +684,13 @@ static PyObject *Channel_get_closed_fd(PyObject *self, void *closure)
 	return ch ? PyLong_FromLong(ch->closed_fd) : NULL;
 }
 
+static PyObject *Channel_get_resends(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyBool_FromLong(ch->resends) : NULL;
+}
+
 static PyObject *Channel_get_passthrough(PyObject *self, void *closure)
 {
 	struct channel *ch = channel_of(self);
@@ -760,6 +767,7 @@ static PyGetSetDef channel_getset[] = {
 	{"dev_fd", Channel_get_dev_fd, NULL, NULL, NULL},
 	{"ledger_fd", Channel_get_ledger_fd, NULL, NULL, NULL},
 	{"passthrough", Channel_get_passthrough, NULL, NULL, NULL},
+	{"resends", Channel_get_resends, NULL, NULL, NULL},
 	{"max_stack_depth", Channel_get_max_stack_depth, NULL, NULL, NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };

@@ -76,6 +76,7 @@ struct channel {
 
 	bool want_passthrough; /* never changes */
 	bool passthrough;      /* set by channel_start() before any thread runs */
+	bool resends;	       /* the same: whether another channel could go on with the connection */
 	uint8_t setxattr_head; /* the same: bytes before the name in a SETXATTR */
 	uint64_t root_ino;     /* never changes; the inode number shown for node id 1 */
 

@@ -160,10 +160,17 @@ static int read_init(struct channel *ch, struct init_request *init)
 	return 0;
 }
 
+static uint64_t offers(const struct wire_init_in_ext *in)
+{
+	uint64_t flags = in->base.flags;
+
+	return flags & FUSE_INIT_EXT ? flags | (uint64_t)in->flags2 << 32 : flags;
+}
+
 /* What this channel agrees on, given what the kernel offers. */
 static struct wire_init_out agree(const struct channel *ch, const struct wire_init_in_ext *in)
 {
-	uint64_t offered = in->base.flags;
+	uint64_t offered = offers(in);
 	uint64_t agreed;
 	struct wire_init_out out = {
 		.major = FUSE_KERNEL_VERSION,
@@ -176,8 +183,6 @@ static struct wire_init_out agree(const struct channel *ch, const struct wire_in
 		.max_pages = WIRE_MAX_DATA / 4096,
 	};
 
-	if (offered & FUSE_INIT_EXT)
-		offered |= (uint64_t)in->flags2 << 32;
 	agreed = offered & wanted;
 	if (ch->want_passthrough && (offered & FUSE_PASSTHROUGH) && (agreed & FUSE_INIT_EXT)) {
 		agreed |= FUSE_PASSTHROUGH;
@@ -188,11 +193,13 @@ static struct wire_init_out agree(const struct channel *ch, const struct wire_in
 	return out;
 }
 
-static void note_agreement(struct channel *ch, const struct wire_init_out *out)
+static void note_agreement(struct channel *ch, const struct wire_init_in_ext *in,
+			   const struct wire_init_out *out)
 {
 	uint64_t agreed = out->flags | (uint64_t)out->flags2 << 32;
 
 	ch->passthrough = agreed & FUSE_PASSTHROUGH;
+	ch->resends = offers(in) & FUSE_HAS_RESEND;
 	ch->nodes.may_bypass = agreed & FUSE_DIRECT_IO_ALLOW_MMAP;
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
@@ -251,7 +258,7 @@ int channel_start(struct channel *ch)
 	init.head = request.head;
 	init.in = request.in;
 	init.out = agree(ch, &request.in);
-	note_agreement(ch, &init.out);
+	note_agreement(ch, &init.in, &init.out);
 	ledger_set_init(ch->ledger, &init);
 	err = kernel_answer(ch, init.head.unique, 0, &init.out, sizeof(init.out));
 	if (!err)
@@ -279,7 +286,7 @@ int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
 	 * something else was. */
 	if (memcmp(&out, &init->out, sizeof(out)))
 		return -EPROTO;
-	note_agreement(ch, &out);
+	note_agreement(ch, &init->in, &out);
 	err = replay_init(ch, init);
 	if (err)
 		return err;

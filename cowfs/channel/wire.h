@@ -45,6 +45,7 @@ struct fuse_statx_in {
 
 #if FUSE_KERNEL_MINOR_VERSION < 40
 #define FUSE_PASSTHROUGH (UINT64_C(1) << 37)
+#define FUSE_HAS_RESEND (UINT64_C(1) << 39)
 #define FOPEN_PASSTHROUGH (1 << 7)
 struct fuse_backing_map {
 	int32_t fd;
