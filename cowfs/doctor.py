@@ -21,9 +21,10 @@ from cowfs.errors import CowfsError, UsageError
 
 Status = Literal["ok", "degraded", "failed"]
 
-# openat2(2) is of 5.6, the mount id in statx(2) of 5.8.
-_OLDEST_KERNEL = (5, 8)
-_PASSTHROUGH_KERNEL = (6, 9)
+# The oldest that is tested. openat2(2) is of 5.6, the mount id in statx(2) of 5.8.
+_OLDEST_KERNEL = (5, 10)
+# FALLOC_FL_ZERO_RANGE in FUSE, of which INIT says nothing.
+_ZERO_RANGE_KERNEL = (5, 14)
 
 # What sealing and copy-up do beside mounting, by number of <linux/capability.h>.
 _CAPABILITIES = {
@@ -68,6 +69,7 @@ def examine(path: str | None) -> list[Finding]:
         _privileges(),
         _fuse_device(),
         _passthrough(volume or "/dev/shm"),  # noqa: S108 -- only a volume to try it with
+        *_fuse_features(),
         _io_uring(),
         reflink,
         *_libraries(),
@@ -103,18 +105,14 @@ def _directory(path: str) -> str:
 
 def _kernel() -> Finding:
     release = os.uname().release
-    match = re.match(r"(\d+)\.(\d+)", release)
-    version = (int(match[1]), int(match[2])) if match else (0, 0)
-    if version < _OLDEST_KERNEL:
-        return Finding("kernel", "failed", f"Linux {release}", "use Linux 5.8 or newer")
-    if version < _PASSTHROUGH_KERNEL:
-        return Finding(
-            "kernel",
-            "degraded",
-            f"Linux {release}: no FUSE passthrough, files are read through the daemon",
-            "use Linux 6.9 or newer for the speed of XFS",
-        )
+    if _kernel_version() < _OLDEST_KERNEL:
+        return Finding("kernel", "failed", f"Linux {release}", "use Linux 5.10 or newer")
     return Finding("kernel", "ok", f"Linux {release}")
+
+
+def _kernel_version() -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _privileges() -> Finding:
@@ -155,6 +153,43 @@ def _passthrough(directory: str) -> Finding:
     return Finding(
         "passthrough", "degraded", f"{refusal}; files are read through the daemon", remedy
     )
+
+
+def _fuse_features() -> Iterator[Finding]:
+    """What the kernel's FUSE has, beside passthrough; see docs/kernels.md."""
+    try:
+        offered = probes.fuse()
+    except OSError:
+        return  # what stops it has its own line
+    if offered.resends:
+        yield Finding("survival", "ok", "a mount outlives its daemon, and is upgraded while in use")
+    else:
+        yield Finding(
+            "survival",
+            "degraded",
+            "the kernel does not send requests again: a mount whose daemon dies answers ENOTCONN, "
+            "and upgrades leave running mounts alone",
+            "use Linux 6.9 or newer, or unmount before an upgrade",
+        )
+    missing = [
+        name
+        for name, is_there in (
+            ("O_TMPFILE (6.1)", offered.has_tmpfile),
+            ("birth times (6.6)", offered.has_birth_times),
+            ("FALLOC_FL_ZERO_RANGE (5.14)", _kernel_version() >= _ZERO_RANGE_KERNEL),
+            ("setgid cleared by another's ACL (5.13)", offered.says_who_sets_an_acl),
+        )
+        if not is_there
+    ]
+    if missing:
+        yield Finding(
+            "calls",
+            "degraded",
+            f"the kernel's FUSE has no {', '.join(missing)}: such calls fail or differ in a copy",
+            "use the Linux in brackets, or programs that do without",
+        )
+    else:
+        yield Finding("calls", "ok", "the kernel's FUSE has all that a copy can answer")
 
 
 def _io_uring() -> Finding:

@@ -1,4 +1,4 @@
-"""Questions to the kernel that only trying answers: does FICLONE work here, does FUSE passthrough?
+"""Questions to the kernel that only trying answers: does FICLONE work here, what has its FUSE?
 
 Each probe does the real thing in the smallest way and takes it back. The FUSE superblock of the
 passthrough probe is never attached to the mount tree (fsopen(2)), so that nobody can see it and
@@ -13,6 +13,9 @@ import fcntl
 import os
 import select
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from cowfs import syscalls
 
@@ -31,7 +34,9 @@ _INIT_IN = struct.Struct("<IIIII")  # major, minor, max_readahead, flags, flags2
 _INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
 _FUSE_INIT = 26
 _INIT_EXT = 1 << 30
-_PASSTHROUGH_FLAGS2 = 1 << 5  # bit 37 of the 64
+_SETXATTR_EXT = 1 << 29
+_PASSTHROUGH = 1 << 37
+_HAS_RESEND = 1 << 39
 _BACKING_MAP = struct.Struct("<iIQ")
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
@@ -54,21 +59,54 @@ def reflink(directory: str) -> None:
         os.close(dir_fd)
 
 
-def passthrough(directory: str) -> str | None:
-    """None when a file of the directory's volume can back a FUSE file; else why not.
+class Fuse(NamedTuple):
+    """What the kernel offers in its INIT: protocol 7.*minor*, and the flags."""
 
-    OSError when FUSE itself does not work: no /dev/fuse, no permission, no fsopen(2).
+    minor: int
+    flags: int
+
+    @property
+    def has_passthrough(self) -> bool:
+        """FUSE_PASSTHROUGH, Linux 6.9."""
+        return bool(self.flags & _PASSTHROUGH)
+
+    @property
+    def resends(self) -> bool:
+        """FUSE_NOTIFY_RESEND, Linux 6.9."""
+        return bool(self.flags & _HAS_RESEND)
+
+    @property
+    def has_tmpfile(self) -> bool:
+        """FUSE_TMPFILE, Linux 6.1."""
+        return self.minor >= 37
+
+    @property
+    def has_birth_times(self) -> bool:
+        """FUSE_STATX, Linux 6.6."""
+        return self.minor >= 39
+
+    @property
+    def says_who_sets_an_acl(self) -> bool:
+        """FUSE_SETXATTR_ACL_KILL_SGID, Linux 5.13."""
+        return bool(self.flags & _SETXATTR_EXT)
+
+
+def fuse() -> Fuse:
+    """OSError when FUSE itself does not work: no /dev/fuse, no permission, no fsopen(2)."""
+    with _connection() as device:
+        return _read_init(device)[0]
+
+
+def passthrough(directory: str) -> str | None:
+    """None when a file of the directory's volume can back a FUSE file; else why not. OSError: as
+    `fuse`.
     """
-    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        superblock = _fuse_superblock(fuse)
-        try:
-            refusal = _negotiate(fuse)
-            return refusal if refusal is not None else _register(fuse, directory)
-        finally:
-            os.close(superblock)
-    finally:
-        os.close(fuse)
+    with _connection() as device:
+        offered, unique = _read_init(device)
+        if not offered.has_passthrough:
+            return f"FUSE 7.{offered.minor} of this kernel does not have it; Linux 6.9 does"
+        _agree_on_passthrough(device, offered, unique)
+        return _register(device, directory)
 
 
 class _tmpfile:  # noqa: N801 -- used as a function
@@ -80,6 +118,20 @@ class _tmpfile:  # noqa: N801 -- used as a function
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+
+
+@contextmanager
+def _connection() -> Iterator[int]:
+    """A new FUSE connection, whose INIT can be read."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        superblock = _fuse_superblock(device)
+        try:
+            yield device
+        finally:
+            os.close(superblock)
+    finally:
+        os.close(device)
 
 
 def _fuse_superblock(fuse: int) -> int:
@@ -101,24 +153,26 @@ def _fuse_superblock(fuse: int) -> int:
     return context
 
 
-def _negotiate(fuse: int) -> str | None:
-    """Answer the kernel's INIT with passthrough on; why it is not to be had, else None."""
+def _read_init(fuse: int) -> tuple[Fuse, int]:
+    """What the kernel offers, and the number of its request. OSError."""
     poll = select.poll()
     poll.register(fuse, select.POLLIN)
     if not poll.poll(_PATIENCE_MS):
-        return "the kernel did not start the FUSE connection"
+        raise OSError(errno.ETIMEDOUT, "the kernel did not start the FUSE connection")
     request = os.read(fuse, 1 << 17)
     _, opcode, unique, *_ = _IN_HEADER.unpack_from(request)
     if opcode != _FUSE_INIT:
-        return f"the kernel began with request {opcode} instead of INIT"
-    major, minor, _, flags, flags2 = _INIT_IN.unpack_from(
+        raise OSError(errno.EPROTO, f"the kernel began with request {opcode} instead of INIT")
+    _, minor, _, flags, flags2 = _INIT_IN.unpack_from(
         request.ljust(_IN_HEADER.size + _INIT_IN.size, b"\0"), _IN_HEADER.size
     )
-    if not (flags & _INIT_EXT and flags2 & _PASSTHROUGH_FLAGS2):
-        return f"FUSE protocol {major}.{minor} of this kernel does not have it; Linux 6.9 does"
-    body = _INIT_OUT.pack(major, minor, 0, _INIT_EXT, 0, 0, 4096, 1, 0, 0, _PASSTHROUGH_FLAGS2, 1)
+    return Fuse(minor, flags | flags2 << 32 if flags & _INIT_EXT else flags), unique
+
+
+def _agree_on_passthrough(fuse: int, offered: Fuse, unique: int) -> None:
+    flags2 = _PASSTHROUGH >> 32
+    body = _INIT_OUT.pack(7, offered.minor, 0, _INIT_EXT, 0, 0, 4096, 1, 0, 0, flags2, 1)
     os.write(fuse, _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, unique) + body)
-    return None
 
 
 def _register(fuse: int, directory: str) -> str | None:

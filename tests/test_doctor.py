@@ -22,6 +22,7 @@ def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "has_capability", lambda _: True)
     monkeypatch.setattr(preflight, "require_fuse_device", lambda: None)
     monkeypatch.setattr(probes, "passthrough", lambda _: None)
+    monkeypatch.setattr(probes, "fuse", lambda: probes.Fuse(45, (1 << 64) - 1))
     monkeypatch.setattr(probes, "reflink", lambda _: None)
     release = os.uname_result(("Linux", "host", "6.18.0-test", "#1", "x86_64"))
     monkeypatch.setattr(os, "uname", lambda: release)
@@ -40,12 +41,28 @@ def refusing(code: int) -> object:
     return refuse
 
 
-def test_an_old_kernel_is_slow_and_a_very_old_one_does_not_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for release, status in (("6.9.1", "ok"), ("6.8.12-1-pve", "degraded"), ("5.4.0", "failed")):
+def test_a_very_old_kernel_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, status in (("6.9.1", "ok"), ("5.10.0-34-amd64", "ok"), ("5.4.0", "failed")):
         monkeypatch.setattr(os, "uname", lambda r=release: os.uname_result(("", "", r, "", "")))
         assert finding("kernel").status == status
+
+
+def test_what_the_fuse_of_a_kernel_lacks_is_told_in_one_line_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert {finding(name).status for name in ("survival", "calls")} == {"ok"}
+    debian_11 = os.uname_result(("", "", "5.10.0-34-amd64", "", ""))
+    monkeypatch.setattr(os, "uname", lambda: debian_11)
+    monkeypatch.setattr(probes, "fuse", lambda: probes.Fuse(32, 0))
+    survival = finding("survival")
+    assert survival.status == "degraded"
+    assert "answers ENOTCONN" in survival.detail
+    assert "Linux 6.9" in str(survival.remedy)
+    calls = finding("calls")
+    assert calls.status == "degraded"
+    for name in ("O_TMPFILE", "birth times", "FALLOC_FL_ZERO_RANGE", "ACL"):
+        assert name in calls.detail
+    assert doctor.would_mount([survival, calls])
 
 
 def test_missing_privileges_stop_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
