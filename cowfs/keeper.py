@@ -49,7 +49,8 @@ LONGEST_PAUSE = 5.0
 HOPELESS = 10
 # A daemon that says nothing for so long is stuck before it begins: seconds.
 STARTING = 60.0
-# Between the end of what a daemon says and its own: seconds.
+# Between the end of what a daemon says and its own, and how long a ping has no answer before a
+# daemon may be one that cannot end: seconds.
 ENDING = 0.5
 # Between the request for its stacks and the end of a daemon that is stuck: seconds.
 STACKS = 0.5
@@ -207,6 +208,8 @@ class Keeper:
         daemon = self.daemon
         if daemon is not None and daemon.watchdog:
             times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
+        if daemon is not None and daemon.pinged:
+            times.append(time.monotonic() + ENDING)
         times += [starting.started + STARTING for starting in self._starting()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
@@ -232,6 +235,8 @@ class Keeper:
                 self._start()
                 if self.daemon is not None:
                     self._hand_over(self.daemon)
+        elif daemon.pinged and now >= daemon.pinged + ENDING and _cannot_end(daemon.pid):
+            self._go_on_without(daemon)
         elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
             self._end_stuck(daemon)
         elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
@@ -265,7 +270,8 @@ class Keeper:
         for daemon in (self.daemon, self.standby):
             if daemon is not None:
                 daemon.signal(signal.SIGKILL)
-                self._reap(daemon.pid)
+                while not (_wait_for_end(daemon.pid, ENDING) or _cannot_end(daemon.pid)):
+                    pass
                 self._drain(daemon)
         self.exit_code = 0
 
@@ -349,9 +355,16 @@ class Keeper:
         if self.asking is not None and daemon.command == self.command:
             self._reply(f"ok {daemon.pid}")
 
+    def _go_on_without(self, daemon: Daemon) -> None:
+        """It was killed, but for a thread that ends when the next daemon has answered its call."""
+        log(f"a thread of the daemon {daemon.pid} waits in the kernel, and is not waited for")
+        self._gone(daemon.pid, "its end is under way")
+
     def _ended(self, pid: int, code: int) -> None:
         """A child has ended; whichever it was."""
-        how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        self._gone(pid, f"exit code {code}" if code >= 0 else f"killed by signal {-code}")
+
+    def _gone(self, pid: int, how: str) -> None:
         if self.standby is not None and pid == self.standby.pid:
             self.standby.sock.close()
             self.standby = None
@@ -422,8 +435,8 @@ class Keeper:
             f"the daemon {daemon.pid} has answered nothing for {daemon.watchdog:g} s and is "
             "replaced; it was here:"
         )
-        for line in _kernel_stacks(daemon.pid):
-            log("  " + line)
+        for task, state, frames in _threads(daemon.pid):
+            log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
         daemon.pinged = time.monotonic() + 3600  # it has had its last chance
         # It writes the stacks of its Python threads (faulthandler), if it still can.
         daemon.signal(signal.SIGUSR2)
@@ -629,9 +642,9 @@ def _restore_oom_score(pid: int) -> None:
             pass
 
 
-def _kernel_stacks(pid: int) -> list[str]:
-    """State and kernel stack of each thread."""
-    lines = []
+def _threads(pid: int) -> list[tuple[str, str, list[str]]]:
+    """Number, state and kernel stack of each thread: proc_pid_stat(5), proc_pid_stack(5)."""
+    found = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             base = f"/proc/{pid}/task/{task}"
@@ -642,10 +655,27 @@ def _kernel_stacks(pid: int) -> list[str]:
                     frames = [line.split("] ")[-1].split("+")[0] for line in stack]
             except OSError:
                 frames = []
-            lines.append(f"thread {task}, state {state}: {' < '.join(frames[:8])}")
+            found.append((task, state, frames))
     except (OSError, IndexError):
         pass
-    return lines
+    return found
+
+
+def _cannot_end(pid: int) -> bool:
+    """Whether a daemon was killed, and what is left of it are threads that a FUSE mount keeps.
+
+    They wait past SIGKILL, for our own mount, and so for the next daemon.  One that is about to
+    change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
+    told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
+    """
+    first, others = None, []
+    for task, state, frames in _threads(pid):
+        if task == str(pid):
+            first = state
+        elif state not in "ZX":
+            others.append(frames)
+    waiting = (any("fuse_" in frame for frame in frames) for frames in others)
+    return first == "Z" and bool(others) and all(waiting)
 
 
 def main(arguments: list[str]) -> int:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from integration import kernel
-from integration.command import cowfs
+from integration.command import cowfs, run
 from integration.mounts import RECORDS, MountCopy, daemon_of
+from integration.otherversion import OtherVersion
 from integration.takeoverload import Load, Report, make_source
 from integration.trees import differences, tree_state
 
@@ -137,6 +138,52 @@ def test_daemon_that_is_stuck_is_replaced(mount_copy: MountCopy, xfs: Path, mode
     assert said.count("has answered nothing for 1 s and is replaced; it was here:") == 2
     assert "state T" in said, "it says what each thread did"
     finish(mount_copy, source, root, "stuck", reports)
+
+
+def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for(
+    mount_plain: MountCopy, model: Path, tmp_path: Path
+) -> None:
+    # A thread that has told the kernel to drop a page waits until that page was read, and the
+    # READ waits for the next daemon. Here it waits for a mount that never answers: likewise.
+    silent = OtherVersion(tmp_path / "silent", "99.1")
+    silent.patch(
+        "operations.py",
+        r"            node, st = self\._overlay\.lookup\(parent, name\)\n        except",
+        '            if name == b"never": __import__("time").sleep(600)\n'
+        "            node, st = self._overlay.lookup(parent, name)\n        except",
+    )
+    trap = mount_plain.mountpoint()
+    run(*silent.command("mount", "-o", "watchdog=0", model, trap), cwd="/")
+    held = OtherVersion(tmp_path / "held", "99.2")
+    held.patch(
+        "daemon.py",
+        r"        self\.was_ready = True\n",
+        "        self.was_ready = True\n"
+        "        import threading\n"
+        f"        threading.Thread(target=os.access, args=({str(trap / 'never')!r}, 0)).start()\n",
+    )
+    root = mount_plain.mountpoint()
+    run(*held.command("mount", "-o", "watchdog=4", model, root), cwd="/")
+    (root / "new").write_text("before")
+    killed = mount_plain.wait_until_served(root)
+    deadline = time.monotonic() + 20
+    while "fuse_" not in _stacks(killed):
+        assert time.monotonic() < deadline, "no thread of it waits"
+        time.sleep(0.05)
+    time.sleep(0.2)  # until the other daemon has read the request: before, SIGKILL ends it
+    os.kill(killed, signal.SIGKILL)
+    (root / "new").write_text("after")
+    assert mount_plain.daemon_pid(root) != killed
+    log = (RECORDS / f"{mount_plain.record(root)['device']}.log").read_text()
+    assert f"a thread of the daemon {killed} waits in the kernel" in log
+    assert not kernel.wait_for_end(killed, 0)
+    mount_plain.kill(trap)
+    assert kernel.wait_for_end(killed, 10)
+
+
+def _stacks(pid: int) -> str:
+    stacks = Path(f"/proc/{pid}/task").glob("*/stack")
+    return "".join(stack.read_text() for stack in stacks)
 
 
 class MemoryGroup:
