@@ -248,41 +248,85 @@ def test_a_removed_file_keeps_its_bytes_and_number_for_its_readers(passed: Path)
 
 # --- who watches, locks and leases ----------------------------------------------------------------
 
-IN_MODIFY, IN_CLOSE_WRITE, IN_OPEN = 0x2, 0x8, 0x20
+MODIFY, CLOSE_WRITE = 0x2, 0x8  # the same bits in inotify(7) and fanotify(7)
+_FAN_ON_CHILD = 0x08000000
+_FAN_EVENT = struct.Struct("IBBHQii")
+
+
+class Inotify:
+    """Watches one file, or directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        mask = MODIFY | CLOSE_WRITE
+        assert _LIBC.inotify_add_watch(self.fd, os.fsencode(path), mask) > 0
+
+    def events(self) -> int:
+        """The bits of all events that wait to be read."""
+        found = 0
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.fd, 65536)
+            while data:
+                _watch, mask, _cookie, length = struct.unpack_from("iIII", data)
+                found |= mask
+                data = data[16 + length :]
+        return found
+
+
+class Fanotify:
+    """The same, with a descriptor of the file in each event."""
+
+    _WHAT = 0x1  # FAN_MARK_ADD
+
+    def __init__(self, path: Path) -> None:
+        self.fd = _LIBC.fanotify_init(0x3, os.O_RDONLY | os.O_LARGEFILE)  # CLOEXEC, NONBLOCK
+        mask = ctypes.c_uint64(MODIFY | CLOSE_WRITE | (_FAN_ON_CHILD if path.is_dir() else 0))
+        what = ctypes.c_uint(self._WHAT)
+        assert _LIBC.fanotify_mark(self.fd, what, mask, -100, os.fsencode(path)) == 0
+
+    def events(self) -> int:
+        found = 0
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.fd, 65536)
+            while data:
+                length, _, _, _, mask, file, _pid = _FAN_EVENT.unpack_from(data)
+                assert os.pread(file, 4, 0) == NEW[:4]
+                os.close(file)
+                found |= mask
+                data = data[length:]
+        return found
+
+
+class FanotifyMount(Fanotify):
+    """Of the whole mount."""
+
+    _WHAT = 0x1 | 0x10  # FAN_MARK_MOUNT
+
+
+Watch = type[Inotify] | type[Fanotify]
 
 
 @contextlib.contextmanager
-def watch(path: Path, mask: int) -> Iterator[int]:
-    fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    assert _LIBC.inotify_add_watch(fd, os.fsencode(path), mask) > 0
+def watch(kind: Watch, path: Path) -> Iterator[Inotify | Fanotify]:
+    watching = kind(path)
     try:
-        yield fd
+        yield watching
     finally:
-        os.close(fd)
+        os.close(watching.fd)
 
 
-def events(fd: int) -> int:
-    """The bits of all events that wait to be read."""
-    found = 0
-    with contextlib.suppress(BlockingIOError):
-        data = os.read(fd, 65536)
-        while data:
-            _watch, mask, _cookie, length = struct.unpack_from("iIII", data)
-            found |= mask
-            data = data[16 + length :]
-    return found
-
-
-def test_a_watch_of_the_directory_tells_of_every_write(weights: Path) -> None:
-    with weights.open("rb"), watch(weights.parent, IN_MODIFY | IN_CLOSE_WRITE) as fd:
+@pytest.mark.parametrize("kind", [Inotify, Fanotify, FanotifyMount])
+def test_a_watch_of_the_directory_tells_of_every_write(weights: Path, kind: Watch) -> None:
+    with weights.open("rb"), watch(kind, weights.parent) as watching:
         write(weights)
-        assert events(fd) == IN_MODIFY | IN_CLOSE_WRITE
+        assert watching.events() == MODIFY | CLOSE_WRITE
 
 
-def test_a_watch_of_a_file_without_readers_tells_of_every_write(weights: Path) -> None:
-    with watch(weights, IN_MODIFY | IN_CLOSE_WRITE) as fd:
+@pytest.mark.parametrize("kind", [Inotify, Fanotify, FanotifyMount])
+def test_a_watch_of_a_file_without_readers_tells_of_every_write(weights: Path, kind: Watch) -> None:
+    with watch(kind, weights) as watching:
         write(weights)
-        assert events(fd) == IN_MODIFY | IN_CLOSE_WRITE
+        assert watching.events() == MODIFY | CLOSE_WRITE
 
 
 @pytest.mark.parametrize("kind", ["flock", "posix", "ofd"])
