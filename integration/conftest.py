@@ -88,21 +88,27 @@ def session() -> Iterator[Watchdog]:
     """The session's directory and guard. At its end nothing of the session may be left."""
     if missing := _missing():
         pytest.exit(f"The integration tests cannot run: {missing}.", returncode=1)
-    # Of a worker of pytest-xdist, which is a session of its own: see test.sh.
-    worker = f"-{os.environ.get('PYTEST_XDIST_WORKER', '')}".rstrip("-")
-    os.environ[kernel.TOKEN] = os.environ.get(kernel.TOKEN, uuid.uuid4().hex) + worker
-    # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
-    base = os.environ.get(kernel.DIRECTORY, "/var/tmp")
-    directory = Path(tempfile.mkdtemp(prefix="cowfs-test-", dir=base))
-    directory.chmod(0o755)  # tests look into it as other users, too
-    os.environ[kernel.DIRECTORY] = str(directory)
+    os.environ.setdefault(kernel.TOKEN, uuid.uuid4().hex)
+    made = []
+    if kernel.DIRECTORY not in os.environ:
+        # /var/tmp is not on a tmpfs: the images may grow to gigabytes.
+        os.environ[kernel.DIRECTORY] = tempfile.mkdtemp(prefix="cowfs-test-", dir="/var/tmp")
+        made.append(kernel.session_dir())
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # a session of its own: see test.sh
+        os.environ[kernel.TOKEN] += f"-{worker}"
+        os.environ[kernel.DIRECTORY] += f"/{worker}"  # short: sockets are bound below it
+        kernel.session_dir().mkdir()
+        made.append(kernel.session_dir())
+    for directory in made:
+        directory.chmod(0o755)  # tests look into it as other users, too
     leaks = Leaks()
     watchdog = Watchdog()
     yield watchdog
     watchdog.close()
     complaints = leaks.take_away()
-    remove_tree(directory / "tmp")
-    directory.rmdir()
+    remove_tree(kernel.session_dir() / "tmp")
+    for directory in reversed(made):
+        directory.rmdir()
     assert not complaints, "this test run left things behind:\n" + "\n".join(complaints)
 
 
