@@ -193,7 +193,6 @@ static void note_agreement(struct channel *ch, const struct wire_init_out *out)
 	uint64_t agreed = out->flags | (uint64_t)out->flags2 << 32;
 
 	ch->passthrough = agreed & FUSE_PASSTHROUGH;
-	ch->nodes.may_bypass = agreed & FUSE_DIRECT_IO_ALLOW_MMAP;
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
 }
