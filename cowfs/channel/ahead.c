@@ -50,7 +50,7 @@ bool ahead_follows(struct stream *s, uint64_t offset, size_t size)
 /*
  * A mapping that nobody touches costs nothing, and mincore(2) looks at the file's pages. cachestat(2)
  * would count all of them, and is only there since Linux 6.5; a read with RWF_NOWAIT starts read-ahead
- * of a page or two where it finds nothing (since 5.9).
+ * of a page where it finds nothing (6.18).
  */
 bool ahead_is_in_memory(int fd, uint64_t offset, uint64_t size)
 {
