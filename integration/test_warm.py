@@ -318,6 +318,25 @@ def test_who_reads_here_and_there_is_not_read_ahead_of(
     assert 0 < resident(backing) < 8 * MIB
 
 
+def test_what_was_read_once_is_there_for_later_readers_and_mappings(
+    mount_plain: MountCopy, relayed: Path, weights: Path
+) -> None:
+    """Without passthrough, too: of the backing file nothing is left, and nobody asks for it."""
+    content = (weights / "model.bin").read_bytes()
+    backing = template(mount_plain, relayed) / "model.bin"
+    assert (relayed / "model.bin").read_bytes() == content
+    assert _eventually(lambda: resident(backing) == SIZE)  # also by who reads ahead
+    drop(backing)
+    with (relayed / "model.bin").open("rb") as file:
+        assert file.read() == content
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[:] == content
+    assert resident(backing) == 0
+    with (relayed / "model.bin").open("r+b", buffering=0) as file:
+        file.write(b"changed")
+    assert (relayed / "model.bin").read_bytes() == b"changed" + content[7:]
+
+
 def _eventually(holds: Callable[[], bool]) -> bool:
     end = time.monotonic() + 10
     while not holds():
