@@ -153,6 +153,11 @@ def test_a_file_with_other_attributes_is_warmed_where_it_is_read(
     assert resident(upper(mount_copy, mountpoint) / "model.bin") == 0
 
 
+def _is_whole(size: int) -> bool:
+    """A machine may take single pages away meanwhile (seen, of a file that nobody touched)."""
+    return SIZE - MIB < size <= SIZE
+
+
 def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
     mount_copy: MountCopy, mode: Mode, weights: Path
 ) -> None:
@@ -168,9 +173,11 @@ def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
             said = run(*as_user, COWFS, "warm", "--json", bound if not as_user else mountpoint)
             outcome = json.loads(said.stdout)
             assert (outcome["read"], outcome["errors"]) == (SIZE, [])
-            assert outcome["resident_after"] == (None if as_user else SIZE)
-            assert resident(backing) == SIZE
-            assert resident(bound / "model.bin") == (0 if mode == "passthrough" else SIZE)
+            after = outcome["resident_after"]
+            assert after is None if as_user else _is_whole(after)
+            assert _is_whole(resident(backing))
+            of_fuse = resident(bound / "model.bin")
+            assert of_fuse == 0 if mode == "passthrough" else _is_whole(of_fuse)
     finally:
         run("umount", bound)
 
