@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 BUSY = 0.3  # load of a core from which on a run says that it was disturbed
@@ -76,7 +76,10 @@ def _show_workload(workload: Mapping[str, Any]) -> None:
         print(f"  disturbed: somebody dropped the machine's caches {drops} times meanwhile")
 
 
-TARGET_HEAD = ("what", "against", "target", "measured", "single rounds", "")
+TARGET_HEAD = (
+    *("what", "against", "target", "measured", "single rounds"),
+    *("later passes", "measured", "single rounds", ""),
+)
 
 
 def target_row(target: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,20 +96,23 @@ def target_row(target: Mapping[str, Any]) -> tuple[str, ...]:
         limits.append(f">= {shown(target['at_least'])}")
     if target["at_most"] is not None:
         limits.append(f"<= {shown(target['at_most'])}")
-    spread = (
-        f"({shown(target['spread'][0])} .. {shown(target['spread'][1])})"
-        if target["spread"]
-        else ""
-    )
+    later = target["later"]
     met = {True: "met", False: "MISSED", None: "-"}[target["met"]]
     return (
         target["what"],
         target["against"],
         " and ".join(limits),
         shown(target["value"]),
-        spread,
+        _spread(target["spread"], shown),
+        f">= {shown(later['at_least'])}" if later else "",
+        shown(later["value"]) if later else "",
+        _spread(later["spread"], shown) if later else "",
         met,
     )
+
+
+def _spread(found: Sequence[float] | None, shown: Callable[[float], str]) -> str:
+    return f"({shown(found[0])} .. {shown(found[1])})" if found else ""
 
 
 def quantity(value: float, unit: str) -> str:

@@ -69,25 +69,21 @@ def _speed(metric: Metric, mine: float, other: float) -> float | None:
 
 
 def judge(target: Target, workload: Mapping[str, Any]) -> dict[str, Any]:
-    """A target beside what was measured; `met` is None where it could not be measured."""
-    value: float | None
-    over = _samples(target.over, workload)
-    under = _samples(target.under, workload) if target.under else None
-    spread: list[float] | None = None
-    if over is None or (target.under and not under):
-        value = None
-    elif under is not None:
-        value = median(over) / median(under) if median(under) else None
-        quotients = [a / b for a, b in zip(over, under, strict=False) if b]
-        spread = [min(quotients), max(quotients)] if quotients else None
-    else:
-        value = median(over)
-        spread = [min(over), max(over)]
+    """A target beside what was measured; `met` is None where it could not be measured.
+
+    What has a target for later passes is met when that is, too.
+    """
+    value, spread = _value(target.over, target.under, workload)
     met: bool | None = None
     if value is not None:
         met = (target.at_least is None or value >= target.at_least) and (
             target.at_most is None or value <= target.at_most
         )
+    later: dict[str, Any] | None = None
+    if target.later:
+        again, again_spread = _value(target.later.over, target.later.under, workload)
+        later = {"at_least": target.later.at_least, "value": again, "spread": again_spread}
+        met = None if met is None or again is None else met and again >= target.later.at_least
     return {
         "workload": workload["name"],
         "what": target.what,
@@ -97,8 +93,23 @@ def judge(target: Target, workload: Mapping[str, Any]) -> dict[str, Any]:
         "unit": target.unit,
         "value": value,
         "spread": spread,  # of the single rounds
+        "later": later,
         "met": met,
     }
+
+
+def _value(
+    numerator: Value, denominator: Value | None, workload: Mapping[str, Any]
+) -> tuple[float | None, list[float] | None]:
+    """A quotient of medians, or one median, and the smallest and largest of the single rounds."""
+    over = _samples(numerator, workload)
+    if denominator is None:
+        return (median(over), [min(over), max(over)]) if over else (None, None)
+    under = _samples(denominator, workload)
+    if not over or not under or not median(under):
+        return None, None
+    quotients = [a / b for a, b in zip(over, under, strict=False) if b]
+    return median(over) / median(under), [min(quotients), max(quotients)] if quotients else None
 
 
 def _samples(wanted: Value, workload: Mapping[str, Any]) -> list[float] | None:

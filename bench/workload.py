@@ -32,6 +32,15 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Later:
+    """What a target wants of the passes after the first one: a quotient of two medians."""
+
+    over: Value
+    under: Value
+    at_least: float
+
+
+@dataclass(frozen=True)
 class Target:
     """A row of the targets: the quotient of two medians, or one median, and its limit."""
 
@@ -42,6 +51,7 @@ class Target:
     at_least: float | None = None
     at_most: float | None = None
     unit: str = ""  # of a target without `under`
+    later: Later | None = None
 
 
 class Workload(ABC):
@@ -67,9 +77,24 @@ class Workload(ABC):
     ) -> AbstractContextManager[Callable[[int], Sample]]:
         """Set a peer up for the whole workload; what is yielded takes the sample of a round."""
 
-    def speed(self, what: str, metric: str, peer: str, reference: str, at_least: float) -> Target:
-        """A target on how fast `peer` is in units of how fast `reference` is."""
+    def speed(
+        self,
+        what: str,
+        metric: str,
+        peer: str,
+        reference: str,
+        at_least: float,
+        later: tuple[str, float] | None = None,
+    ) -> Target:
+        """A target on how fast `peer` is in units of how fast `reference` is.
+
+        `later`: metric and limit of the passes after the first one.
+        """
+        over, under = self._order(metric, peer, reference)
+        after = Later(*self._order(later[0], peer, reference), later[1]) if later else None
+        return Target(what, reference, over, under, at_least=at_least, later=after)
+
+    def _order(self, metric: str, peer: str, reference: str) -> tuple[Value, Value]:
         mine, other = Value(peer, metric), Value(reference, metric)
         higher = next(m.higher_is_better for m in self.metrics if m.key == metric)
-        over, under = (mine, other) if higher else (other, mine)
-        return Target(what, reference, over, under, at_least=at_least)
+        return (mine, other) if higher else (other, mine)

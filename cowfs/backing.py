@@ -44,8 +44,7 @@ a kill to leave, and each is made with `lock_of(node)` held:
 No step leads back: a private file stays private, and is never replaced.
 
 Without passthrough every open goes through the channel, and readers of the template's file are
-switched to the clone: nothing is replaced.  A large shared file is read past FUSE's pages: whoever
-reads a model once needs no second set of them, and one copy of the bytes less.
+switched to the clone: nothing is replaced.  FUSE keeps pages of its own then, for each copy.
 """
 
 from __future__ import annotations
@@ -291,10 +290,10 @@ class Backing:
 
     def _reading(self, shared: int) -> int:
         """How the kernel reads a template's file, given its descriptor."""
-        large = os.fstat(shared).st_size >= self._share_min
-        if self._passthrough and (large or self._read_only):
-            return PASSTHROUGH
-        return BYPASS if large else CACHED
+        if not self._passthrough:
+            return CACHED
+        large = self._read_only or os.fstat(shared).st_size >= self._share_min
+        return PASSTHROUGH if large else CACHED
 
     async def _is_changed_in_place(self, node: Node, shared: int) -> bool:
         """Whether a reader would miss what programs write to the file: not when it is read through

@@ -243,6 +243,6 @@ def _go_direct(fd: int, stack: contextlib.ExitStack) -> bool:
 def _is_cached(part: Part) -> bool:
     """Whether some of the source is in memory; True as well where the kernel does not tell."""
     try:
-        return syscalls.cachestat(part.source, part.start, part.end - part.start) > 0
+        return syscalls.pages_in_memory(part.source, part.start, part.end - part.start) > 0
     except OSError:
         return True

@@ -119,10 +119,6 @@ def warm(
             outcome.interrupted = True
         outcome.seconds = time.monotonic() - started
         outcome.resident_after = _total(_examine(found.files, jobs, Outcome()))
-        if outcome.read and not outcome.resident_after and any(f.mapped for f in found.files):
-            # What was read through a daemon, past pages of the mount's own, is in memory where
-            # nobody shows it to us.
-            outcome.resident_before = outcome.resident_after = None
     return outcome
 
 
@@ -203,14 +199,11 @@ def _look(fd: int, file: File) -> Callable[[int, int], int] | None:
     st = os.fstat(fd)
     if os.geteuid() not in (0, st.st_uid) and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
         return None
-    call = syscalls.mincore
-    if not file.mapped:
-        try:
-            syscalls.cachestat(fd, 0, 1)
-            call = syscalls.cachestat
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                return None
+    call = syscalls.mincore if file.mapped else syscalls.pages_in_memory
+    try:
+        call(fd, 0, 1)
+    except OSError:
+        return None
     return lambda offset, length: min(length, call(fd, offset, length) * mmap.PAGESIZE)
 
 

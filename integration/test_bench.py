@@ -47,11 +47,13 @@ def test_a_quick_run_measures_cowfs_and_writes_samples_medians_and_targets(tmp_p
             assert len(found["samples"]) == 3
             assert found["min"] <= found["median"] <= found["max"]
     assert all({"what", "value", "met"} <= target.keys() for target in result["targets"])
+    read = next(target for target in result["targets"] if target["workload"] == "seqread")
+    assert read["later"]["value"] > 0
     assert "Targets" in done.stdout
     assert list(tmp_path.iterdir()) == [written]
 
 
-@pytest.mark.parametrize("workload", ["coldread", "readers", "relayed", "willneed"])
+@pytest.mark.parametrize("workload", ["seqread", "mmap", "coldread", "readers", "willneed"])
 def test_what_a_daemon_does_itself_is_measured_with_what_it_costs(
     tmp_path: Path, workload: str
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import cli, warm, warmfiles
+from cowfs import cli, syscalls, warm, warmfiles
 
 MIB = 1 << 20
 
@@ -123,6 +123,31 @@ def test_who_may_not_know_what_is_in_memory_is_told_so_and_everything_is_read(
     assert outcome.read == 24 * MIB
     assert cli.main(["warm", str(files)]) == 0
     assert "in memory before: not told to this user" in capsys.readouterr().out
+
+
+def test_a_kernel_without_cachestat_tells_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.5. 4 MiB are in memory, since they were written; the rest is a hole."""
+    path = tmp_path / "a"
+    with path.open("wb", buffering=0) as file:
+        file.write(os.urandom(4 * MIB))
+        file.truncate(8 * MIB)
+    with path.open("rb") as file:
+
+        def told() -> list[int]:
+            ranges = [(0, 8 * MIB), (4096 + 5, MIB), (3 * MIB, 2 * MIB), (6 * MIB, MIB)]
+            return [syscalls.pages_in_memory(file.fileno(), *each) for each in ranges]
+
+        before = told()
+        assert before == [1024, 257, 256, 0]
+        monkeypatch.setattr(syscalls, "_SYS_CACHESTAT", 9999)
+        with pytest.raises(OSError, match="not implemented"):
+            syscalls.cachestat(file.fileno(), 0, 1)
+        assert told() == before
+    outcome = warm.warm([str(path)])
+    assert (outcome.bytes, outcome.resident_before, outcome.resident_after) == (4 * MIB,) * 3
+    assert outcome.read == 0
 
 
 @pytest.mark.parametrize("size", ["-1", "1.5G", "much", ""])

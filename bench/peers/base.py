@@ -28,6 +28,15 @@ class View:
     daemons: Callable[[], list[int]] = list  # processes that serve it
     is_fuse: bool = False
 
+    def drop(self, *paths: Path) -> None:
+        """Drop the pages that FUSE has of these files; those of the files behind it stay."""
+        for path in paths if self.is_fuse else ():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
     @property
     def connection(self) -> int | None:
         """Minor device number of a FUSE mount, by which the kernel names its connection."""

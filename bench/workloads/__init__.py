@@ -17,7 +17,6 @@ from .openclose import OpenClose
 from .overwrite import Overwrite
 from .random import Random
 from .readers import Readers
-from .relayed import Relayed
 from .seqread import SequentialRead
 from .warm import Warm
 from .willneed import WillNeed
@@ -41,7 +40,6 @@ WORKLOADS: dict[str, Workload] = {
         OpenClose(),
         Lookup(),
         Readdir(),
-        Relayed(),
         Readers(),
         Memory(),
         Clone(),

@@ -21,7 +21,8 @@ SHARE = 0.6
 class Readers(Workload):
     """Warm files, not the same one four times: whoever serves them has to do so in parallel.
 
-    A FUSE file's own pages are dropped before each read, so that every byte crosses the daemon.
+    A FUSE file's own pages are dropped before each read but `again`, so that every byte crosses the
+    daemon.
     """
 
     name = "readers"
@@ -29,6 +30,7 @@ class Readers(Workload):
     metrics = (
         Metric("turns", "one after another", "s"),
         Metric("once", "at once", "s"),
+        Metric("again", "at once, again", "s"),
         Metric("cpu", "daemon's CPU a GiB", "s"),
     )
     peers = ("native", "fuse-overlayfs", "pyfuse3", "cowfs", "cowfs-off")
@@ -44,7 +46,10 @@ class Readers(Workload):
                 at_least=SHARE * processors,
             ),
             self.speed(
-                "four readers at once, passthrough=off", "once", "cowfs-off", "fuse-overlayfs", 1.5
+                "four readers at once, passthrough=off",
+                *("once", "cowfs-off", "fuse-overlayfs"),
+                1.0,
+                ("again", 0.95),
             ),
         )
 
@@ -73,19 +78,14 @@ class Readers(Workload):
             daemons = view.daemons()
             env.probe.readers(paths)
 
-            def drop() -> None:
-                for path in paths if view.is_fuse else []:
-                    fd = os.open(path, os.O_RDONLY)
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                    os.close(fd)
-
             def sample(_number: int) -> Sample:
-                drop()
+                view.drop(*paths)
                 turns = sum(env.probe.read(path) for path in paths)
-                drop()
+                view.drop(*paths)
                 before = process_seconds(daemons)
                 taken = {"turns": turns, "once": env.probe.readers(paths)}
                 used = process_seconds(daemons) - before
+                taken["again"] = env.probe.readers(paths)
                 size = self._size(env) * READERS
                 return taken | ({"cpu": used * GIB / size} if daemons else {})
 

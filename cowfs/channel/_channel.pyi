@@ -125,7 +125,7 @@ class Channel:
     def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
         """Back the node by `fd` and count one open.
 
-        `reading` is CACHED, PASSTHROUGH or BYPASS, which is CACHED on kernels before 6.6.
+        `reading` is CACHED, PASSTHROUGH or BYPASS, which is for two nodes of one file.
 
         Takes `fd` over and closes it on every error: EEXIST when something backs the node already,
         or what the kernel says to the registration of a backing id (EPERM, ELOOP, EOPNOTSUPP, ...).

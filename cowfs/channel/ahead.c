@@ -1,23 +1,27 @@
 #include "ahead.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 /* How far in front of the reader, in bytes. More than two of the kernel's own windows (twice the
- * read-ahead limit of the device): what it has asked the disk for counts as being in memory. */
+ * read-ahead limit of the device). */
 #define DISTANCE (16u * 1024u * 1024u)
 
 /* What is brought in at a time, in bytes; between two of them it is seen how far the reader is. */
 #define STEP (1024u * 1024u)
 
+/* One page in so many bytes says whether they are in memory: less than the kernel ever reads ahead of
+ * a reader in sequence, so that what a reader has left there is found, and what it has not. */
+#define SAMPLE (128u * 1024u)
+
+/* Reads so close to each other, in bytes, follow each other: the kernel reads ahead into FUSE's pages in
+ * several requests, which several workers take in any order. */
+#define NEAR (2u * 1024u * 1024u)
+
 /* So many workers at most, so that there are always others for requests. */
 #define MAX_AHEAD 4
-
-#ifndef SYS_cachestat
-#define SYS_cachestat 451 /* the same on every architecture */
-#endif
 
 void ahead_init(struct ahead *a)
 {
@@ -33,21 +37,36 @@ void ahead_destroy(struct ahead *a)
 
 bool ahead_follows(struct stream *s, uint64_t offset, size_t size)
 {
-	return atomic_exchange(&s->next, offset + size) == offset && offset > 0;
+	uint64_t end = offset + size, next = atomic_load(&s->next), then;
+	bool near;
+
+	do {
+		near = offset <= next + NEAR && end + NEAR >= next;
+		then = near && next > end ? next : end;
+	} while (!atomic_compare_exchange_weak(&s->next, &next, then));
+	return near && offset > 0;
 }
 
-/* Linux 6.5; before, nothing is known to be in memory. */
-static bool is_in_memory(int fd, uint64_t offset, uint64_t size)
+/*
+ * A mapping that nobody touches costs nothing, and mincore(2) looks at the file's pages. cachestat(2)
+ * would count all of them, and is only there since Linux 6.5; a read with RWF_NOWAIT starts read-ahead
+ * of a page where it finds nothing (6.18).
+ */
+bool ahead_is_in_memory(int fd, uint64_t offset, uint64_t size)
 {
-	struct {
-		uint64_t offset, size;
-	} range = {offset, size};
-	struct {
-		uint64_t cached, dirty, writeback, evicted, recently_evicted;
-	} pages;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t start = offset - offset % page;
+	uint8_t *map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, (off_t)start);
+	bool all = map != MAP_FAILED;
 
-	return syscall(SYS_cachestat, fd, &range, &pages, 0) == 0 &&
-	       pages.cached >= size / (uint64_t)sysconf(_SC_PAGESIZE);
+	for (uint64_t at = 0; all && at < size; at += SAMPLE) {
+		unsigned char there;
+
+		all = mincore(map + at, page, &there) == 0 && there & 1;
+	}
+	if (map != MAP_FAILED)
+		munmap(map, size);
+	return all;
 }
 
 /* false: far enough, or at the end of the file. */
@@ -61,7 +80,7 @@ static bool step(struct ahead *a, struct stream *s, int fd)
 		s->done = next;
 	if (s->done >= next + DISTANCE)
 		return false;
-	if (is_in_memory(fd, s->done, DISTANCE)) {
+	if (ahead_is_in_memory(fd, s->done, DISTANCE)) {
 		s->done += DISTANCE;
 		return false;
 	}

@@ -21,7 +21,7 @@
 
 /* How a file is being read. All zero: not at all so far. */
 struct stream {
-	_Atomic uint64_t next; /* where the last read ended */
+	_Atomic uint64_t next; /* where the reads in sequence have come to */
 	atomic_bool busy;
 	uint64_t done; /* busy; everything before it has been asked for, or is in memory */
 };
@@ -34,8 +34,12 @@ struct ahead {
 void ahead_init(struct ahead *a);
 void ahead_destroy(struct ahead *a);
 
-/* Somebody reads size bytes at offset. true: this is where the read before it ended. */
+/* Somebody reads size bytes at offset. true: about where the reads before it have come to. */
 bool ahead_follows(struct stream *s, uint64_t offset, size_t size);
+
+/* Whether a range of a file is in memory, as a page here and there tells. false as well where a part
+ * of it lies behind the file's end, or the file cannot be mapped. */
+bool ahead_is_in_memory(int fd, uint64_t offset, uint64_t size);
 
 /* Bring what comes next of the file into memory, for as long as its reader keeps coming nearer.
  * Waits for the disk. An error ends it: the reader will meet it itself. */

@@ -200,7 +200,6 @@ static void note_agreement(struct channel *ch, const struct wire_init_in_ext *in
 
 	ch->passthrough = agreed & FUSE_PASSTHROUGH;
 	ch->resends = offers(in) & FUSE_HAS_RESEND;
-	ch->nodes.may_bypass = agreed & FUSE_DIRECT_IO_ALLOW_MMAP;
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
 }

@@ -527,7 +527,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 	}
 	*b = (struct backing){.fd = fd,
 			      .kind = (uint8_t)kind,
-			      .bypass = reading == READ_BYPASS && t->may_bypass,
+			      .bypass = reading == READ_BYPASS,
 			      .refs = 1,
 			      .syncing = PTHREAD_MUTEX_INITIALIZER};
 	note_handle(b);

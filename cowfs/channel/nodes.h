@@ -22,7 +22,7 @@ enum node_reading {
 	READ_CACHED = 0,      /* in pieces, from the channel, into pages of FUSE's own */
 	READ_PASSTHROUGH = 1, /* by itself, from the backing file */
 	READ_BYPASS = 2,      /* from the channel straight into the reader's memory; mmap: cached.
-			       * The same as READ_CACHED where the kernel has no such thing. */
+			       * For two nodes of one file, which only passthrough brings about. */
 };
 
 /* What a socket pair cannot do in the place of /dev/fuse; the tests bring their own. */
@@ -85,7 +85,6 @@ struct node_table {
 	const struct backing_ops *ops; /* never changes */
 	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
-	bool may_bypass;       /* the same: what the kernel said at INIT */
 	/* Held over syncfs(2); no other lock is held when it is taken. */
 	pthread_mutex_t looking_back;
 	int witness_fd;	       /* looking_back; -1: none is needed any more */

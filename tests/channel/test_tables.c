@@ -168,15 +168,11 @@ static void a_limit_of_zero_keeps_nothing(void)
 	destroy(t);
 }
 
-static void bypass_is_said_where_the_kernel_has_it(void)
+static void who_reads_past_the_cache_is_told_so(void)
 {
 	struct node_table *t = table(10);
 	struct open_answer a;
 
-	CHECK(attach(t, 5, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
-	CHECK(describe(t, 5, &a) && a.backing_id == 0);
-	CHECK(a.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
-	t->may_bypass = true;
 	CHECK(attach(t, 6, null_fd(), NODE_SHARED, READ_BYPASS, false) == 0);
 	CHECK(again(t, 6, &a) && a.backing_id == 0);
 	CHECK(a.open_flags == (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
@@ -452,7 +448,7 @@ int main(void)
 	RUN(a_private_backing_is_closed_with_its_last_open);
 	RUN(the_least_recently_released_is_closed_first);
 	RUN(a_limit_of_zero_keeps_nothing);
-	RUN(bypass_is_said_where_the_kernel_has_it);
+	RUN(who_reads_past_the_cache_is_told_so);
 	RUN(revoke_tells_what_is_open_and_ends_repeat_opens);
 	RUN(revoke_closes_what_nobody_has_open);
 	RUN(switch_moves_readers_to_the_private_file);
