@@ -20,7 +20,7 @@ _DEBIAN = "http://deb.debian.org/debian"
 _DEBIAN_SECURITY = "http://security.debian.org/debian-security"
 _UBUNTU = "http://archive.ubuntu.com/ubuntu"
 # Of the dependencies of the package that always names the newest one, those that have files of it.
-_PART = re.compile(r"linux-(?:image|binary|modules)-\d[\w.+~-]*")
+_PART = re.compile(r"linux-(?:image|base|binary|modules)-\d[\w.+~-]*")
 
 
 class Distribution(NamedTuple):
