@@ -302,12 +302,13 @@ def _killed_daemon(way: Way) -> None:
     else:
         until = time.monotonic() + 5
         while time.monotonic() < until:
-            for call in (
-                lambda: os.listdir(copy),
-                lambda: _put(copy / "lost", "checkpoint"),
-                lambda: os.stat(copy / "below"),
+            for what, call in (
+                ("a listing", lambda: os.listdir(copy)),
+                ("a new file", lambda: _put(copy / "lost", "checkpoint")),
+                ("a name below", lambda: os.stat(copy / "below")),
             ):
-                assert outcome(call) in ("ENOTCONN", "ECONNABORTED"), outcome(call)
+                got = outcome(call)
+                assert got in ("ENOTCONN", "ECONNABORTED"), f"{what} gives {got!r}"
             time.sleep(0.1)
     os.close(reader)
     _umount(copy)
