@@ -217,8 +217,6 @@ def _free(child: int) -> None:
     for connection in kernel.CONNECTIONS.iterdir():
         with suppress(OSError):
             (connection / "abort").write_text("1")
-    for mount in reversed(_copies()):
-        subprocess.run(["umount", "-i", "-l", mount.mountpoint], check=False, capture_output=True)
     for pid in (
         child,
         *(pid for pid, words in _processes() if words.startswith("/usr/lib/cowfs/")),
@@ -228,6 +226,8 @@ def _free(child: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    for mount in reversed(_copies()):  # now that nobody makes another one
+        subprocess.run(["umount", "-i", "-l", mount.mountpoint], check=False, capture_output=True)
 
 
 if __name__ == "__main__":
