@@ -8,7 +8,8 @@ BUILD_PACKAGES=(gcc libc6-dev pkg-config libfuse3-dev liburing-dev mount xfsprog
 # What the tests call besides.
 TEST_PACKAGES=(e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
     bash-completion fish zsh man-db mandoc logrotate
-    mmdebstrap systemd-container python3 python3-dev python3-venv dpkg)
+    mmdebstrap systemd-container python3 python3-dev python3-venv dpkg
+    qemu-system-x86 busybox-static kmod)
 
 say() { printf '\e[1m==> %s\e[0m\n' "$*" >&2; }
 

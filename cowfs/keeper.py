@@ -292,6 +292,7 @@ class Keeper:
         _restore_oom_score(self.daemon.pid)
 
     def _hand_over(self, daemon: Daemon) -> None:
+        daemon.started = time.monotonic()  # it had nothing to do while a source was sealed
         daemon.give(self.held, "go", f"bound {os.getpid()}" if self.notify.stores else "")
 
     def _listen(self, daemon: Daemon) -> None:
@@ -531,7 +532,6 @@ class Keeper:
         self.daemon, self.standby = self.standby, None
         self.fallback, self.command = old.command, self.daemon.command
         self.deaths = 0
-        self.daemon.started = time.monotonic()
         self._hand_over(self.daemon)
 
     def _reply(self, text: str) -> None:

@@ -61,7 +61,7 @@ def _missing() -> str | None:
         *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
         *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv", "logrotate"),
-        *("mmdebstrap", "systemd-nspawn", "dpkg-deb"),
+        *("mmdebstrap", "systemd-nspawn", "dpkg-deb", "qemu-system-x86_64", "busybox", "depmod"),
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"

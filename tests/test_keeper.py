@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cowfs import keeper
+from cowfs.conversation import send_order
 
 # A keeper that goes on with a mount, with shorter times and no protection from the OOM killer.
 KEEPER = """
@@ -131,6 +132,33 @@ def test_a_daemon_that_does_not_begin_is_ended(start: Start) -> None:
     code, said = last_words(start(daemon("time.sleep(60)"), times=times))
     assert code == keeper.INTERNAL_ERROR
     assert said.count("does not begin to serve, and is ended") == 2
+
+
+def test_what_the_launcher_takes_does_not_count(tmp_path: Path) -> None:
+    # It seals a source, which may take hours. The daemon is started before, and waits.
+    ours, theirs = socket.socketpair()
+    script = (
+        "send_packet(sock, 'put', 'device', os.memfd_create('device'))\n"
+        "time.sleep(0.2)\n"
+        "send_packet(sock, 'ready', '{}')\n"
+        "send_packet(sock, 'bye', '0')\n"
+    )
+    waits_for_order = KEEPER.replace(
+        "keeper.Keeper(None, held)",
+        f"keeper.Keeper(__import__('socket').socket(fileno={theirs.fileno()}), {{}})",
+    )
+    told = json.dumps({"times": {"STARTING": 0.5}, "command": daemon(script)})
+    with ours, (tmp_path / "lock").open("w") as lock:
+        process = subprocess.Popen(
+            [sys.executable, "-c", waits_for_order, told],
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        time.sleep(1)
+        send_order(ours, b"{}", lock.fileno())
+        assert last_words(process) == (0, "")
 
 
 def test_a_daemon_that_takes_nothing_does_not_hold_the_keeper_up(start: Start) -> None:

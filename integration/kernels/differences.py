@@ -1,0 +1,52 @@
+"""What is known to differ on a kernel: checks that fail there, and must fail.
+
+A check that is listed here and does not fail is a fault as well: then the list is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+
+class Difference(NamedTuple):
+    """Checks by a pattern of their names, the kernels [since, before), and what they say then."""
+
+    checks: str
+    says: str
+    why: str
+    since: tuple[int, int] = (0, 0)
+    before: tuple[int, int] = (99, 0)
+
+
+DIFFERENCES: tuple[Difference, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """On one check. `known`: it fails as the list says."""
+
+    check: str
+    seconds: float
+    why: str | None
+    known: Difference | None = None
+
+    @property
+    def is_fault(self) -> bool:
+        return self.why is not None and self.known is None
+
+
+def judge(release: tuple[int, int], ends: Iterable[tuple[str, float, str | None]]) -> list[Verdict]:
+    """*ends*: the checks' names, how long each took, and why it failed."""
+    listed = [entry for entry in DIFFERENCES if entry.since <= release < entry.before]
+    verdicts = []
+    for check, seconds, why in ends:
+        entry = next((entry for entry in listed if fnmatchcase(check, entry.checks)), None)
+        if entry is None:
+            verdicts.append(Verdict(check, seconds, why))
+        elif why is None:
+            surprise = f"is as on XFS, and was expected to say {entry.says!r}: {entry.why}"
+            verdicts.append(Verdict(check, seconds, surprise))
+        else:
+            verdicts.append(Verdict(check, seconds, why, entry if entry.says in why else None))
+    return verdicts
