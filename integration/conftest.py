@@ -139,17 +139,13 @@ def package(session: Watchdog) -> Iterator[Path]:
 # --- each test ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest, session: Watchdog) -> Iterator[None]:
-    """Set up before, and taken down after, everything else of the test."""
-    with _turn(alone=request.node.get_closest_marker("alone") is not None):
-        session.arm(_timeout(request) + 5)
-        leaks = Leaks()
-        yield
-        complaints = leaks.take_away()
-        _empty_stores()
-        session.disarm()
-    assert not complaints, "this test left things behind:\n" + "\n".join(complaints)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait for the test's turn, before pytest-timeout begins to count."""
+    if Path(__file__).parent not in item.path.parents:
+        return (yield)
+    with _turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @contextmanager
@@ -161,6 +157,18 @@ def _turn(*, alone: bool) -> Iterator[None]:
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, session: Watchdog) -> Iterator[None]:
+    """Set up before, and taken down after, everything else of the test."""
+    session.arm(_timeout(request) + 5)
+    leaks = Leaks()
+    yield
+    complaints = leaks.take_away()
+    _empty_stores()
+    session.disarm()
+    assert not complaints, "this test left things behind:\n" + "\n".join(complaints)
 
 
 def _timeout(request: pytest.FixtureRequest) -> float:

@@ -10,7 +10,10 @@ from integration.kernels.matrix import try_kernel
 from integration.machine import build_package
 
 #: What depends on the kernel; the whole takes too long for every run of the tests.
-_GROUPS = ("doctor", "model", "keep", "killed daemon", "killed keeper", "update", "check")
+_GROUPS = (
+    *("doctor", "model", "keep", "killed daemon", "killed keeper", "upgrade", "update"),
+    *("mount -t", "check"),
+)
 _SECONDS = 600
 
 
