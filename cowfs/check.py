@@ -21,11 +21,11 @@ from cowfs.checkcopy import UpperCheck
 from cowfs.checktemplate import Sealed, TemplateCheck
 from cowfs.errors import MountFailure
 from cowfs.findings import Finding, Report
-from cowfs.storedir import OWNER, StoreDirectory, lock_directory
+from cowfs.storedir import OWNER, PARTS, StoreDirectory, lock_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMED = 3  # entries of work/ that one finding names
-_COPY_ENTRIES = frozenset({copies.UPPER, copies.WORK, copies.RECORD, copies.LOCK})
+_COPY_ENTRIES = frozenset({copies.UPPER, copies.WORK, copies.RECORD, copies.LOCK, copies.NOTE})
 
 
 class Progress(Protocol):
@@ -119,7 +119,7 @@ class _Checker:
 
     def _parts(self) -> None:
         store = self._store
-        for name in ("templates", "copies", "partial", "trash"):
+        for name in PARTS:
             self._closed(store.fd, name, os.path.join(store.path, name))
 
     def _leftovers(self) -> None:

@@ -215,6 +215,26 @@ class Store(StoreDirectory):
             finally:
                 os.close(lock_fd)
 
+    def settle(self, name: str) -> None:
+        """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
+
+        Nothing happens to one that is in use, or gone already.
+        """
+        with _translated(self.path):
+            try:
+                lock_fd = copies.lock(self, name)
+            except copies.Busy:
+                return
+            if lock_fd is None:
+                return
+            try:
+                if copies.read(self, name).persistent:
+                    copies.recover(self, name)
+                else:
+                    self._drop(name)
+            finally:
+                os.close(lock_fd)
+
     def collect(self) -> Collected:
         """Remove what nobody needs any more, and what crashes have left. CowfsError.
 
