@@ -261,6 +261,9 @@ class _Launch:
     def in_foreground(self) -> int:
         with self._undone_on_failure(), self.interrupts:
             if (made := self._mount_overlayfs()) is not None:
+                # They come to the attendant, which knows what to do.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [*FORWARDED, LEAVE])
+                self.interrupts.check()
                 self._write_record(*made, os.getpid())
                 _become(attendant.command("watch", made[0].held))
             config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)

@@ -50,16 +50,23 @@ def opened(store: StoreDirectory, template: Template, progress: ProgressFactory)
 ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
 
 
-def trash(store: StoreDirectory, template_id: str) -> bool:
+def trash(
+    store: StoreDirectory, template_id: str, *, unless: Callable[[], bool] = lambda: False
+) -> bool:
     """Move the clones of a template into the trash, if nobody is about to mount on them; whether
-    there are none now. OSError."""
+    there are none now. OSError.
+
+    *unless* tells, when nobody can begin any more, whether somebody has mounted on them.
+    """
     try:
         fd = lock_directory(store.lowers_fd, template_id, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except NotADirectoryError:
         return False  # not made by us
     if fd is None:
-        return not os.path.lexists(f"/proc/self/fd/{store.lowers_fd}/{template_id}")
+        return template_id not in os.listdir(store.lowers_fd)
     try:
+        if unless():
+            return False
         store.trash(store.lowers_fd, template_id)
     finally:
         os.close(fd)

@@ -66,7 +66,7 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
             raise _refused(mount, error, record) from None
         if not (lazy or force) and _elsewhere(mount) is None:
             _wait(waiting, mount)
-            if record is not None and record.engine == "overlay" and not waiting:
+            if record is not None and record.engine == "overlay":
                 _settle(record)
     finally:
         for fd in waiting:
@@ -75,7 +75,7 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
 
 
 def _settle(record: Record) -> None:
-    """Nobody else does it: the attendant was killed."""
+    """Nobody else does it, if the attendant was killed."""
     from cowfs.store import Store
 
     with contextlib.suppress(CowfsError, FileNotFoundError):  # outcome() says what there is to say

@@ -144,7 +144,9 @@ class MountCopy:
 
     def record(self, mountpoint: Path) -> dict[str, Any]:
         """What the running mount says about itself in /run/cowfs."""
-        text = (RECORDS / f"{self._mount(mountpoint).device}.json").read_text()
+        mount = self._mount(mountpoint)
+        suffix = "overlay" if mount.fstype == "overlay" else "json"
+        text = (RECORDS / f"{mount.device}.{suffix}").read_text()
         record: dict[str, Any] = json.loads(text)
         return record
 

@@ -20,7 +20,7 @@ ROOMS = {
     "commands": "__main__ cli commands completion doctor engine helper install interrupts launch "
     "manpages messages mounthelper overlaymount preflight probes remount report scope umounthelper unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
-    "check": "check checkcopy checkrules checktemplate findings treewalk",
+    "check": "check checkcopy checklower checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing priming touching",
