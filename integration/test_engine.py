@@ -470,15 +470,24 @@ def test_foreground_serves_until_sigterm(mounts: MountCopy, model: Path) -> None
     mountpoint = mounts.mountpoint()
     command = [COWFS, "mount", "--foreground", "-o", OVERLAY, model, mountpoint]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not os.path.ismount(mountpoint):
-            assert process.poll() is None
-            time.sleep(0.01)
-        assert mounts.daemon_pid(mountpoint) == process.pid
-        process.terminate()
+        try:
+            pid = _pid_in_record(mounts, mountpoint)
+        finally:
+            process.terminate()
         _, said = process.communicate(timeout=20)
-    assert process.returncode == 0
+    assert (process.returncode, pid) == (0, process.pid)
     assert "is unmounted, and the copy" in said
     assert os.listdir(mountpoint) == []
+
+
+def _pid_in_record(mounts: MountCopy, mountpoint: Path, patience: float = 20) -> int:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return mounts.daemon_pid(mountpoint)
+        except (AssertionError, FileNotFoundError):
+            assert time.monotonic() < deadline, "it has no record"
+            time.sleep(0.01)
 
 
 def test_mount_is_ready_when_systemd_is_told(
@@ -502,13 +511,14 @@ def test_mount_is_ready_when_systemd_is_told(
             process.send_signal(signal.SIGUSR1)
             assert process.wait(20) == 0
         (mountpoint / "between").touch()
+        again: dict[str, int] = {}
         with _restarted(command, environment, stored) as process:
-            while b"READY=1" not in _message(manager, {}):
+            while b"READY=1" not in _message(manager, again):
                 pass
-            assert mounts.mountpoint() != mountpoint
+            assert (mountpoint / "between").exists()
             unmount(mountpoint)
             assert process.wait(20) == 0
-    for fd in stored.values():
+    for fd in (*stored.values(), *again.values()):
         os.close(fd)
 
 

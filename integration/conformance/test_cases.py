@@ -12,6 +12,7 @@ import pytest
 from integration.conformance.cases import Case
 from integration.conformance.families import CASES
 from integration.conformance.furniture import furnish
+from integration.conformance.overlayfs import DIFFERENT
 from integration.conformance.processes import apart
 from integration.conformance.readonly import allow_what_changes_nothing, refuse_every_change
 from integration.conformance.runner import Stage
@@ -21,8 +22,15 @@ from integration.volumes import unmount
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case(stage: Stage, copy: Path, case: Case) -> None:
-    stage.check(case, copy)
+def test_case(stage: Stage, copy: Path, engine: str, case: Case) -> None:
+    if engine == "overlayfs":
+        stage.check_overlayfs(case, copy, DIFFERENT.get(case.name, ()))
+    else:
+        stage.check(case, copy)
+
+
+def test_every_difference_of_overlayfs_is_that_of_a_case() -> None:
+    assert DIFFERENT.keys() <= {case.name for case in CASES}
 
 
 def test_read_only_mount_refuses_every_change_and_nothing_else(
