@@ -3,8 +3,8 @@
 The kernel serves the copy, and needs nobody for it. The attendant holds the copy's lock as long as
 that lasts, and a watch that tells when the filesystem has ended: not when it is unmounted here, but
 when no namespace has it mounted any more and its last file is closed. If it is killed the copy goes
-on. Then the kernel keeps others from the upper layer (overlayfs.py), and the next command that wants
-the copy puts it away.
+on. Others are kept from the upper layer then because the kernel says that it is in use
+(overlayfs.py), and the next command that wants the copy puts it away.
 
     python -m cowfs.attendant watch NAME=FD ...     wait, and act on signals as a daemon would
     python -m cowfs.attendant unmount SECONDS DETACH NAME=FD ...
@@ -78,13 +78,13 @@ def _watch(held: dict[str, int]) -> NoReturn:
         ready = [fd for fd, _event in poll.poll()]
         if held[WATCH] in ready:
             break
-        for number in os.read(reading, 64):
-            if number == LEAVE and notify.stores:
+        for signalled in os.read(reading, 64):
+            if signalled == LEAVE and notify.stores:
                 log("restarted: the mount stays")
                 sys.exit(0)
             notify.say("STOPPING=1")
-            interrupted += number == signal.SIGINT
-            patience = PERSISTENCE if number in (signal.SIGTERM, LEAVE) else 0.0
+            interrupted += signalled == signal.SIGINT
+            patience = PERSISTENCE if signalled in (signal.SIGTERM, LEAVE) else 0.0
             words = command("unmount", held, str(patience), str(int(interrupted > 1)))
             os.posix_spawn(words[0], words, os.environ, setpgroup=0)
     for name in held:

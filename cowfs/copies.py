@@ -114,14 +114,14 @@ class Copy:
         return os.open(self.name, _DIRECTORY, dir_fd=self._store.copies_fd)
 
     def note_overlayfs(self) -> None:
-        """Before overlayfs gets the copy: it may have it longer than anybody has the lock. OSError."""
+        """Before overlayfs gets the copy: it may outlive all who have the lock. OSError."""
         with _opened(self._store.copies_fd, self.name) as copy:
             os.close(os.open(NOTE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=copy))
 
     def put_away(self) -> None:
-        """After overlayfs: keep the copy, or discard an ephemeral one, and end this object. OSError.
+        """After overlayfs: keep the copy, or discard an ephemeral one, and end this object.
 
-        Where overlayfs does not let go of it the note of that stays.
+        Where overlayfs does not let go of it the note of that stays. OSError.
         """
         with _opened(self._store.copies_fd, self.name) as copy:
             if not overlayfs.wait_for_end(self._store, copy, _END_PATIENCE):

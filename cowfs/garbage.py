@@ -24,7 +24,11 @@ def trash_unused(store: StoreDirectory, template_ids: Iterable[str]) -> list[str
             continue
         try:
             needed = copies.references(store)
-            if needed is not None and template_id not in needed and lowers.trash(store, template_id):
+            if (
+                needed is not None
+                and template_id not in needed
+                and lowers.trash(store, template_id)
+            ):
                 store.trash(store.templates_fd, template_id)
                 trashed.append(template_id)
         finally:

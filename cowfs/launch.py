@@ -13,8 +13,8 @@ In the foreground the launcher becomes the keeper itself (execve(2)), so that a 
 one process from the beginning. If it has got descriptors back from that (sd_listen_fds(3)), a mount
 lives in them already, and nothing is prepared.
 
-Where the kernel's overlayfs is to serve the copy (engine.py) there is no daemon: the launcher mounts
-it itself, and in the place of a keeper is an attendant (attendant.py).
+Where the kernel's overlayfs is to serve the copy (engine.py) there is no daemon: the launcher
+mounts it itself, and in the place of a keeper is an attendant (attendant.py).
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
             given.pop()
         else:
             raise UsageError(f"unknown option {item!r}: known are {known_options()}")
-    options = Options(
+    parsed = Options(
         read_only=bool(flags & MS_RDONLY),
         copy=values.get("copy"),
         ephemeral=ephemeral,
@@ -244,12 +244,12 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         mount_flags=flags,
         given=tuple(given),
     )
-    if options.engine == "overlay" and options.for_fuse:
+    if parsed.engine == "overlay" and parsed.for_fuse:
         raise UsageError(
-            f"option {options.for_fuse!r} is for engine=fuse, and overlayfs has no such thing: "
+            f"option {parsed.for_fuse!r} is for engine=fuse, and overlayfs has no such thing: "
             "leave out one of the two"
         )
-    return options
+    return parsed
 
 
 def split(text: str) -> list[str]:

@@ -7,10 +7,11 @@ a user could exchange leads to them, and nothing in them needs escaping, on no k
     upperdir   the copy's upper/, the format that cowfs itself reads and writes
     workdir    the copy's work/
 
-redirect_dir=on: directories of the template can be renamed. metacopy=off: no file without its bytes,
-which cowfs could not read. index=off: an index would lie in work/, which is emptied at each mount,
-and files would lose names with it. nfs_export=off needs no index. Nothing is said about xino: the
-layers are on one filesystem, and its inode numbers are shown. Never volatile: fsync(2) counts.
+redirect_dir=on: directories of the template can be renamed. metacopy=off: no file without its
+bytes, which cowfs could not read. index=off: an index would lie in work/, which is emptied at each
+mount, and files would lose names with it. nfs_export=off: it needs an index. Nothing is said about
+xino: the layers are on one filesystem, whose inode numbers are shown. Not userxattr: the marks are
+root's, as cowfs writes them. Never volatile: fsync(2) counts.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _is_known() -> bool:
 
 
 def drop_marks(upper_fd: int) -> None:
-    """Take cowfs's own marks away from everything in an upper layer, before overlayfs has it. OSError.
+    """Take cowfs's own marks away from all of an upper layer, before overlayfs has it. OSError.
 
     Users would see them there, and copy them to other files with all other attributes; and a file
     that is written, and gets its old mtime back, would still be taken for one with the template's

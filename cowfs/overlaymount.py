@@ -91,9 +91,7 @@ def _mount(copy: Copy, config: Config) -> OverlayMount:
         with contextlib.suppress(OSError):
             place.unmount(syscalls.MNT_DETACH)
         raise
-    return OverlayMount(
-        mounted.device, {ORDER: order, LOCK: copy.lock_fd, attendant.WATCH: watch}
-    )
+    return OverlayMount(mounted.device, {ORDER: order, LOCK: copy.lock_fd, attendant.WATCH: watch})
 
 
 def write_record(mount: OverlayMount, copy: Copy, config: Config, pid: int) -> None:

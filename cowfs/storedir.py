@@ -6,8 +6,8 @@
     <store>/partial/     what is being made; each entry is locked (flock) by whoever makes it
     <store>/trash/       what is to be removed
 
-Things appear in `templates`, `lowers` and `copies`, and leave them, by one rename each. So whatever lies in
-`trash`, and what lies in `partial` without a lock, is rubbish that a crash has left.
+Things appear in `templates`, `lowers` and `copies`, and leave them, by one rename each. So whatever
+lies in `trash`, and what lies in `partial` without a lock, is rubbish that a crash has left.
 
 The store lies on a volume where users may have rights, so it is trusted only when it is root's and
 closed to everybody else, and everything in it is reached from descriptors that were opened once.

@@ -523,8 +523,9 @@ def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) 
 def watch_end(root: bytes) -> int:
     """A descriptor that can be read as soon as the filesystem of this root directory has ended.
 
-    That is when it is mounted nowhere any more and its last file is closed (IN_UNMOUNT, inotify(7));
-    the watch keeps it from neither. What is left to the kernel then is done a moment later.
+    That is when it is mounted nowhere any more and its last file is closed (IN_UNMOUNT of
+    inotify(7)); the watch keeps it from neither. What is left to the kernel then is done a moment
+    later.
     """
     fd = _call(_libc.inotify_init1, os.O_CLOEXEC | os.O_NONBLOCK)
     try:

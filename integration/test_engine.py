@@ -109,16 +109,16 @@ def test_copy_without_changes_follows_its_source(mounts: MountCopy, model: Path)
     assert len(os.listdir(store / "templates")) == len(os.listdir(store / "lowers")) == 1
 
 
-def test_read_only_copy_refuses_changes_and_stays_read_only(
-    mounts: MountCopy, model: Path
-) -> None:
+def test_read_only_copy_refuses_changes_and_stays_read_only(mounts: MountCopy, model: Path) -> None:
     mountpoint = mounts(model, None, OVERLAY, "ro")
     with pytest.raises(OSError, match="Read-only"):
         (mountpoint / "new").touch()
     assert (mountpoint / "config.json").read_text() == (model / "config.json").read_text()
-    refused = run(
-        "mount", "-t", "cowfs", "-o", "remount,rw", model, mountpoint, check=False
-    ) if Path("/usr/sbin/mount.cowfs").exists() else None
+    refused = (
+        run("mount", "-t", "cowfs", "-o", "remount,rw", model, mountpoint, check=False)
+        if Path("/usr/sbin/mount.cowfs").exists()
+        else None
+    )
     assert refused is None or refused.returncode == 32
     mounts.unmount(mountpoint)
 
@@ -253,9 +253,7 @@ def test_detached_copy_is_in_use_until_its_last_file_is_closed(
     assert os.listdir(store / "copies") == []
 
 
-def test_copy_is_in_use_as_long_as_another_namespace_has_it(
-    mounts: MountCopy, model: Path
-) -> None:
+def test_copy_is_in_use_as_long_as_another_namespace_has_it(mounts: MountCopy, model: Path) -> None:
     mountpoint = mounts(model, None, OVERLAY, "copy=held")
     pid = mounts.daemon_pid(mountpoint)
     with _namespace() as container:

@@ -1,4 +1,4 @@
-"""A copy that FUSE serves today and overlayfs tomorrow: programs of operations, on XFS as the oracle.
+"""A copy that FUSE serves today and overlayfs tomorrow: programs of operations, as on XFS.
 
 The programs are those of test_stateful.py, with one more step: the other engine goes on. What
 overlayfs does in its own way is told here by name (docs/semantics.md).

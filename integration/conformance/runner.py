@@ -135,9 +135,7 @@ def _perform(case: Case, directory: Path) -> Outcome:
     return Outcome(result, _tree(directory))
 
 
-def _complaint(
-    case: Case, expected: Outcome, directory: Path, show: Show = as_it_is
-) -> str:
+def _complaint(case: Case, expected: Outcome, directory: Path, show: Show = as_it_is) -> str:
     try:
         got = _perform(case, directory)
     except AssertionError as error:
