@@ -32,7 +32,7 @@ class Cold(Workload):
     title = "eight copies, cold cache, one after another"
     what = "8 copies from a cold cache"
     metrics = (Metric("read", "read all", "s"), Metric("cache", "page cache growth", "B"))
-    peers = ("reflink", "overlayfs", "cowfs")
+    peers = ("reflink", "overlayfs", "cowfs-overlay", "cowfs")
 
     def __init__(self) -> None:
         self.targets = (
@@ -97,7 +97,7 @@ class Walk(Workload):
     name = "walk"
     title = "chgrp -R, then chmod -R, of a fresh copy"
     metrics = (Metric("walk", "4,000 files", "s"),)
-    peers = ("reflink", "overlayfs", "fuse-overlayfs", "cowfs", "cowfs-off")
+    peers = ("reflink", "overlayfs", "cowfs-overlay", "fuse-overlayfs", "cowfs", "cowfs-off")
     targets = (
         Target(
             "chgrp -R and chmod -R of 4,000 files",

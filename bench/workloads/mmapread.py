@@ -26,6 +26,7 @@ class MmapRead(Workload):
         "native",
         "reflink",
         "overlayfs",
+        "cowfs-overlay",
         "fuse-overlayfs",
         "passthrough_hp",
         "pyfuse3",
