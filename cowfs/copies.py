@@ -124,15 +124,16 @@ class Copy:
         Where overlayfs does not let go of it the note of that stays. OSError.
         """
         with _opened(self._store.copies_fd, self.name) as copy:
-            if not overlayfs.wait_for_end(self._store, copy, _END_PATIENCE):
-                self.release()
+            try:
+                has_ended = overlayfs.wait_for_end(self._store, copy, _END_PATIENCE)
+            except OSError:  # on a full volume
+                has_ended = False
+            if not self.persistent:
+                self.discard()
                 return
-        if not self.persistent:
-            self.discard()
-            return
-        recover(self._store, self.name)
-        with _opened(self._store.copies_fd, self.name) as copy:
-            _forget(copy)
+            if has_ended:
+                recover(self._store, self.name)
+                _forget(copy)
         self.release()
 
     def directories(self) -> tuple[int, int, int]:
@@ -263,10 +264,9 @@ def lock(store: StoreDirectory, name: str) -> int | None:
             # Whoever had it may have discarded or exchanged the copy in between.
             if _is_lock(store, name, fd):
                 with _opened(store.copies_fd, name) as dir_fd:
-                    if _is_noted(dir_fd):
-                        if overlayfs.in_use(store, dir_fd):
-                            raise Busy
-                        _forget(dir_fd)
+                    if _is_overlaid(store, dir_fd):
+                        raise Busy
+                    _forget(dir_fd)
                 return fd
         except BlockingIOError:
             tries += 1
@@ -295,17 +295,20 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
         os.close(fd)
     try:
         with _opened(store.copies_fd, name) as dir_fd:
-            return _is_noted(dir_fd) and overlayfs.in_use(store, dir_fd)
+            return _is_overlaid(store, dir_fd)
     except FileNotFoundError:
         return False
 
 
-def _is_noted(dir_fd: int) -> bool:
+def _is_overlaid(store: StoreDirectory, dir_fd: int) -> bool:
+    """Whether overlayfs has the copy in this directory, or we may not ask that. OSError."""
     try:
         os.stat(NOTE, dir_fd=dir_fd, follow_symlinks=False)
+        return overlayfs.in_use(store, dir_fd)
     except FileNotFoundError:
         return False
-    return True
+    except PermissionError:  # no capability for it, as in the sandbox of a unit
+        return True
 
 
 def _forget(dir_fd: int) -> None:

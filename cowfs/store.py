@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs import copies, garbage, mountinfo, removal, runtime, seal, storedir, templates
+from cowfs import copies, garbage, lowers, mountinfo, removal, runtime, seal, storedir, templates
 from cowfs.copies import Copy, CopyInfo, CopyRecord
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.names import check_name, default_name
@@ -257,6 +257,8 @@ class Store(StoreDirectory):
                 self,
                 [template.id for template in unused if present.get(template.source) != template.id],
             )
+            for orphan in set(os.listdir(self.lowers_fd)) - set(os.listdir(self.templates_fd)):
+                lowers.trash(self, orphan)  # whose template another version has removed
             self.remove_rubbish()
         return Collected(trashed, dropped)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from integration import kernel
-from integration.command import COWFS, cowfs, one_error, run
+from integration.command import COWFS, Result, cowfs, one_error, run
 from integration.mounts import MountCopy
 from integration.trees import tree_state, with_ctimes
 from integration.volumes import unmount
@@ -109,17 +109,11 @@ def test_copy_without_changes_follows_its_source(mounts: MountCopy, model: Path)
     assert len(os.listdir(store / "templates")) == len(os.listdir(store / "lowers")) == 1
 
 
-def test_read_only_copy_refuses_changes_and_stays_read_only(mounts: MountCopy, model: Path) -> None:
+def test_read_only_copy_refuses_changes(mounts: MountCopy, model: Path) -> None:
     mountpoint = mounts(model, None, OVERLAY, "ro")
     with pytest.raises(OSError, match="Read-only"):
         (mountpoint / "new").touch()
     assert (mountpoint / "config.json").read_text() == (model / "config.json").read_text()
-    refused = (
-        run("mount", "-t", "cowfs", "-o", "remount,rw", model, mountpoint, check=False)
-        if Path("/usr/sbin/mount.cowfs").exists()
-        else None
-    )
-    assert refused is None or refused.returncode == 32
     mounts.unmount(mountpoint)
 
 
@@ -459,6 +453,54 @@ def test_source_in_a_copy_is_refused(mounts: MountCopy, model: Path) -> None:
     assert "copies of copies are not supported" in one_error(refused)
     assert "already a cowfs mount" in one_error(cowfs("mount", model, mountpoint, check=False))
     mounts.unmount(mountpoint)
+
+
+# --- engine=auto ----------------------------------------------------------------------------------
+
+
+def _mount_with(change: str, model: Path, mountpoint: Path) -> Result:
+    """`cowfs mount` on a kernel that is said to be otherwise."""
+    code = f"import sys; from cowfs import cli, engine, overlayfs\n{change}\nsys.exit(cli.main())"
+    return run(sys.executable, "-I", "-c", code, "mount", model, mountpoint, check=False)
+
+
+_NO_PASSTHROUGH = "engine.has_passthrough = lambda: False"
+_NO_OVERLAYFS = (
+    "import errno\n"
+    "def refuse(*_): raise OSError(errno.ENODEV, 'No such device')\n"
+    "overlayfs.mount = refuse"
+)
+
+
+def test_auto_is_overlayfs_without_passthrough(mounts: MountCopy, model: Path) -> None:
+    mountpoint = mounts.mountpoint()
+    result = _mount_with(_NO_PASSTHROUGH, model, mountpoint)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert mounts.record(mountpoint)["engine"] == "overlay"
+    mounts.unmount(mountpoint)
+
+
+def test_auto_is_fuse_where_overlayfs_is_refused(mounts: MountCopy, model: Path) -> None:
+    mountpoint = mounts.mountpoint()
+    result = _mount_with(f"{_NO_PASSTHROUGH}\n{_NO_OVERLAYFS}", model, mountpoint)
+    assert result.returncode == 0
+    assert "this kernel has no overlayfs" in result.stderr
+    assert "FUSE serves it" in result.stderr
+    assert mounts.record(mountpoint)["engine"] == "fuse"
+    (mountpoint / "new").touch()
+    mounts.unmount(mountpoint)
+
+
+def test_overlayfs_that_was_asked_for_and_refused_is_an_error(
+    mounts: MountCopy, model: Path
+) -> None:
+    mountpoint = mounts.mountpoint()
+    code = f"import sys; from cowfs import cli, overlayfs\n{_NO_OVERLAYFS}\nsys.exit(cli.main())"
+    command = (sys.executable, "-I", "-c", code, "mount", "-o", OVERLAY, model, mountpoint)
+    result = run(*command, check=False)
+    assert result.returncode == 32
+    assert "this kernel has no overlayfs" in one_error(result)
+    assert not os.path.ismount(mountpoint)
 
 
 # --- in the foreground ----------------------------------------------------------------------------
