@@ -49,7 +49,7 @@ _COUNTS = {
 #: Character devices 0:0 are refused, as by cowfs.
 _WHITEOUTS = {"specials-device_zero": (*_OLD, "new")}
 
-#: A process whose RLIMIT_FSIZE is smaller than the file cannot open it for writing: copying up counts.
+#: Copying up counts as writing, for a process whose RLIMIT_FSIZE is smaller than the file.
 _LIMITED = {"sizes-limit_of_file_size_is_kept": _LOWER}
 
 DIFFERENT: dict[str, tuple[str, ...]] = {**_PARTED, **_COUNTS, **_WHITEOUTS, **_LIMITED}
