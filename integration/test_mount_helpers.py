@@ -516,7 +516,7 @@ def test_a_remount_outlives_its_daemon(host: Host, model: Path, mnt: Path) -> No
 # --- engine=overlay -------------------------------------------------------------------------------
 
 
-def test_a_copy_of_overlayfs_is_mounted_and_gone_when_umount_returns(
+def test_a_copy_of_overlayfs_is_mounted_and_gone_a_moment_after_umount(
     host: Host, model: Path, mnt: Path, copies: Path
 ) -> None:
     host.run("mount", "-t", "cowfs", "-o", "engine=overlay,ephemeral,copy=job", model, mnt)
@@ -524,7 +524,9 @@ def test_a_copy_of_overlayfs_is_mounted_and_gone_when_umount_returns(
     assert (seen["FSTYPE"], seen["SOURCE"]) == ("overlay", str(model))
     host.root_of(mnt / "new").write_text("new")
     assert os.listdir(copies) == ["job"]
+    attendant = host.daemon(mnt)
     host.run("umount", mnt)
+    assert kernel.wait_for_end(attendant, 10)
     assert os.listdir(copies) == []
 
 
