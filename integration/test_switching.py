@@ -27,7 +27,7 @@ from integration.test_stateful import Changes
 from integration.trees import differences
 
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-EXAMPLES = int(os.environ.get("COWFS_SWITCHING_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("COWFS_SWITCHING_EXAMPLES", "10"))
 STEPS = 60
 
 _FUSE = ("engine=fuse", "clone=write")
