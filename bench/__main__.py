@@ -89,7 +89,7 @@ def main() -> int:
         "targets": [
             results.judge(target, workload)
             for outcome, workload in zip(outcomes, workloads, strict=True)
-            for target in outcome.workload.targets
+            for target in (*outcome.workload.targets, *outcome.workload.overlay_targets())
         ],
     }
     report.show(result)

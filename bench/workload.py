@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -98,3 +98,11 @@ class Workload(ABC):
         mine, other = Value(peer, metric), Value(reference, metric)
         higher = next(m.higher_is_better for m in self.metrics if m.key == metric)
         return (mine, other) if higher else (other, mine)
+
+    def overlay_targets(self) -> Iterator[Target]:
+        """Each of its rows by overlayfs: cowfs adds nothing to a mount that was made by hand."""
+        if {"overlayfs", "cowfs-overlay"} <= set(self.peers):
+            for metric in self.metrics:
+                if metric.unit in ("s", "IO/s", "files/s", "dirs/s") and metric.key != "ready":
+                    what = f"engine=overlay: {self.title}, {metric.title}"
+                    yield self.speed(what, metric.key, "cowfs-overlay", "overlayfs", 0.97)

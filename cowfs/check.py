@@ -11,21 +11,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from cowfs import copies, removal, runtime, templates
+from cowfs import copies, lowers, removal, runtime, templates
 from cowfs.checkcopy import UpperCheck
+from cowfs.checklower import differences
 from cowfs.checktemplate import Sealed, TemplateCheck
 from cowfs.errors import MountFailure
 from cowfs.findings import Finding, Report
-from cowfs.storedir import OWNER, StoreDirectory, lock_directory
+from cowfs.storedir import OWNER, PARTS, StoreDirectory, lock_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMED = 3  # entries of work/ that one finding names
-_COPY_ENTRIES = frozenset({copies.UPPER, copies.WORK, copies.RECORD, copies.LOCK})
+_COPY_ENTRIES = frozenset({copies.UPPER, copies.WORK, copies.RECORD, copies.LOCK, copies.NOTE})
 
 
 class Progress(Protocol):
@@ -72,6 +74,7 @@ class _Checker:
         self._report = report
         self._last: _Examined | None = None
         self._done: set[str] = set()
+        self._locked: set[str] = set()  # copies whose lock is ours
 
     def run(self, names: Sequence[str] | None) -> None:
         store = self._store
@@ -119,7 +122,7 @@ class _Checker:
 
     def _parts(self) -> None:
         store = self._store
-        for name in ("templates", "copies", "partial", "trash"):
+        for name in PARTS:
             self._closed(store.fd, name, os.path.join(store.path, name))
 
     def _leftovers(self) -> None:
@@ -160,6 +163,7 @@ class _Checker:
             return
         if lock_fd is None:
             return  # discarded meanwhile
+        self._locked.add(name)
         try:
             copy_fd = os.open(name, _DIRECTORY, dir_fd=store.copies_fd)
             try:
@@ -167,6 +171,7 @@ class _Checker:
             finally:
                 os.close(copy_fd)
         finally:
+            self._locked.discard(name)
             os.close(lock_fd)
 
     def _lock(self, name: str) -> int | None:
@@ -356,9 +361,57 @@ class _Checker:
         sealed = examination.examine()
         if sealed is None:
             return None
+        if first:
+            self._lower(template_id, fd)
         self._closed(self._store.templates_fd, template_id, path)
         tree_fd = os.open(templates.TREE, _DIRECTORY, dir_fd=fd)
         return _Examined(template_id, sealed, tree_fd)
+
+    def _lower(self, template_id: str, template_fd: int) -> None:
+        """The tree that overlayfs has of the template, if there is one."""
+        store = self._store
+        fd = lock_directory(store.lowers_fd, template_id, fcntl.LOCK_SH)
+        if fd is None:
+            return
+        try:
+            different = list(itertools.islice(differences(template_fd, fd), _NAMED + 1))
+            self._closed(
+                store.lowers_fd, template_id, os.path.join(store.path, "lowers", template_id)
+            )
+        finally:
+            os.close(fd)
+        if different:
+            shown = ", ".join(os.fsdecode(path or b".") for path in different[:_NAMED])
+            more = " and more" if len(different) > _NAMED else ""
+            repaired = self._repair and self._drop_lower(template_id)
+            self._tell(
+                os.path.join(store.path, "lowers", template_id),
+                "lower",
+                f"the tree that overlayfs reads is not that of the template: {shown}{more}",
+                "with its copies unmounted: the next mount with engine=overlay makes it anew",
+                repaired=repaired,
+            )
+
+    def _drop_lower(self, template_id: str) -> bool:
+        """Remove the tree; not while a copy may be mounted on it."""
+        store = self._store
+
+        def in_use() -> bool:
+            return any(
+                self._template_of(name) == template_id and self._is_used(name)
+                for name in copies.names(store)
+            )
+
+        if not lowers.trash(store, template_id, unless=in_use):
+            return False
+        store.remove_rubbish()
+        return True
+
+    def _is_used(self, name: str) -> bool:
+        try:
+            return copies.is_locked(self._store, name) and name not in self._locked
+        except OSError:
+            return True
 
     def forget(self) -> None:
         """Close what is kept of the last template."""

@@ -247,13 +247,14 @@ def list_(as_json: bool, store: str | None) -> None:
         return
     now = time.time()
     report.table(
-        ("NAME", "SOURCE", "TEMPLATE", "MOUNTED AT", "PRIVATE", "AGE", "PID"),
+        ("NAME", "SOURCE", "TEMPLATE", "MOUNTED AT", "ENGINE", "PRIVATE", "AGE", "PID"),
         [
             (
                 row["name"] if row["persistent"] else f"{row['name']} (ephemeral)",
                 row["source"],
                 row["template"] or "-",
                 row["mountpoint"] or "-",
+                row["engine"] or "-",
                 report.human_size(row["private_bytes"]),
                 report.age(now - row["created"]),
                 str(row["daemon_pid"] or "-"),
@@ -473,6 +474,7 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
         "source": copy.source,
         "template": copy.template,
         "mountpoint": None if record is None else record.mountpoint,
+        "engine": None if record is None else record.engine,
         "persistent": copy.persistent,
         "private_bytes": copy.private_bytes,
         "created": copy.created,

@@ -28,14 +28,17 @@ class Config:
     fresh: bool = False
 
     def to_json(self) -> bytes:
-        """Everything but lock_fd, whose number means nothing to another process."""
+        """Everything but lock_fd, whose number means nothing to another process, and the engine:
+        who reads it is FUSE's, perhaps of a version that knows no other."""
+        options = self.options.to_dict()
+        del options["engine"]
         return json.dumps(
             {
                 "source": self.source,
                 "mountpoint": self.mountpoint,
                 "store": self.store,
                 "copy": self.copy,
-                "options": self.options.to_dict(),
+                "options": options,
                 "foreground": self.foreground,
                 "fresh": self.fresh,
             }

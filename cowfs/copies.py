@@ -4,6 +4,7 @@
     <store>/copies/<name>/work/       on the same filesystem, for what is not finished
     <store>/copies/<name>/copy.json   whose copy it is
     <store>/copies/<name>/lock        locked (flock) while the copy is served
+    <store>/copies/<name>/overlayfs   there while overlayfs may have it, locked or not
 
 Whether a copy may be taken, followed or dropped is decided in store.py.
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cowfs import jsonfile, ondisk, removal, syscalls, templates
+from cowfs import jsonfile, ondisk, overlayfs, removal, syscalls, templates
 from cowfs.errors import MountFailure
 from cowfs.storedir import StoreDirectory, lock_directory
 from cowfs.templates import Template
@@ -28,6 +29,7 @@ from cowfs.walk import Found, walk
 FORMAT = 1
 RECORD = "copy.json"
 LOCK = "lock"
+NOTE = "overlayfs"
 UPPER = "upper"
 WORK = "work"
 
@@ -39,8 +41,12 @@ _LOCK_PAUSE = 0.01  # seconds
 _NOT_PRIVATE = syscalls.FIEMAP_EXTENT_SHARED
 
 
+# What a filesystem of which the end was told has still to do: seconds.
+_END_PATIENCE = 30.0
+
+
 class Busy(Exception):  # noqa: N818 -- says what the copy is
-    """The lock of a copy is taken: it is mounted, or about to be."""
+    """The lock of a copy is taken, or overlayfs has it: it is mounted, or about to be."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,33 @@ class Copy:
         """The copy whose lock another process has taken and handed over. MountFailure."""
         record = read(store, name)
         return cls(store, record, template_of(store, record), lock_fd)
+
+    def open(self) -> int:
+        """A descriptor of the copy's own directory, for the caller. OSError."""
+        return os.open(self.name, _DIRECTORY, dir_fd=self._store.copies_fd)
+
+    def note_overlayfs(self) -> None:
+        """Before overlayfs gets the copy: it may outlive all who have the lock. OSError."""
+        with _opened(self._store.copies_fd, self.name) as copy:
+            os.close(os.open(NOTE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=copy))
+
+    def put_away(self) -> None:
+        """After overlayfs: keep the copy, or discard an ephemeral one, and end this object.
+
+        Where overlayfs does not let go of it the note of that stays. OSError.
+        """
+        with _opened(self._store.copies_fd, self.name) as copy:
+            try:
+                has_ended = overlayfs.wait_for_end(self._store, copy, _END_PATIENCE)
+            except OSError:  # on a full volume
+                has_ended = False
+            if not self.persistent:
+                self.discard()
+                return
+            if has_ended:
+                recover(self._store, self.name)
+                _forget(copy)
+        self.release()
 
     def directories(self) -> tuple[int, int, int]:
         """Descriptors (O_PATH) of the template's tree, of upper/ and of work/, for the caller.
@@ -214,7 +247,10 @@ def references(store: StoreDirectory) -> set[str] | None:
 
 
 def lock(store: StoreDirectory, name: str) -> int | None:
-    """Take the lock of a copy; None when there is no such copy. Busy when another has it."""
+    """Take the lock of a copy; None when there is no such copy.
+
+    Busy when another has it, or an overlayfs whose attendant was killed. OSError.
+    """
     tries = 0
     while True:
         try:
@@ -227,6 +263,10 @@ def lock(store: StoreDirectory, name: str) -> int | None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever had it may have discarded or exchanged the copy in between.
             if _is_lock(store, name, fd):
+                with _opened(store.copies_fd, name) as dir_fd:
+                    if _is_overlaid(store, dir_fd):
+                        raise Busy
+                    _forget(dir_fd)
                 return fd
         except BlockingIOError:
             tries += 1
@@ -241,7 +281,7 @@ def lock(store: StoreDirectory, name: str) -> int | None:
 
 
 def is_locked(store: StoreDirectory, name: str) -> bool:
-    """Whether somebody has the lock of a copy."""
+    """Whether somebody has the lock of a copy, or overlayfs the copy. OSError."""
     try:
         with _opened(store.copies_fd, name) as dir_fd:
             fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
@@ -253,7 +293,27 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
         return True
     finally:
         os.close(fd)
-    return False
+    try:
+        with _opened(store.copies_fd, name) as dir_fd:
+            return _is_overlaid(store, dir_fd)
+    except FileNotFoundError:
+        return False
+
+
+def _is_overlaid(store: StoreDirectory, dir_fd: int) -> bool:
+    """Whether overlayfs has the copy in this directory, or we may not ask that. OSError."""
+    try:
+        os.stat(NOTE, dir_fd=dir_fd, follow_symlinks=False)
+        return overlayfs.in_use(store, dir_fd)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # no capability for it, as in the sandbox of a unit
+        return True
+
+
+def _forget(dir_fd: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(NOTE, dir_fd=dir_fd)
 
 
 def make(

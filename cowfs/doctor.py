@@ -151,7 +151,10 @@ def _passthrough(directory: str) -> Finding:
     if refusal is None:
         return Finding("passthrough", "ok", where)
     return Finding(
-        "passthrough", "degraded", f"{refusal}; files are read through the daemon", remedy
+        "passthrough",
+        "degraded",
+        f"{refusal}; copies are served by the kernel's overlayfs, or read through the daemon",
+        remedy,
     )
 
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Iterable
 
-from cowfs import copies
+from cowfs import copies, lowers
 from cowfs.storedir import StoreDirectory, lock_directory
 
 
@@ -24,7 +24,11 @@ def trash_unused(store: StoreDirectory, template_ids: Iterable[str]) -> list[str
             continue
         try:
             needed = copies.references(store)
-            if needed is not None and template_id not in needed:
+            if (
+                needed is not None
+                and template_id not in needed
+                and lowers.trash(store, template_id)
+            ):
                 store.trash(store.templates_fd, template_id)
                 trashed.append(template_id)
         finally:

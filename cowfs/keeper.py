@@ -153,7 +153,7 @@ class Keeper:
         # Started by an automounter: both of us are in its process group until the mount is made.
         self.automounted = launcher is not None and os.getpgrp() != os.getpid()
         self.exit_code: int | None = None
-        self.notify = _Systemd()
+        self.notify = Systemd()
 
     def run(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -161,7 +161,7 @@ class Keeper:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        _protect_from_oom()
+        protect_from_oom()
         self._start()
         if self.launcher is not None and not self._take_order():
             if self.daemon is not None:
@@ -551,7 +551,7 @@ class Keeper:
         return pid, os.waitstatus_to_exitcode(status)
 
 
-class _Systemd:
+class Systemd:
     """What the service manager is told: sd_notify(3)."""
 
     def __init__(self) -> None:
@@ -621,7 +621,7 @@ _OOM = "/proc/{}/oom_score_adj"
 _inherited_oom_score: str | None = None
 
 
-def _protect_from_oom() -> None:
+def protect_from_oom() -> None:
     """The keeper is small, and what it holds is dear; the daemon can be replaced."""
     global _inherited_oom_score
     try:

@@ -12,6 +12,9 @@ SIGINT and SIGTERM are noted at any time, but act only where the launcher waits 
 In the foreground the launcher becomes the keeper itself (execve(2)), so that a service manager sees
 one process from the beginning. If it has got descriptors back from that (sd_listen_fds(3)), a mount
 lives in them already, and nothing is prepared.
+
+Where the kernel's overlayfs is to serve the copy (engine.py) there is no daemon: the launcher
+mounts it itself, and in the place of a keeper is an attendant (attendant.py).
 """
 
 from __future__ import annotations
@@ -27,16 +30,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from cowfs import mountinfo, names, preflight
+from cowfs import attendant, engine, mountinfo, names, preflight
 from cowfs.config import Config
 from cowfs.conversation import receive_answer, send_order
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.interrupts import SIGNALS, Interrupts
-from cowfs.keeper import DEVICE, KEEPER, LOCK, ORDER
+from cowfs.keeper import DEVICE, FORWARDED, KEEPER, LEAVE, LOCK, ORDER
 from cowfs.options import Options
 
 if TYPE_CHECKING:
     from cowfs.cloning import Progress
+    from cowfs.overlaymount import OverlayMount
     from cowfs.store import Copy, Store, Template
 
 ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
@@ -74,7 +78,7 @@ class Keeper:
                     os.environ,
                     file_actions=[
                         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(but=theirs.fileno())),
+                        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(theirs.fileno())),
                     ],
                     setsid=not automounted,
                     setsigmask=[],
@@ -160,8 +164,12 @@ def mount(
     process behind.
     """
     preflight.require_privilege()
-    preflight.require_fuse_device()
+    by_overlayfs = engine.prefers_overlayfs(options)
+    if not by_overlayfs:
+        preflight.require_fuse_device()
     if foreground and (held := _kept_by_systemd()):
+        if _is_attended(held):
+            _become(attendant.command("watch", held))
         if _is_mounted(held):
             _become_keeper(held)
         for fd in held.values():
@@ -184,6 +192,7 @@ def mount(
         preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
         return 0
     launch = _Launch(source, mountpoint, name, options, missing, warn, progress)
+    launch.by_overlayfs = by_overlayfs
     return launch.in_foreground() if foreground else launch.in_background()
 
 
@@ -213,9 +222,19 @@ class _Launch:
         self.copy: Copy | None = None
         self.copy_is_new = False
         self.mounted_before = mountinfo.mounted_at(mountpoint)
+        self.by_overlayfs = False
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
+            if (made := self._mount_overlayfs()) is not None:
+                overlay, config = made
+                pid = _start_attendant(overlay)
+                self._write_record(overlay, config, pid)
+                for fd in (overlay.held[ORDER], overlay.held[attendant.WATCH]):
+                    os.close(fd)
+                self._hand_over()
+                self._leave_unit([pid])
+                return 0
             before = self.mounted_before
             automounted = before is not None and before.fstype == "autofs"
             self.keeper = Keeper.start(automounted=automounted)
@@ -241,13 +260,61 @@ class _Launch:
 
     def in_foreground(self) -> int:
         with self._undone_on_failure(), self.interrupts:
+            if (made := self._mount_overlayfs()) is not None:
+                # They come to the attendant, which knows what to do.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [*FORWARDED, LEAVE])
+                self.interrupts.check()
+                self._write_record(*made, os.getpid())
+                _become(attendant.command("watch", made[0].held))
             config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
             order = os.memfd_create("cowfs-order")
             os.write(order, config.to_json())
             _become_keeper({ORDER: order, LOCK: config.lock_fd})
 
+    def _mount_overlayfs(self) -> tuple[OverlayMount, Config] | None:
+        """The mount, if it is overlayfs that serves the copy; None for FUSE."""
+        if not self.by_overlayfs:
+            return None
+        from cowfs import overlaymount
+
+        config = self._prepare()
+        assert self.store is not None
+        assert self.copy is not None
+        try:
+            with self.interrupts.allowed():
+                return overlaymount.make(self.store, self.copy, config, self.progress), config
+        except overlaymount.Refused as refusal:
+            if self.options.engine == "overlay":
+                raise
+            self.warn(f"{refusal}: FUSE serves it, without passthrough")
+            preflight.require_fuse_device()
+            return None
+
+    def _write_record(self, overlay: OverlayMount, config: Config, pid: int) -> None:
+        from cowfs import overlaymount
+
+        assert self.copy is not None
+        try:
+            overlaymount.write_record(overlay, self.copy, config, pid)
+        except OSError as error:
+            raise SystemFailure(f"cannot write a record of the mount: {error.strerror}") from None
+
     def _prepare(self) -> Config:
         """Take the copy, with a template for it. What it took is in self as soon as it is ours."""
+        if self.copy is None:
+            self._take_copy()
+        assert self.store is not None
+        assert self.copy is not None
+        return Config(
+            source=self.source,
+            mountpoint=self.mountpoint,
+            store=self.store.path,
+            copy=self.name,
+            lock_fd=self.copy.lock_fd,
+            options=self.options,
+        )
+
+    def _take_copy(self) -> None:
         from cowfs.seal import seal
         from cowfs.store import Store
 
@@ -269,14 +336,6 @@ class _Launch:
             warn=self.warn,
         )
         self.interrupts.check()
-        return Config(
-            source=self.source,
-            mountpoint=self.mountpoint,
-            store=store.path,
-            copy=self.name,
-            lock_fd=self.copy.lock_fd,
-            options=self.options,
-        )
 
     def _hand_over(self) -> None:
         """The mount answers: from now on the copy is the server's."""
@@ -324,11 +383,47 @@ def _become_keeper(held: dict[str, int]) -> NoReturn:
     """Go on as the keeper, in this process, with these descriptors. SystemFailure."""
     for fd in held.values():
         os.set_inheritable(fd, True)
-    holding = [f"{name}={fd}" for name, fd in held.items()]
+    _become([*KEEPER_COMMAND, "holding", *(f"{name}={fd}" for name, fd in held.items())])
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Go on as another program. SystemFailure."""
     try:
-        os.execv(KEEPER_COMMAND[0], [*KEEPER_COMMAND, "holding", *holding])  # noqa: S606
+        os.execv(command[0], command)  # noqa: S606
     except OSError as error:
-        raise SystemFailure(f"cannot start {KEEPER_COMMAND[0]}: {error.strerror}") from None
+        raise SystemFailure(f"cannot start {command[0]}: {error.strerror}") from None
+
+
+def _start_attendant(overlay: OverlayMount) -> int:
+    """Start the attendant of a mount in the background, and return its pid. SystemFailure.
+
+    Nobody waits for it: what it has to do comes with the descriptors, and signals wait until it
+    takes them.
+    """
+    from cowfs import runtime
+
+    command = attendant.command("watch", overlay.held)
+    try:
+        log = runtime.open_log(overlay.device)
+        try:
+            return os.posix_spawn(
+                command[0],
+                command,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(*overlay.held.values())),
+                ],
+                setsid=True,
+                setsigmask=[*FORWARDED, LEAVE],
+                setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+            )
+        finally:
+            os.close(log)
+    except OSError as error:
+        raise SystemFailure(f"cannot start {' '.join(command)}: {error.strerror}") from None
 
 
 def _kept_by_systemd() -> dict[str, int]:
@@ -338,6 +433,15 @@ def _kept_by_systemd() -> dict[str, int]:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     count = int(os.environ.get("LISTEN_FDS", "0"))
     return dict(zip(names, range(3, 3 + count), strict=False))
+
+
+def _is_attended(held: dict[str, int]) -> bool:
+    """Whether overlayfs serves a copy, and only its attendant is missing."""
+    if not {ORDER, LOCK, attendant.WATCH} <= held.keys():
+        return False
+    poll = select.poll()
+    poll.register(held[attendant.WATCH], select.POLLIN)
+    return not poll.poll(0)
 
 
 def _is_mounted(held: dict[str, int]) -> bool:
@@ -368,11 +472,11 @@ def _failure(message: str, exit_code: int) -> CowfsError:
     return error
 
 
-def _inheritable(but: int) -> Iterator[int]:
+def _inheritable(*but: int) -> Iterator[int]:
     """Descriptors that our caller left open; a keeper must not keep their pipes and locks."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd > 2 and fd != but:
+        if fd > 2 and fd not in but:
             with contextlib.suppress(OSError):  # the one that listed the directory is closed
                 if os.get_inheritable(fd):
                     yield fd

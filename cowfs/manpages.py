@@ -35,6 +35,7 @@ ENVIRONMENT = {
 
 FILES = {
     "/run/cowfs/MAJOR:MINOR.json": "The record of a running mount, named after its device.",
+    "/run/cowfs/MAJOR:MINOR.overlay": "The same, where overlayfs serves it.",
     "/run/cowfs/MAJOR:MINOR.log": "What its daemon has to say.",
 }
 

@@ -88,6 +88,9 @@ def _note_for_umount(source: str, mountpoint: str, *, network: bool) -> None:
     for is umount.fuse. Where /run/mount/utab has an entry it looks closer. That file is libmount's
     own, so mount(8) writes it; without an entry umount works too, and returns a moment earlier.
     """
+    mount = mountinfo.mounted_at(os.path.realpath(mountpoint))
+    if mount is None or mount.fstype != mountinfo.FSTYPE:
+        return  # overlayfs: umount(8) would look for the helper of that
     words = "uhelper=cowfs,_netdev" if network else "uhelper=cowfs"
     paths = (os.path.realpath(source), os.path.realpath(mountpoint))
     command = (_MOUNT, "-i", "-f", "-t", mountinfo.FSTYPE, "-o", words, "--", *paths)

@@ -2,6 +2,9 @@
 
 Knows the format (proc_pid_mountinfo(5)) and which of the lines are ours; asks the kernel nothing
 else, so reading it never blocks on a mount whose daemon hangs.
+
+A copy that the kernel's overlayfs serves has the type `overlay` like every other one, and is known
+by its layers, which are told to the kernel in a way of our own (overlayfs.py).
 """
 
 from __future__ import annotations
@@ -12,12 +15,20 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 FSTYPE = "fuse.cowfs"
+OVERLAY = "overlay"
+
+# The layers as seen from the copy's directory; the id is that of its template.
+LAYERS = "lowerdir=../../lowers/{}/tree,upperdir=upper,workdir=work"
+_LAYERS = re.compile(re.escape(LAYERS).replace(r"\{\}", "([0-9a-f]{32})") + "(?:,|$)")
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line. Paths are os.fsdecode'd; device is "major:minor"; options are this mount's own."""
+    """One line. Paths are os.fsdecode'd; device is "major:minor"; options are this mount's own.
+
+    template: its id where overlayfs serves a copy, else empty.
+    """
 
     mount_id: int
     device: str
@@ -25,11 +36,12 @@ class Mount(NamedTuple):
     fstype: str
     source: str
     options: str = ""
+    template: str = ""
 
     @property
     def is_cowfs(self) -> bool:
-        """Whether one of our daemons serves (or served) it."""
-        return self.fstype == FSTYPE
+        """Whether it is a copy, whoever serves (or served) it."""
+        return self.fstype == FSTYPE or bool(self.template)
 
 
 def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
@@ -69,13 +81,16 @@ def _parse(line: bytes) -> Mount:
     fields = line.split(b" ")
     # optional fields end at "-"; a mountpoint cannot be taken for it, it starts with "/"
     separator = fields.index(b"-", 6)
+    fstype = _unescape(fields[separator + 1])
+    layers = _LAYERS.search(_unescape(fields[separator + 3])) if fstype == OVERLAY else None
     return Mount(
         mount_id=int(fields[0]),
         device=fields[2].decode("ascii"),
         mountpoint=_unescape(fields[4]),
-        fstype=_unescape(fields[separator + 1]),
+        fstype=fstype,
         source=_unescape(fields[separator + 2]),
         options=_unescape(fields[5]),
+        template="" if layers is None else layers[1],
     )
 
 

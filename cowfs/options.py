@@ -36,6 +36,7 @@ from cowfs.syscalls import (
 
 CloneMode = Literal["auto", "write", "open"]
 PassthroughMode = Literal["auto", "on", "off"]
+Engine = Literal["auto", "fuse", "overlay"]
 
 MIB = 1 << 20
 
@@ -106,6 +107,10 @@ DESCRIPTIONS: dict[str, str] = {
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",
     "store=DIR": "Keep templates and copies in DIR, on the volume of the source. Without it: in "
     ".cowfs at the top of that volume.",
+    "engine=auto|fuse|overlay": "What serves the copy: cowfs itself (fuse), or the kernel's "
+    "overlayfs (overlay). auto, the default, takes fuse where the kernel has FUSE passthrough, or "
+    "one of passthrough=on|off, clone=write|open and inplace= is given, which only fuse has; else "
+    "overlay, and fuse without passthrough where that cannot be.",
     "clone=auto|write|open": "Clone a shared file when it is first written (write), or when it is "
     "first opened (open): then every descriptor sees every later write, but copies share no pages "
     "in memory. auto, the default, does the second for files that programs change in place while "
@@ -140,6 +145,7 @@ _MAX_SECONDS = 86400
 class Options:
     """How a copy is mounted.
 
+    engine: what serves the copy.
     share_min: bytes; a shared file of at least this size is passed through when opened read-only.
     in_place: shell patterns of file names that programs change in place, besides the known ones.
     watchdog: seconds without an answer after which a daemon is replaced; 0: never.
@@ -151,6 +157,7 @@ class Options:
     copy: str | None = None
     ephemeral: bool = False
     store: str | None = None
+    engine: Engine = "auto"
     clone: CloneMode = "auto"
     in_place: tuple[str, ...] = ()
     passthrough: PassthroughMode = "auto"
@@ -158,6 +165,19 @@ class Options:
     watchdog: int = WATCHDOG
     mount_flags: int = DEFAULT_MOUNT_FLAGS
     given: tuple[str, ...] = ()
+
+    @property
+    def for_fuse(self) -> str:
+        """What is asked for that only FUSE has, as it is written; empty when nothing is.
+
+        How large a file is for readers to share it, and how long a daemon may think, are questions
+        that overlayfs does not ask; they are no such wish.
+        """
+        if self.passthrough != "auto":
+            return f"passthrough={self.passthrough}"
+        if self.clone != "auto":
+            return f"clone={self.clone}"
+        return "inplace=" + ":".join(self.in_place) if self.in_place else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the way back."""
@@ -208,11 +228,12 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
             given.pop()
         else:
             raise UsageError(f"unknown option {item!r}: known are {known_options()}")
-    return Options(
+    parsed = Options(
         read_only=bool(flags & MS_RDONLY),
         copy=values.get("copy"),
         ephemeral=ephemeral,
         store=values.get("store"),
+        engine=cast(Engine, values.get("engine", "auto")),
         clone=cast(CloneMode, values.get("clone", "auto")),
         in_place=tuple(values["inplace"].split(":")) if "inplace" in values else (),
         passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
@@ -223,6 +244,12 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         mount_flags=flags,
         given=tuple(given),
     )
+    if parsed.engine == "overlay" and parsed.for_fuse:
+        raise UsageError(
+            f"option {parsed.for_fuse!r} is for engine=fuse, and overlayfs has no such thing: "
+            "leave out one of the two"
+        )
+    return parsed
 
 
 def split(text: str) -> list[str]:

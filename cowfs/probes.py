@@ -7,7 +7,6 @@ nothing can be left behind.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,11 +18,6 @@ from typing import NamedTuple
 
 from cowfs import syscalls
 
-_SYS_FSOPEN = 430  # one number on every architecture but alpha
-_SYS_FSCONFIG = 431
-_FSOPEN_CLOEXEC = 1
-_FSCONFIG_SET_STRING = 1
-_FSCONFIG_CMD_CREATE = 6
 
 # <linux/fuse.h>, protocol 7.40
 _IN_HEADER = struct.Struct("<IIQQIIIHH")
@@ -64,6 +58,14 @@ class Fuse(NamedTuple):
 
     minor: int
     flags: int
+
+    @classmethod
+    def from_init(cls, request: bytes) -> Fuse:
+        """Before Linux 5.17 a request has no second word of flags."""
+        _, minor, _, flags, flags2 = _INIT_IN.unpack_from(
+            request.ljust(_IN_HEADER.size + _INIT_IN.size, b"\0"), _IN_HEADER.size
+        )
+        return cls(minor, flags | flags2 << 32 if flags & _INIT_EXT else flags)
 
     @property
     def has_passthrough(self) -> bool:
@@ -125,32 +127,14 @@ def _connection() -> Iterator[int]:
     """A new FUSE connection, whose INIT can be read."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
-        superblock = _fuse_superblock(device)
+        parameters = {b"fd": b"%d" % device, b"rootmode": b"40000", b"user_id": b"0"}
+        superblock = syscalls.create_filesystem(b"fuse", {**parameters, b"group_id": b"0"})
         try:
             yield device
         finally:
             os.close(superblock)
     finally:
         os.close(device)
-
-
-def _fuse_superblock(fuse: int) -> int:
-    """A descriptor that holds a new FUSE superblock; it ends when that is closed."""
-    context = _syscall(_SYS_FSOPEN, ctypes.c_char_p(b"fuse"), ctypes.c_uint(_FSOPEN_CLOEXEC))
-    try:
-        for key, value in (
-            (b"source", b"cowfs-doctor"),
-            (b"fd", b"%d" % fuse),
-            (b"rootmode", b"40000"),
-            (b"user_id", b"0"),
-            (b"group_id", b"0"),
-        ):
-            _fsconfig(context, _FSCONFIG_SET_STRING, key, value)
-        _fsconfig(context, _FSCONFIG_CMD_CREATE, None, None)
-    except BaseException:
-        os.close(context)
-        raise
-    return context
 
 
 def _read_init(fuse: int) -> tuple[Fuse, int]:
@@ -163,10 +147,7 @@ def _read_init(fuse: int) -> tuple[Fuse, int]:
     _, opcode, unique, *_ = _IN_HEADER.unpack_from(request)
     if opcode != _FUSE_INIT:
         raise OSError(errno.EPROTO, f"the kernel began with request {opcode} instead of INIT")
-    _, minor, _, flags, flags2 = _INIT_IN.unpack_from(
-        request.ljust(_IN_HEADER.size + _INIT_IN.size, b"\0"), _IN_HEADER.size
-    )
-    return Fuse(minor, flags | flags2 << 32 if flags & _INIT_EXT else flags), unique
+    return Fuse.from_init(request), unique
 
 
 def _agree_on_passthrough(fuse: int, offered: Fuse, unique: int) -> None:
@@ -195,24 +176,3 @@ def _register(fuse: int, directory: str) -> str | None:
         os.close(dir_fd)
     fcntl.ioctl(fuse, _BACKING_CLOSE, struct.pack("<I", backing_id))
     return None
-
-
-def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
-    _syscall(
-        _SYS_FSCONFIG,
-        ctypes.c_int(context),
-        ctypes.c_uint(command),
-        ctypes.c_char_p(key),
-        ctypes.c_char_p(value),
-        ctypes.c_int(0),
-    )
-
-
-def _syscall(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    result = int(libc.syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

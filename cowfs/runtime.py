@@ -1,6 +1,7 @@
 """Records of running mounts: one JSON file for each in /run/cowfs.
 
     /run/cowfs/<major>:<minor>.json   mode 0600, named after the mount's device
+    /run/cowfs/<major>:<minor>.overlay   the same, where overlayfs serves it
     /run/cowfs/<major>:<minor>.sock   the keeper listens there for an upgrade
     /run/cowfs/<major>:<minor>.log    what a mount in the background has to say
 
@@ -27,7 +28,8 @@ from cowfs.mountinfo import Mount
 
 RUN_DIR = "/run/cowfs"
 
-_SUFFIX = ".json"
+# By the engine: a version that knows no other than FUSE takes a record for untrue, and drops it.
+_SUFFIXES = {"fuse": ".json", "overlay": ".overlay"}
 _SOCKET = ".sock"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,7 +40,8 @@ class Record:
 
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
     options: as they were given, one value of -o. version: of the cowfs that serves. replaceable:
-    whether another daemon could go on with the mount.
+    whether another daemon could go on with the mount. engine: what serves it, "fuse" or "overlay";
+    in the second case both pids are the attendant's.
     """
 
     device: str
@@ -54,6 +57,12 @@ class Record:
     persistent: bool
     version: str = ""
     replaceable: bool = True
+    engine: str = "fuse"
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called. KeyError: an engine of a later version."""
+        return self.device + _SUFFIXES[self.engine]
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
@@ -63,19 +72,19 @@ def write(record: Record) -> None:
     """Write the record of a mount that answers. OSError."""
     with _open_directory(create=True) as directory:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        jsonfile.write(directory, record.device + _SUFFIX, asdict(record))
+        jsonfile.write(directory, record.file_name, asdict(record))
 
 
 def remove(device: str) -> None:
     """Remove this process's record of a mount that has ended; no error when there is none."""
-    name = device + _SUFFIX
     with contextlib.suppress(FileNotFoundError), _open_directory(create=False) as directory:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        record = _parse(directory, name)
-        if record is not None and record.daemon_pid == os.getpid():
-            os.unlink(name, dir_fd=directory)
+        for suffix in _SUFFIXES.values():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(device + _SOCKET, dir_fd=directory)
+                record = _parse(directory, device + suffix)
+                if record is not None and record.daemon_pid == os.getpid():
+                    os.unlink(device + suffix, dir_fd=directory)
+                    os.unlink(device + _SOCKET, dir_fd=directory)
 
 
 def open_log(device: str) -> int:
@@ -120,7 +129,7 @@ def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
     try:
         with _open_directory(create=False) as directory:
             for name in sorted(os.listdir(directory)):
-                if name.endswith(_SUFFIX) and not name.startswith("."):
+                if name.endswith(tuple(_SUFFIXES.values())) and not name.startswith("."):
                     record = _read(directory, name)
                     if record is not None:
                         found.append(record)
@@ -170,20 +179,28 @@ def _parse(directory: int, name: str) -> Record | None:
 
 
 def _is_true(record: Record | None, name: str) -> bool:
-    return record is not None and name == record.device + _SUFFIX and _is_running(record)
+    return record is not None and name == record.file_name and _is_running(record)
 
 
 def _is_running(record: Record) -> bool:
     # The mount is looked for where its daemon lives: it may not be in our mount namespace.
-    for pid in (record.daemon_pid, record.keeper_pid):
+    places = [str(record.daemon_pid), str(record.keeper_pid)]
+    if record.engine != "fuse":
+        places.append("self")  # the kernel serves it also when the attendant was killed
+    for place in places:
         with contextlib.suppress(OSError):
-            if _shows(mountinfo.read(f"/proc/{pid}/mountinfo"), record):
+            if _shows(mountinfo.read(f"/proc/{place}/mountinfo"), record):
                 return True
     return False
 
 
 def _shows(mounts: Iterable[Mount], record: Record) -> bool:
-    return any(mount.is_cowfs and mount.device == record.device for mount in mounts)
+    # The device number of one overlayfs may be that of the next: its template tells.
+    template = "" if record.engine == "fuse" else record.template
+    return any(
+        mount.is_cowfs and mount.device == record.device and mount.template == template
+        for mount in mounts
+    )
 
 
 @contextlib.contextmanager

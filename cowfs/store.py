@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs import copies, garbage, mountinfo, removal, runtime, seal, storedir, templates
+from cowfs import copies, garbage, lowers, mountinfo, removal, runtime, seal, storedir, templates
 from cowfs.copies import Copy, CopyInfo, CopyRecord
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.names import check_name, default_name
@@ -215,6 +215,26 @@ class Store(StoreDirectory):
             finally:
                 os.close(lock_fd)
 
+    def settle(self, name: str) -> None:
+        """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
+
+        Nothing happens to one that is in use, or gone already.
+        """
+        with _translated(self.path):
+            try:
+                lock_fd = copies.lock(self, name)
+            except copies.Busy:
+                return
+            if lock_fd is None:
+                return
+            try:
+                if copies.read(self, name).persistent:
+                    copies.recover(self, name)
+                else:
+                    self._drop(name)
+            finally:
+                os.close(lock_fd)
+
     def collect(self) -> Collected:
         """Remove what nobody needs any more, and what crashes have left. CowfsError.
 
@@ -237,6 +257,8 @@ class Store(StoreDirectory):
                 self,
                 [template.id for template in unused if present.get(template.source) != template.id],
             )
+            for orphan in set(os.listdir(self.lowers_fd)) - set(os.listdir(self.templates_fd)):
+                lowers.trash(self, orphan)  # whose template another version has removed
             self.remove_rubbish()
         return Collected(trashed, dropped)
 

@@ -1,12 +1,13 @@
-"""The store as a directory: where it is, who may own it, and its four parts.
+"""The store as a directory: where it is, who may own it, and its parts.
 
     <store>/templates/   finished templates
+    <store>/lowers/      the same trees once more, for overlayfs (lowers.py)
     <store>/copies/      copies
     <store>/partial/     what is being made; each entry is locked (flock) by whoever makes it
     <store>/trash/       what is to be removed
 
-Things appear in `templates` and `copies`, and leave them, by one rename each. So whatever lies in
-`trash`, and what lies in `partial` without a lock, is rubbish that a crash has left.
+Things appear in `templates`, `lowers` and `copies`, and leave them, by one rename each. So whatever
+lies in `trash`, and what lies in `partial` without a lock, is rubbish that a crash has left.
 
 The store lies on a volume where users may have rights, so it is trusted only when it is root's and
 closed to everybody else, and everything in it is reached from descriptors that were opened once.
@@ -28,7 +29,7 @@ from cowfs.errors import CowfsError, MountFailure, UsageError
 STORE_NAME = ".cowfs"
 OWNER = 0  # root
 
-_PARTS = ("templates", "copies", "partial", "trash")
+PARTS = ("templates", "lowers", "copies", "partial", "trash")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # What FICLONE and O_TMPFILE give where the filesystem has no such thing.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EISDIR, errno.EINVAL)
@@ -41,13 +42,18 @@ class StoreDirectory:
         """Use `open_store`. Takes over `fd`."""
         self.path = path
         self.fd = fd
-        self.templates_fd, self.copies_fd, self.partial_fd, self.trash_fd = map(self._part, _PARTS)
+        self._parts = dict(zip(PARTS, map(self._part, PARTS), strict=True))
+        self.templates_fd = self._parts["templates"]
+        self.lowers_fd = self._parts["lowers"]
+        self.copies_fd = self._parts["copies"]
+        self.partial_fd = self._parts["partial"]
+        self.trash_fd = self._parts["trash"]
         st = os.fstat(fd)
         self.identity = (st.st_dev, st.st_ino)
 
     def close(self) -> None:
         """Close the descriptors. Copies that were acquired keep their locks."""
-        for fd in (self.fd, self.templates_fd, self.copies_fd, self.partial_fd, self.trash_fd):
+        for fd in (self.fd, *self._parts.values()):
             os.close(fd)
 
     def contains(self, path: str) -> bool:

@@ -16,7 +16,7 @@ import mmap
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 # fcntl.h, linux/fcntl.h
@@ -72,6 +72,14 @@ CLONE_NEWNS = 0x20000
 _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x1
 
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_FSOPEN_CLOEXEC = 1
+
+# sys/inotify.h
+_IN_UNMOUNT = 0x2000
+_IN_ONLYDIR = 0x1000000
+
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 0x01
 
@@ -83,6 +91,8 @@ _FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
 _PR_SET_PDEATHSIG = 1
 
 _SYS_OPEN_TREE = 428  # these have one number on every architecture but alpha
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
@@ -180,6 +190,8 @@ _libc.mount.argtypes = (
     ctypes.c_ulong,
     ctypes.c_char_p,
 )
+_libc.inotify_init1.argtypes = (ctypes.c_int,)
+_libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
@@ -468,6 +480,61 @@ def open_read_only(dir_fd: int) -> int:
             ctypes.byref(attributes),
             ctypes.c_size_t(ctypes.sizeof(attributes)),
         )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def create_filesystem(fstype: bytes, parameters: Mapping[bytes, bytes]) -> int:
+    """A descriptor of a new filesystem of this type that is mounted nowhere, and ends with it.
+
+    fsopen(2), fsconfig(2), Linux 5.2. OSError of the filesystem; ENODEV: the kernel has no such
+    type. Before Linux 5.12 overlayfs wants no comma in what it is told.
+    """
+    fd = _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_FSOPEN),
+        ctypes.c_char_p(fstype),
+        ctypes.c_uint(_FSOPEN_CLOEXEC),
+    )
+    try:
+        for key, value in parameters.items():
+            _fsconfig(fd, _FSCONFIG_SET_STRING, key, value)
+        _fsconfig(fd, _FSCONFIG_CMD_CREATE, None, None)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _fsconfig(fd: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_FSCONFIG),
+        ctypes.c_int(fd),
+        ctypes.c_uint(command),
+        ctypes.c_char_p(key),
+        ctypes.c_char_p(value),
+        ctypes.c_int(0),
+    )
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2) of a filesystem, with MS_* flags."""
+    _call(_libc.mount, source, target, fstype, flags, data, filename=target)
+
+
+def watch_end(root: bytes) -> int:
+    """A descriptor that can be read as soon as the filesystem of this root directory has ended.
+
+    That is when it is mounted nowhere any more and its last file is closed (IN_UNMOUNT of
+    inotify(7)); the watch keeps it from neither. What is left to the kernel then is done a moment
+    later.
+    """
+    fd = _call(_libc.inotify_init1, os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _call(_libc.inotify_add_watch, fd, root, _IN_UNMOUNT | _IN_ONLYDIR, filename=root)
     except BaseException:
         os.close(fd)
         raise

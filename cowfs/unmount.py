@@ -66,10 +66,22 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
             raise _refused(mount, error, record) from None
         if not (lazy or force) and _elsewhere(mount) is None:
             _wait(waiting, mount)
+            if record is not None and record.engine == "overlay":
+                _settle(record)
     finally:
         for fd in waiting:
             os.close(fd)
     return mount, record
+
+
+def _settle(record: Record) -> None:
+    """Nobody else does it, if the attendant was killed."""
+    from cowfs.store import Store
+
+    with contextlib.suppress(CowfsError, FileNotFoundError):  # outcome() says what there is to say
+        store = Store.open(record.store)
+        with contextlib.closing(store):
+            store.settle(record.copy)
 
 
 def find(mountpoint: str) -> Mount:
@@ -230,7 +242,7 @@ def _detached(mount: Mount, record: Record | None) -> str:
 def _pidfds(record: Record) -> list[int]:
     """Descriptors that tell when the processes of a mount have ended (pidfd_open(2))."""
     fds = []
-    for pid in (record.daemon_pid, record.keeper_pid):
+    for pid in {record.daemon_pid, record.keeper_pid}:
         try:
             fds.append(os.pidfd_open(pid))
         except OSError as error:

@@ -42,6 +42,10 @@ def records(mountpoint: str | None) -> list[Record]:
 
 def upgrade(record: Record) -> str:
     """Take one mount over; the line that says so.  MountFailure: the last version serves it on."""
+    if record.engine == "overlay":
+        return (
+            f"{record.mountpoint} is served by the kernel's overlayfs: there is nothing to upgrade"
+        )
     if not record.replaceable:
         raise MountFailure(
             f"{record.mountpoint} cannot be taken over: this kernel (Linux {os.uname().release}) "

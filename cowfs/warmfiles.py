@@ -103,7 +103,9 @@ class Found:
             if template is None:
                 raise FileNotFoundError(record.template)
             upper = os.open(os.path.join(path_of(store, record.copy), "upper"), _DIRECTORY)
-            tree = os.open(template.tree, _DIRECTORY)
+            # The files that the kernel reads there: overlayfs has clones of the template's.
+            part = store.templates_fd if record.engine == "fuse" else store.lowers_fd
+            tree = os.open(os.path.join(template.id, templates.TREE), _DIRECTORY, dir_fd=part)
             overlay = Overlay(os.dup(tree), os.dup(upper), None, template.hard_links)
             opened.callback(overlay.close)
             self._keep(upper)
@@ -118,7 +120,7 @@ class Found:
             title = _joined(shown, os.path.relpath(name, path))
             if lower is None:
                 self._add(File(upper, name, title), st)
-            elif cloned_at_open(tree, lower, st):
+            elif record.engine == "fuse" and cloned_at_open(tree, lower, st):
                 self._add(File(mounted, name, title, mapped=True), st)
             else:
                 self._add(File(tree, lower, title), st)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from integration import kernel
 from integration.command import Result, cowfs, run
-from integration.mounts import RECORDS
+from integration.mounts import RECORDS, record_of
 
 _UNEXPECTED = ("Traceback (most recent call last)", " ERROR: ", " CRITICAL: ")
 
@@ -64,8 +64,7 @@ class Host:
 
     def processes(self, mountpoint: Path) -> list[int]:
         """The processes behind the copy at this place; the last one serves it."""
-        path = RECORDS / f"{self.mounted_at(mountpoint).device}.json"
-        record = json.loads(path.read_text())
+        record = json.loads(record_of(self.mounted_at(mountpoint)).read_text())
         pids = (record["keeper_pid"], record["daemon_pid"])
         return [pid for pid in pids if pid is not None]
 

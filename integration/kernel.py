@@ -26,6 +26,7 @@ class Mount(NamedTuple):
     mountpoint: str
     fstype: str
     source: str
+    options: str  # of the filesystem
 
 
 def session_dir() -> Path:
@@ -39,7 +40,9 @@ def mounts(pid: int | str = "self") -> list[Mount]:
     for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
-        found.append(Mount(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1])))
+        found.append(
+            Mount(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1]), _unescape(tail[2]))
+        )
     return found
 
 
@@ -54,8 +57,8 @@ def session_mounts(pid: int | str = "self") -> list[Mount]:
 
 
 def is_cowfs(mount: Mount) -> bool:
-    """Whether a copy is mounted there."""
-    return mount.fstype == "fuse.cowfs"
+    """Whether a copy is mounted there, by whichever engine."""
+    return mount.fstype == "fuse.cowfs" or ",upperdir=upper,workdir=work" in mount.options
 
 
 def session_loops() -> list[str]:

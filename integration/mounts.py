@@ -22,6 +22,12 @@ RECORDS = Path("/run/cowfs")
 _UNEXPECTED = ("Traceback (most recent call last)", " ERROR: ", " CRITICAL: ")
 
 
+def record_of(mount: kernel.Mount) -> Path:
+    """Where the record of a mount is."""
+    suffix = "overlay" if mount.fstype == "overlay" else "json"
+    return RECORDS / f"{mount.device}.{suffix}"
+
+
 class _Daemon:
     """A process that serves a mount, and what it logs."""
 
@@ -144,7 +150,7 @@ class MountCopy:
 
     def record(self, mountpoint: Path) -> dict[str, Any]:
         """What the running mount says about itself in /run/cowfs."""
-        text = (RECORDS / f"{self._mount(mountpoint).device}.json").read_text()
+        text = record_of(self._mount(mountpoint)).read_text()
         record: dict[str, Any] = json.loads(text)
         return record
 

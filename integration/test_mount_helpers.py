@@ -511,3 +511,40 @@ def test_a_remount_outlives_its_daemon(host: Host, model: Path, mnt: Path) -> No
         assert flags <= set(findmnt(host, mnt)["OPTIONS"].split(","))
         assert write(host.root_of(mnt) / "config.json") == (errno.EROFS if "ro" in flags else 0)
         host.run("mount", "-o", "remount,rw,noexec", mnt)
+
+
+# --- engine=overlay -------------------------------------------------------------------------------
+
+
+def test_a_copy_of_overlayfs_is_mounted_and_gone_a_moment_after_umount(
+    host: Host, model: Path, mnt: Path, copies: Path
+) -> None:
+    host.run("mount", "-t", "cowfs", "-o", "engine=overlay,ephemeral,copy=job", model, mnt)
+    seen = findmnt(host, mnt)
+    assert (seen["FSTYPE"], seen["SOURCE"]) == ("overlay", str(model))
+    host.root_of(mnt / "new").write_text("new")
+    assert os.listdir(copies) == ["job"]
+    attendant = host.daemon(mnt)
+    host.run("umount", mnt)
+    assert kernel.wait_for_end(attendant, 10)
+    assert os.listdir(copies) == []
+
+
+def test_a_copy_of_overlayfs_goes_read_only_and_back(host: Host, model: Path, mnt: Path) -> None:
+    host.run("mount", "-t", "cowfs", "-o", "engine=overlay", model, mnt)
+    inside = host.root_of(mnt / "new")
+    host.run("mount", "-t", "cowfs", "-o", "remount,ro", model, mnt)
+    assert write(inside) == errno.EROFS
+    host.run("mount", "-t", "cowfs", "-o", "remount,rw", model, mnt)
+    assert write(inside) == 0
+    changed = host.run("mount", "-t", "cowfs", "-o", "remount,engine=fuse", model, mnt, check=False)
+    refused(changed, 32, "a remount cannot change engine")
+
+
+def test_a_copy_of_overlayfs_that_began_read_only_stays_so(
+    host: Host, model: Path, mnt: Path
+) -> None:
+    host.run("mount", "-t", "cowfs", "-o", "engine=overlay,ro", model, mnt)
+    changed = host.run("mount", "-t", "cowfs", "-o", "remount,rw", model, mnt, check=False)
+    refused(changed, 32, "was mounted read-only")
+    assert write(host.root_of(mnt / "new")) == errno.EROFS

@@ -87,7 +87,13 @@ def test_store_is_made_on_the_volume_of_the_source_for_root_alone(
     with contextlib.closing(Store.for_source(str(source), None)) as store:
         assert store.path == str(xfs_volume.mountpoint / ".cowfs")
         assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o700
-        assert sorted(os.listdir(store.path)) == ["copies", "partial", "templates", "trash"]
+        assert sorted(os.listdir(store.path)) == [
+            "copies",
+            "lowers",
+            "partial",
+            "templates",
+            "trash",
+        ]
     with contextlib.closing(Store.for_source(str(source), None)):
         pass
     with contextlib.closing(Store.open(store.path)) as again:

@@ -17,17 +17,19 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
-    "commands": "__main__ cli commands completion doctor helper install interrupts launch manpages "
-    "messages mounthelper preflight probes remount report scope umounthelper unmount upgrade",
+    "commands": "__main__ cli commands completion doctor engine helper install interrupts launch "
+    "manpages messages mounthelper overlaymount preflight probes remount report scope umounthelper "
+    "unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
-    "check": "check checkcopy checkrules checktemplate findings treewalk",
+    "check": "check checkcopy checklower checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
-    "daemon": "daemon keeper keeperlink conversation config mountpoint",
+    "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing priming touching",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault",
     "copyup": "copyup",
-    "store": "store storedir copies templates garbage removal names seal scan cloning workers",
+    "store": "store storedir copies templates garbage lowers overlayfs removal names seal scan "
+    "cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options inplace",
     "channel": "channel",

@@ -161,15 +161,16 @@ def test_list_shows_copies_and_where_they_are_mounted(
         daemon_pid=12,
         keeper_pid=None,
         options="ro",
+        engine="overlay",
     )
     monkeypatch.setattr(runtime, "all", lambda: [record])
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["NAME", "SOURCE", "TEMPLATE", "MOUNTED", "AT", "PRIVATE", "AGE", "PID"],
-        ["job", "(ephemeral)", "/data/model", "abc", "-", "1.2", "MiB", "2h", "-"],
-        ["one", "/data/model", "abc", "/mnt/\\x1b[1m", "1.2", "MiB", "2h", "12"],
-        ["two", "/data/model", "abc", "-", "1.2", "MiB", "2h", "-"],
+        ["NAME", "SOURCE", "TEMPLATE", "MOUNTED", "AT", "ENGINE", "PRIVATE", "AGE", "PID"],
+        ["job", "(ephemeral)", "/data/model", "abc", "-", "-", "1.2", "MiB", "2h", "-"],
+        ["one", "/data/model", "abc", "/mnt/\\x1b[1m", "overlay", "1.2", "MiB", "2h", "12"],
+        ["two", "/data/model", "abc", "-", "-", "1.2", "MiB", "2h", "-"],
     ]
     assert cli.main(["list", "--json", "--store", "/a/.cowfs"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -21,7 +21,7 @@ from cowfs.conversation import send_order
 KEEPER = """
 import json, os, sys
 from cowfs import keeper
-keeper._protect_from_oom = lambda: None
+keeper.protect_from_oom = lambda: None
 settings = json.loads(sys.argv[1])
 for name, value in settings.get("times", {}).items():
     setattr(keeper, name, value)
@@ -186,7 +186,7 @@ def test_no_more_is_stored_than_systemd_takes(
         manager.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("FDSTORE", "2")
-        store = keeper._Systemd()
+        store = keeper.Systemd()
         for name in ("a", "b", "c"):
             store.store(name, 0)
         store.remove("c")

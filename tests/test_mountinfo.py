@@ -72,3 +72,17 @@ def test_within_is_about_whole_names() -> None:
     assert is_within("/a", "/")
     assert not is_within("/ab", "/a")
     assert not is_within("/", "/a")
+
+
+def test_a_copy_of_overlayfs_is_known_by_its_layers() -> None:
+    ours = mountinfo.LAYERS.format("0123456789abcdef" * 2)
+    for options, template in (
+        (f"rw,{ours},redirect_dir=on", "0123456789abcdef" * 2),
+        (f"ro,{ours}", "0123456789abcdef" * 2),
+        ("rw,lowerdir=/l,upperdir=upper,workdir=work", ""),
+        (f"rw,{ours}2", ""),
+    ):
+        mount = mountinfo._parse(f"55 51 0:42 / /mnt rw - overlay /data/m {options}".encode())
+        assert (mount.template, mount.is_cowfs) == (template, bool(template)), options
+    other = mountinfo._parse(f"55 51 0:42 / /mnt rw - tmpfs /data/m rw,{ours}".encode())
+    assert not other.is_cowfs

@@ -194,6 +194,7 @@ def test_every_form_and_choice_of_an_option_is_described() -> None:
         assert form.partition("=")[0] in options.known_options()
         assert text.endswith(".")
     assert options.CHOICES == {
+        "engine": ("auto", "fuse", "overlay"),
         "clone": ("auto", "write", "open"),
         "passthrough": ("auto", "on", "off"),
     }

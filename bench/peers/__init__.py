@@ -19,6 +19,7 @@ PEERS: dict[str, Peer] = {
         Pyfuse3(),
         Cowfs("cowfs", ""),
         Cowfs("cowfs-off", "passthrough=off"),
+        Cowfs("cowfs-overlay", "engine=overlay", is_fuse=False),
         *COPY_TOOLS,
     )
 }

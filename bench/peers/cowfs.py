@@ -19,9 +19,10 @@ from .base import Peer, View
 class Cowfs(Peer):
     """An ephemeral copy, with further mount options."""
 
-    def __init__(self, name: str, options: str) -> None:
+    def __init__(self, name: str, options: str, *, is_fuse: bool = True) -> None:
         self.name = name
         self._options = options
+        self._is_fuse = is_fuse
 
     def missing(self, env: Environment) -> str | None:
         found = shutil.which(env.cowfs[0])
@@ -46,7 +47,7 @@ class Cowfs(Peer):
         mountpoint = env.mountpoint(self.name)
         try:
             self.mount(env, source, mountpoint)
-            yield View(mountpoint, lambda: _daemons(env, mountpoint), is_fuse=True)
+            yield View(mountpoint, lambda: _daemons(env, mountpoint), is_fuse=self._is_fuse)
         finally:
             with patient_teardown():
                 self.unmount(env, mountpoint)
@@ -57,5 +58,5 @@ def _daemons(env: Environment, mountpoint: Path) -> list[int]:
     for copy in json.loads(run([*env.cowfs, "list", "--json"])):
         if copy["mountpoint"] == str(mountpoint):
             pids = [copy["daemon_pid"], copy["keeper_pid"]]
-            return [pid for pid in pids if pid is not None]
+            return list({pid for pid in pids if pid is not None})
     raise BenchError(f"cowfs list does not know {mountpoint}")

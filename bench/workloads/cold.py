@@ -36,7 +36,14 @@ class Cold(Workload):
         Metric("again", "read all again", "s"),
         Metric("cache", "page cache growth", "B"),
     )
-    peers: tuple[str, ...] = ("reflink", "overlayfs", "fuse-overlayfs", "cowfs", "cowfs-off")
+    peers: tuple[str, ...] = (
+        "reflink",
+        "overlayfs",
+        "cowfs-overlay",
+        "fuse-overlayfs",
+        "cowfs",
+        "cowfs-off",
+    )
 
     def __init__(self) -> None:
         self.targets = (
@@ -107,7 +114,7 @@ class Walk(Workload):
     name = "walk"
     title = "chgrp -R, then chmod -R, of a fresh copy"
     metrics = (Metric("walk", "4,000 files", "s"),)
-    peers = ("reflink", "overlayfs", "fuse-overlayfs", "cowfs", "cowfs-off")
+    peers = ("reflink", "overlayfs", "cowfs-overlay", "fuse-overlayfs", "cowfs", "cowfs-off")
     targets = (
         Target(
             "chgrp -R and chmod -R of 4,000 files",

@@ -23,7 +23,7 @@ class FirstWrite(Workload):
     name = "firstwrite"
     title = "first write to a file, 4 KiB"
     metrics = (Metric("small", "small file", "s"), Metric("large", "1024 times larger", "s"))
-    peers = ("reflink", "overlayfs", "fuse-overlayfs", "cowfs", "cowfs-off")
+    peers = ("reflink", "overlayfs", "cowfs-overlay", "fuse-overlayfs", "cowfs", "cowfs-off")
     targets = (
         Target(
             "first write to a file 1024 times larger, time",

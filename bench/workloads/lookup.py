@@ -19,6 +19,7 @@ class _Passes(Workload):
     peers = (
         "native",
         "overlayfs",
+        "cowfs-overlay",
         "fuse-overlayfs",
         "passthrough_hp",
         "pyfuse3",

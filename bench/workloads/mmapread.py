@@ -31,6 +31,7 @@ class MmapRead(Workload):
         "native",
         "reflink",
         "overlayfs",
+        "cowfs-overlay",
         "fuse-overlayfs",
         "passthrough_hp",
         "pyfuse3",

@@ -21,13 +21,20 @@ class Mount(Workload):
     name = "mount"
     title = "copy ready, template present"
     metrics = (Metric("ready", "ready", "s"),)
-    peers = ("reflink", "overlayfs", "fuse-overlayfs", "pyfuse3", "cowfs")
+    peers = ("reflink", "overlayfs", "cowfs-overlay", "fuse-overlayfs", "pyfuse3", "cowfs")
 
     def __init__(self) -> None:
         self.targets = (
             self.speed("mount to ready, 10,000 files", "ready", "cowfs", "reflink", 2.0),
             Target(
                 "mount to ready, 10,000 files", "", Value("cowfs", "ready"), at_most=0.35, unit="s"
+            ),
+            Target(
+                "mount to ready, engine=overlay",
+                "",
+                Value("cowfs-overlay", "ready"),
+                at_most=0.1,
+                unit="s",
             ),
         )
 

@@ -29,6 +29,7 @@ class OpenClose(Workload):
     peers = (
         "native",
         "overlayfs",
+        "cowfs-overlay",
         "fuse-overlayfs",
         "passthrough_hp",
         "pyfuse3",

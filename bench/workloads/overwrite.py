@@ -21,7 +21,15 @@ class Overwrite(Workload):
     name = "overwrite"
     title = "overwrite of a private file, 1 MiB blocks"
     metrics = (Metric("write", "write", "s"), Metric("total", "write + fsync", "s"))
-    peers = ("reflink", "overlayfs", "fuse-overlayfs", "pyfuse3", "cowfs", "cowfs-off")
+    peers = (
+        "reflink",
+        "overlayfs",
+        "cowfs-overlay",
+        "fuse-overlayfs",
+        "pyfuse3",
+        "cowfs",
+        "cowfs-off",
+    )
 
     def __init__(self) -> None:
         self.targets = (

@@ -36,7 +36,15 @@ class Random(Workload):
         Metric("write1", "write, 1 thread", "IO/s", higher_is_better=True),
         Metric("write4", "write, 4 threads", "IO/s", higher_is_better=True),
     )
-    peers = ("native", "overlayfs", "fuse-overlayfs", "pyfuse3", "cowfs", "cowfs-off")
+    peers = (
+        "native",
+        "overlayfs",
+        "cowfs-overlay",
+        "fuse-overlayfs",
+        "pyfuse3",
+        "cowfs",
+        "cowfs-off",
+    )
 
     def __init__(self) -> None:
         self.targets = tuple(

@@ -32,6 +32,7 @@ class SequentialRead(Workload):
         "native",
         "reflink",
         "overlayfs",
+        "cowfs-overlay",
         "fuse-overlayfs",
         "passthrough_hp",
         "pyfuse3",

@@ -62,13 +62,26 @@ def stage(request: pytest.FixtureRequest, xfs_volume: Volume, directory: Path) -
     remove_tree(xfs_volume.mountpoint / ".cowfs")
 
 
-@pytest.fixture(scope="module", params=MODES)
-def copies(request: pytest.FixtureRequest, stage: Stage, directory: Path) -> Iterator[MountCopy]:
+ENGINES = {
+    "passthrough": ("passthrough=on", *OPTIONS),
+    "relayed": ("passthrough=off", *OPTIONS),
+    "overlayfs": ("engine=overlay", *OPTIONS),
+}
+
+
+@pytest.fixture(scope="module", params=[*MODES, "overlayfs"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What serves the copies."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def copies(engine: str, stage: Stage, directory: Path) -> Iterator[MountCopy]:
     """Mounts copies in one mode."""
-    below = directory / request.param
+    below = directory / engine
     below.mkdir()
-    passthrough = "on" if request.param == "passthrough" else "off"
-    mounts = MountCopy(below, [f"passthrough={passthrough}", *OPTIONS])
+    mounts = MountCopy(below, ENGINES[engine])
     yield mounts
     mounts.clean_up()
 

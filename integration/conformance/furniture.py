@@ -15,6 +15,10 @@ DIGITS = b"0123456789"
 BIG = DIGITS * 20_000
 
 
+#: Names of one file.
+LINKED = ("hard1", "dir/hard2")
+
+
 def furnish() -> None:
     """Fill the current directory. Everything belongs to root, but what is named after a user."""
     _file("file", DIGITS)

@@ -110,7 +110,7 @@ def _umount(mountpoint: Path) -> None:
 
 def _record(mountpoint: Path) -> dict[str, Any]:
     """What the running mount says about itself."""
-    for path in Path("/run/cowfs").glob("*.json"):
+    for path in (*Path("/run/cowfs").glob("*.json"), *Path("/run/cowfs").glob("*.overlay")):
         record: dict[str, Any] = json.loads(path.read_text())
         if record["mountpoint"] == str(mountpoint):
             return record

@@ -1,0 +1,188 @@
+"""The attendant: the small process that puts a copy away after overlayfs has served it.
+
+The kernel serves the copy, and needs nobody for it. The attendant holds the copy's lock as long as
+that lasts, and a watch that tells when the filesystem has ended: not when it is unmounted here, but
+when no namespace has it mounted any more and its last file is closed. If it is killed the copy goes
+on. Others are kept from the upper layer then because the kernel says that it is in use
+(overlayfs.py), and the next command that wants the copy puts it away.
+
+    python -m cowfs.attendant watch NAME=FD ...     wait, and act on signals as a daemon would
+    python -m cowfs.attendant unmount SECONDS DETACH NAME=FD ...
+    python -m cowfs.attendant ended NAME=FD ...     put the copy away
+
+The first becomes the last by execve(2): it imports next to nothing while it waits, and what is
+installed by then, perhaps another version, does the rest as a whole. Under systemd the descriptors
+are in the service manager's store too: a killed attendant is started again with them, and a watch
+tells of an end that came in between.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from typing import NoReturn
+
+from cowfs.keeper import FORWARDED, LEAVE, LOCK, ORDER, Systemd, protect_from_oom
+
+TYPE_CHECKING = False  # as mypy understands it: see conversation.py
+if TYPE_CHECKING:
+    from typing import Any
+
+ATTENDANT = ("-I", "-m", "cowfs.attendant")
+WATCH = "watch"
+
+# How long SIGTERM asks for an unmount, and how long it waits before it asks again: seconds.
+PERSISTENCE = 10.0
+_PAUSE = 0.2
+
+
+def log(line: str) -> None:
+    if "JOURNAL_STREAM" in os.environ:  # the journal knows when, and who
+        line = f"<5>{line}\n"
+    else:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs[{os.getpid()}] {line}\n"
+    try:
+        os.write(2, os.fsencode(line))
+    except OSError:
+        pass
+
+
+def command(word: str, held: dict[str, int], *more: str) -> list[str]:
+    """What to run, with these descriptors, which are made inheritable."""
+    for fd in held.values():
+        os.set_inheritable(fd, True)
+    return [sys.executable, *ATTENDANT, word, *more, *(f"{name}={fd}" for name, fd in held.items())]
+
+
+def _watch(held: dict[str, int]) -> NoReturn:
+    """Wait for the end of the filesystem, then put the copy away."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    for number in (*FORWARDED, LEAVE):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who unmounts is waited for by nobody
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    protect_from_oom()
+    notify = Systemd()
+    for name, fd in held.items():
+        notify.store(name, fd)
+    notify.say("READY=1\nSTATUS=Mounted, served by the kernel's overlayfs")
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    poll.register(held[WATCH], select.POLLIN)
+    interrupted = 0
+    while True:
+        ready = [fd for fd, _event in poll.poll()]
+        if held[WATCH] in ready:
+            break
+        for signalled in os.read(reading, 64):
+            if signalled == LEAVE and notify.stores:
+                log("restarted: the mount stays")
+                sys.exit(0)
+            notify.say("STOPPING=1")
+            interrupted += signalled == signal.SIGINT
+            patience = PERSISTENCE if signalled in (signal.SIGTERM, LEAVE) else 0.0
+            words = command("unmount", held, str(patience), str(int(interrupted > 1)))
+            os.posix_spawn(words[0], words, os.environ, setpgroup=0)
+    for name in held:
+        notify.remove(name)  # or the next start would go on with what is gone
+    # What comes now is quick, and not to be cut short.
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
+    words = command("ended", held)
+    os.execv(words[0], words)  # noqa: S606
+
+
+def _unmount(held: dict[str, int], patience: float, *, detach: bool) -> int:
+    """As soon as nobody uses it, within so many seconds."""
+    import errno
+
+    from cowfs import syscalls
+    from cowfs.mountpoint import Mountpoint
+
+    order = read_order(held)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            place = Mountpoint(order["mountpoint"])
+            place.found(order["mount_id"])
+            place.unmount(syscalls.MNT_DETACH if detach else 0)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return 0  # somebody else has unmounted it
+            if error.errno != errno.EBUSY:
+                log(f"cannot unmount {order['mountpoint']}: {error.strerror}")
+                return 1
+        else:
+            return 0
+        if time.monotonic() >= deadline:
+            log(
+                f"{order['mountpoint']} is in use and stays mounted; end what uses it "
+                f"(fuser -vm {order['mountpoint']}) and ask again"
+            )
+            return 1
+        time.sleep(_PAUSE)
+
+
+def _put_away(held: dict[str, int]) -> int:
+    from contextlib import closing
+
+    from cowfs import runtime
+    from cowfs.store import Copy, Store
+
+    order = read_order(held)
+    with closing(Store.open(order["store"])) as store:
+        copy = Copy.adopt(store, order["copy"], held[LOCK])
+        runtime.remove(order["device"])
+        copy.put_away()
+    what = "kept" if copy.persistent else "discarded"
+    log(f"{order['mountpoint']} is unmounted, and the copy {copy.name} is {what}")
+    return 0
+
+
+def write_order(store: str, copy: str, mountpoint: str, device: str, mount_id: int) -> int:
+    """A new descriptor of what an attendant is to know."""
+    import json
+
+    fd = os.memfd_create("cowfs-order", os.MFD_CLOEXEC)
+    order = {
+        "store": store,
+        "copy": copy,
+        "mountpoint": mountpoint,
+        "device": device,
+        "mount_id": mount_id,
+    }
+    os.write(fd, json.dumps(order).encode("ascii"))
+    return fd
+
+
+def read_order(held: dict[str, int]) -> dict[str, Any]:
+    """What write_order() made."""
+    import json
+
+    order: dict[str, Any] = json.loads(os.pread(held[ORDER], os.fstat(held[ORDER]).st_size, 0))
+    return order
+
+
+def main(arguments: list[str]) -> int:
+    """The process that `cowfs mount` starts, or becomes."""
+    word, *rest = arguments
+    held = {}
+    for argument in rest:
+        name, equals, fd = argument.rpartition("=")
+        if equals:
+            held[name] = int(fd)
+            os.set_inheritable(held[name], False)
+    os.chdir("/")
+    if word == "watch":
+        _watch(held)
+    if word == "unmount":
+        return _unmount(held, float(rest[0]), detach=bool(int(rest[1])))
+    return _put_away(held)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

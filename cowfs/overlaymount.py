@@ -1,0 +1,134 @@
+"""A mount of the kernel's overlayfs: made here, by whoever runs `cowfs mount`, and attended to by a
+process of its own (attendant.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cowfs import __version__, attendant, lowers, mountinfo, overlayfs, runtime, syscalls
+from cowfs.errors import CowfsError, MountFailure
+from cowfs.keeper import LOCK, ORDER
+from cowfs.mountpoint import Mountpoint
+from cowfs.options import join
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cowfs.cloning import Progress
+    from cowfs.config import Config
+    from cowfs.copies import Copy
+    from cowfs.store import Store
+
+
+class Refused(MountFailure):
+    """The kernel does not mount this copy by overlayfs; FUSE may."""
+
+
+class OverlayMount(NamedTuple):
+    """One that was made: `held` is what its attendant needs, by name."""
+
+    device: str
+    held: dict[str, int]
+
+
+def make(
+    store: Store,
+    copy: Copy,
+    config: Config,
+    progress: Callable[[], contextlib.AbstractContextManager[Progress | None]],
+) -> OverlayMount:
+    """Mount the copy. Refused; CowfsError; both leave nothing mounted."""
+    try:
+        lower_fd = lowers.opened(store, copy.template, progress)
+    except OSError as error:
+        raise _no_lower(store, error) from None
+    try:  # while that is open nobody removes it; later the copy's lock keeps it
+        return _mount(copy, config)
+    except OSError as error:
+        raise MountFailure(
+            f"cannot mount on {config.mountpoint}: {error.strerror or error}"
+        ) from None
+    finally:
+        os.close(lower_fd)
+
+
+def _mount(copy: Copy, config: Config) -> OverlayMount:
+    copy_fd = copy.open()
+    try:
+        copy.note_overlayfs()
+        upper_fd = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=copy_fd)
+        try:
+            overlayfs.drop_marks(upper_fd)
+        finally:
+            os.close(upper_fd)
+        place = Mountpoint(config.mountpoint)
+        try:
+            overlayfs.mount(
+                copy_fd,
+                copy.template.id,
+                os.fsencode(config.source),
+                place.path,
+                config.options.mount_flags,
+            )
+        except OSError as error:
+            raise _refusal(copy.name, error) from None
+    finally:
+        os.close(copy_fd)
+    try:
+        place.mounted()
+        watch = syscalls.watch_end(place.path)
+        mounted = mountinfo.mounted_at(config.mountpoint)
+        if mounted is None:
+            raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
+        order = attendant.write_order(
+            config.store, copy.name, config.mountpoint, mounted.device, place.mount_id
+        )
+    except BaseException:
+        with contextlib.suppress(OSError):
+            place.unmount(syscalls.MNT_DETACH)
+        raise
+    return OverlayMount(mounted.device, {ORDER: order, LOCK: copy.lock_fd, attendant.WATCH: watch})
+
+
+def write_record(mount: OverlayMount, copy: Copy, config: Config, pid: int) -> None:
+    """Say in /run/cowfs that it is served, with the attendant's pid. OSError."""
+    runtime.write(
+        runtime.Record(
+            device=mount.device,
+            mountpoint=config.mountpoint,
+            source=config.source,
+            store=config.store,
+            copy=copy.name,
+            template=copy.template.id,
+            daemon_pid=pid,
+            keeper_pid=pid,
+            started=time.time(),
+            options=join(config.options.given),
+            persistent=copy.persistent,
+            version=__version__,
+            engine="overlay",
+        )
+    )
+
+
+def _refusal(name: str, error: OSError) -> Refused:
+    if error.errno == errno.ENODEV:
+        return Refused("this kernel has no overlayfs (try: modprobe overlay)")
+    return Refused(
+        f"the kernel's overlayfs does not serve the copy {name}: {error.strerror} (dmesg says more)"
+    )
+
+
+def _no_lower(store: Store, error: OSError) -> CowfsError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MountFailure(
+            f"no space left on the volume of {store.path} for the tree that overlayfs needs: free "
+            "some, for instance with: cowfs rm COPY, cowfs gc; or mount it with -o engine=fuse"
+        )
+    return MountFailure(
+        f"cannot make the tree that overlayfs needs in {store.path}: {error.strerror}"
+    )
