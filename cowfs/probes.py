@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from cowfs import syscalls
 
-
 # <linux/fuse.h>, protocol 7.40
 _IN_HEADER = struct.Struct("<IIQQIIIHH")
 _OUT_HEADER = struct.Struct("<IiQ")
