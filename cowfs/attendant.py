@@ -85,7 +85,9 @@ def _watch(held: dict[str, int]) -> NoReturn:
             notify.say("STOPPING=1")
             interrupted += signalled == signal.SIGINT
             patience = PERSISTENCE if signalled in (signal.SIGTERM, LEAVE) else 0.0
-            words = command("unmount", held, str(patience), str(int(interrupted > 1)))
+            # Without the lock, which is to be free as soon as this process has put the copy away.
+            order = {ORDER: held[ORDER]}
+            words = command("unmount", order, str(patience), str(int(interrupted > 1)))
             os.posix_spawn(words[0], words, os.environ, setpgroup=0)
     for name in held:
         notify.remove(name)  # or the next start would go on with what is gone
@@ -104,24 +106,25 @@ def _unmount(held: dict[str, int], patience: float, *, detach: bool) -> int:
     from cowfs.mountpoint import Mountpoint
 
     order = read_order(held)
+    mountpoint = order["record"]["mountpoint"]
     deadline = time.monotonic() + patience
     while True:
         try:
-            place = Mountpoint(order["mountpoint"])
+            place = Mountpoint(mountpoint)
             place.found(order["mount_id"])
             place.unmount(syscalls.MNT_DETACH if detach else 0)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return 0  # somebody else has unmounted it
             if error.errno != errno.EBUSY:
-                log(f"cannot unmount {order['mountpoint']}: {error.strerror}")
+                log(f"cannot unmount {mountpoint}: {error.strerror}")
                 return 1
         else:
             return 0
         if time.monotonic() >= deadline:
             log(
-                f"{order['mountpoint']} is in use and stays mounted; end what uses it "
-                f"(fuser -vm {order['mountpoint']}) and ask again"
+                f"{mountpoint} is in use and stays mounted; end what uses it "
+                f"(fuser -vm {mountpoint}) and ask again"
             )
             return 1
         time.sleep(_PAUSE)
@@ -133,29 +136,22 @@ def _put_away(held: dict[str, int]) -> int:
     from cowfs import runtime
     from cowfs.store import Copy, Store
 
-    order = read_order(held)
-    with closing(Store.open(order["store"])) as store:
-        copy = Copy.adopt(store, order["copy"], held[LOCK])
-        runtime.remove(order["device"])
+    record = read_order(held)["record"]
+    with closing(Store.open(record["store"])) as store:
+        copy = Copy.adopt(store, record["copy"], held[LOCK])
+        runtime.remove(record["device"])
         copy.put_away()
     what = "kept" if copy.persistent else "discarded"
-    log(f"{order['mountpoint']} is unmounted, and the copy {copy.name} is {what}")
+    log(f"{record['mountpoint']} is unmounted, and the copy {copy.name} is {what}")
     return 0
 
 
-def write_order(store: str, copy: str, mountpoint: str, device: str, mount_id: int) -> int:
-    """A new descriptor of what an attendant is to know."""
+def write_order(mount_id: int, record: dict[str, Any]) -> int:
+    """A new descriptor of what an attendant is to know: its mount, and the record of that."""
     import json
 
     fd = os.memfd_create("cowfs-order", os.MFD_CLOEXEC)
-    order = {
-        "store": store,
-        "copy": copy,
-        "mountpoint": mountpoint,
-        "device": device,
-        "mount_id": mount_id,
-    }
-    os.write(fd, json.dumps(order).encode("ascii"))
+    os.write(fd, json.dumps({"mount_id": mount_id, "record": record}).encode("ascii"))
     return fd
 
 

@@ -370,6 +370,8 @@ class _Checker:
     def _lower(self, template_id: str, template_fd: int) -> None:
         """The tree that overlayfs has of the template, if there is one."""
         store = self._store
+        if not store.has_lowers():
+            return
         fd = lock_directory(store.lowers_fd, template_id, fcntl.LOCK_SH)
         if fd is None:
             return

@@ -106,6 +106,11 @@ class Copy:
     @classmethod
     def adopt(cls, store: StoreDirectory, name: str, lock_fd: int) -> Copy:
         """The copy whose lock another process has taken and handed over. MountFailure."""
+        if not _is_lock(store, name, lock_fd):
+            raise MountFailure(
+                f"the copy {name} in {store.path} is not the one whose lock is held: the store was "
+                "moved, or something else is mounted there now"
+            )
         record = read(store, name)
         return cls(store, record, template_of(store, record), lock_fd)
 
@@ -121,14 +126,15 @@ class Copy:
     def put_away(self) -> None:
         """After overlayfs: keep the copy, or discard an ephemeral one, and end this object.
 
-        Where overlayfs does not let go of it the note of that stays. OSError.
+        Where overlayfs does not let go of it the note of that stays, and so does an ephemeral copy,
+        for the next mount or gc. OSError.
         """
         with _opened(self._store.copies_fd, self.name) as copy:
             try:
                 has_ended = overlayfs.wait_for_end(self._store, copy, _END_PATIENCE)
-            except OSError:  # on a full volume
+            except OSError:
                 has_ended = False
-            if not self.persistent:
+            if not self.persistent and has_ended:
                 self.discard()
                 return
             if has_ended:
@@ -301,13 +307,14 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
 
 
 def _is_overlaid(store: StoreDirectory, dir_fd: int) -> bool:
-    """Whether overlayfs has the copy in this directory, or we may not ask that. OSError."""
+    """Whether overlayfs has the copy in this directory, or nobody can tell. OSError."""
     try:
         os.stat(NOTE, dir_fd=dir_fd, follow_symlinks=False)
-        return overlayfs.in_use(store, dir_fd)
     except FileNotFoundError:
         return False
-    except PermissionError:  # no capability for it, as in the sandbox of a unit
+    try:
+        return overlayfs.in_use(store, dir_fd)
+    except OSError:  # no capability for it, or no room
         return True
 
 

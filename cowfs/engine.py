@@ -19,10 +19,14 @@ def prefers_overlayfs(options: Options) -> bool:
 
 
 def has_passthrough() -> bool:
-    """Whether the kernel's FUSE offers passthrough; False also where there is no FUSE."""
+    """Whether the kernel's FUSE offers passthrough; False also where there is no FUSE.
+
+    Where it cannot be asked, a sandbox without fsopen(2), it is taken for granted: FUSE serves the
+    copy then, as it did before there was another way.
+    """
     from cowfs import probes
 
     try:
         return probes.fuse().has_passthrough
-    except OSError:
-        return False
+    except OSError as error:
+        return error.filename is None  # the device's is given, and no other's

@@ -52,6 +52,8 @@ STARTING = 60.0
 # Between the end of what a daemon says and its own, and how long a ping has no answer before a
 # daemon may be one that cannot end: seconds.
 ENDING = 0.5
+# Between two looks at one that is not watched: seconds.
+LOOK = 15.0
 # Between the request for its stacks and the end of a daemon that is stuck: seconds.
 STACKS = 0.5
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
@@ -111,6 +113,8 @@ class Daemon:
         self.next_ping = 0.0
         # When the ping was sent that has had no answer; 0: none is under way.
         self.pinged = 0.0
+        # We have sent SIGKILL, and wait for its end.
+        self.killed = False
 
     def tell(self, verb: str, argument: str = "", fd: int | None = None) -> bool:
         """False when it is gone, or takes nothing."""
@@ -208,8 +212,10 @@ class Keeper:
         daemon = self.daemon
         if daemon is not None and daemon.watchdog:
             times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
-        if daemon is not None and daemon.pinged:
+        if daemon is not None and (daemon.pinged or daemon.killed):
             times.append(time.monotonic() + ENDING)
+        elif daemon is not None and not daemon.watchdog:
+            times.append(time.monotonic() + LOOK)
         times += [starting.started + STARTING for starting in self._starting()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
@@ -235,13 +241,18 @@ class Keeper:
                 self._start()
                 if self.daemon is not None:
                     self._hand_over(self.daemon)
-        elif daemon.pinged and now >= daemon.pinged + ENDING and _cannot_end(daemon.pid):
+        elif self._may_be_unable_to_end(daemon, now) and _cannot_end(daemon.pid):
             self._go_on_without(daemon)
         elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
             self._end_stuck(daemon)
         elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
             daemon.pinged = now
             daemon.tell("ping")
+
+    def _may_be_unable_to_end(self, daemon: Daemon, now: float) -> bool:
+        """Whether it is worth a look at its threads."""
+        silent = daemon.pinged and now >= daemon.pinged + ENDING
+        return bool(daemon.killed or silent or not daemon.watchdog) and DEVICE in self.held
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -338,6 +349,7 @@ class Keeper:
         elif verb == "able" and daemon is self.standby and self.daemon is not None:
             daemon.able = True
             self.daemon.signal(signal.SIGKILL)  # its end brings the other one on
+            self.daemon.killed = True
         elif verb == "unable" and daemon is self.standby:
             self._refuse(argument)
 
@@ -439,6 +451,7 @@ class Keeper:
         for task, state, frames in _threads(daemon.pid):
             log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
         daemon.pinged = time.monotonic() + 3600  # it has had its last chance
+        daemon.killed = True
         # It writes the stacks of its Python threads (faulthandler), if it still can.
         daemon.signal(signal.SIGUSR2)
         daemon.signal(signal.SIGCONT)

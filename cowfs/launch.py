@@ -169,6 +169,9 @@ def mount(
         preflight.require_fuse_device()
     if foreground and (held := _kept_by_systemd()):
         if _is_attended(held):
+            from cowfs import overlaymount
+
+            overlaymount.go_on(held)
             _become(attendant.command("watch", held))
         if _is_mounted(held):
             _become_keeper(held)
@@ -226,10 +229,9 @@ class _Launch:
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
-            if (made := self._mount_overlayfs()) is not None:
-                overlay, config = made
+            if (overlay := self._mount_overlayfs()) is not None:
                 pid = _start_attendant(overlay)
-                self._write_record(overlay, config, pid)
+                self._write_record(overlay, pid)
                 for fd in (overlay.held[ORDER], overlay.held[attendant.WATCH]):
                     os.close(fd)
                 self._hand_over()
@@ -264,14 +266,14 @@ class _Launch:
                 # They come to the attendant, which knows what to do.
                 signal.pthread_sigmask(signal.SIG_BLOCK, [*FORWARDED, LEAVE])
                 self.interrupts.check()
-                self._write_record(*made, os.getpid())
-                _become(attendant.command("watch", made[0].held))
+                self._write_record(made, os.getpid())
+                _become(attendant.command("watch", made.held))
             config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
             order = os.memfd_create("cowfs-order")
             os.write(order, config.to_json())
             _become_keeper({ORDER: order, LOCK: config.lock_fd})
 
-    def _mount_overlayfs(self) -> tuple[OverlayMount, Config] | None:
+    def _mount_overlayfs(self) -> OverlayMount | None:
         """The mount, if it is overlayfs that serves the copy; None for FUSE."""
         if not self.by_overlayfs:
             return None
@@ -282,7 +284,7 @@ class _Launch:
         assert self.copy is not None
         try:
             with self.interrupts.allowed():
-                return overlaymount.make(self.store, self.copy, config, self.progress), config
+                return overlaymount.make(self.store, self.copy, config, self.progress)
         except overlaymount.Refused as refusal:
             if self.options.engine == "overlay":
                 raise
@@ -290,12 +292,11 @@ class _Launch:
             preflight.require_fuse_device()
             return None
 
-    def _write_record(self, overlay: OverlayMount, config: Config, pid: int) -> None:
+    def _write_record(self, overlay: OverlayMount, pid: int) -> None:
         from cowfs import overlaymount
 
-        assert self.copy is not None
         try:
-            overlaymount.write_record(overlay, self.copy, config, pid)
+            overlaymount.write_record(overlay.record, pid)
         except OSError as error:
             raise SystemFailure(f"cannot write a record of the mount: {error.strerror}") from None
 
@@ -363,8 +364,11 @@ class _Launch:
 
     def _remove_mount(self) -> None:
         """Detach a cowfs mount that has appeared at our mountpoint since we looked."""
-        from cowfs import syscalls
+        from cowfs import runtime, syscalls
 
+        record = runtime.find(self.mountpoint)
+        if record is not None and record.copy != self.name:
+            return  # somebody else was quicker
         now = mountinfo.mounted_at(self.mountpoint)
         before = self.mounted_before
         if now is not None and now.is_cowfs and (before is None or now.mount_id != before.mount_id):
@@ -404,7 +408,7 @@ def _start_attendant(overlay: OverlayMount) -> int:
 
     command = attendant.command("watch", overlay.held)
     try:
-        log = runtime.open_log(overlay.device)
+        log = runtime.open_log(overlay.record.device)
         try:
             return os.posix_spawn(
                 command[0],
@@ -436,12 +440,8 @@ def _kept_by_systemd() -> dict[str, int]:
 
 
 def _is_attended(held: dict[str, int]) -> bool:
-    """Whether overlayfs serves a copy, and only its attendant is missing."""
-    if not {ORDER, LOCK, attendant.WATCH} <= held.keys():
-        return False
-    poll = select.poll()
-    poll.register(held[attendant.WATCH], select.POLLIN)
-    return not poll.poll(0)
+    """Whether overlayfs serves a copy, or did until now, and only its attendant is missing."""
+    return {ORDER, LOCK, attendant.WATCH} <= held.keys()
 
 
 def _is_mounted(held: dict[str, int]) -> bool:

@@ -58,6 +58,8 @@ def trash(
 
     *unless* tells, when nobody can begin any more, whether somebody has mounted on them.
     """
+    if not store.has_lowers():
+        return True
     try:
         fd = lock_directory(store.lowers_fd, template_id, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except NotADirectoryError:
@@ -71,6 +73,13 @@ def trash(
     finally:
         os.close(fd)
     return True
+
+
+def trash_orphans(store: StoreDirectory) -> None:
+    """Those whose template another version has removed, that knows nothing of them. OSError."""
+    if store.has_lowers():
+        for orphan in set(os.listdir(store.lowers_fd)) - set(os.listdir(store.templates_fd)):
+            trash(store, orphan)
 
 
 def _make(store: StoreDirectory, template: Template, progress: Progress | None) -> None:

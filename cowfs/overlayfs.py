@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from cowfs import mountinfo, ondisk, syscalls
+from cowfs import mountinfo, ondisk, runtime, syscalls
 from cowfs.walk import walk
 
 if TYPE_CHECKING:
@@ -49,29 +50,47 @@ def mount(copy_fd: int, template_id: str, source: bytes, target: bytes, flags: i
 
 
 def in_use(store: StoreDirectory, copy_fd: int) -> bool:
-    """Whether an overlayfs has the copy's upper/, wherever it is mounted, or not any more. OSError.
+    """Whether an overlayfs has the copy's upper/, wherever it is mounted, or not any more.
 
     The kernel alone knows of one that was detached, or is in another namespace. It is asked by
     another overlayfs that is mounted nowhere, with that upper/ as its lower layer: with index=on
-    the kernel refuses what another one writes to (EBUSY).
+    the kernel refuses what another one writes to (EBUSY). OSError: nobody can tell; EPERM where the
+    kernel goes on without its index, and would say so to nobody (without CAP_DAC_READ_SEARCH).
     """
-    if not _is_known():
-        return False
+    return _is_known() and is_taken(store, copy_fd)
+
+
+def is_taken(store: StoreDirectory, copy_fd: int) -> bool:
+    """The same, where overlayfs is about to be used."""
+    try:
+        # A full volume has no room for the directories that the question takes.
+        with tempfile.TemporaryDirectory(prefix="probe-", dir=runtime.directory()) as path:
+            return _is_refused(os.fsencode(path), copy_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # /run is on an overlayfs itself, in a container
+            raise
     with store.partial(f"probe-{os.urandom(8).hex()}") as scratch:
-        for name in ("upper", "work"):
-            os.mkdir(name, 0o700, dir_fd=scratch)
-        parameters = {
-            b"index": b"on",
-            b"lowerdir": ondisk.proc_path(copy_fd, b"upper"),
-            b"upperdir": ondisk.proc_path(scratch, b"upper"),
-            b"workdir": ondisk.proc_path(scratch, b"work"),
-        }
-        try:
-            os.close(syscalls.create_filesystem(mountinfo.OVERLAY.encode(), parameters))
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return True
+        return _is_refused(ondisk.proc_path(scratch, b"."), copy_fd)
+
+
+def _is_refused(scratch: bytes, copy_fd: int) -> bool:
+    upper, work = os.path.join(scratch, b"upper"), os.path.join(scratch, b"work")
+    for path in (upper, work):
+        os.mkdir(path, 0o700)
+    parameters = {
+        b"index": b"on",
+        b"lowerdir": ondisk.proc_path(copy_fd, b"upper"),
+        b"upperdir": upper,
+        b"workdir": work,
+    }
+    try:
+        os.close(syscalls.create_filesystem(mountinfo.OVERLAY.encode(), parameters))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    if not os.path.isdir(os.path.join(work, b"index")):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     return False
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs import __version__, attendant, lowers, mountinfo, overlayfs, runtime, syscalls
@@ -31,7 +32,7 @@ class Refused(MountFailure):
 class OverlayMount(NamedTuple):
     """One that was made: `held` is what its attendant needs, by name."""
 
-    device: str
+    record: runtime.Record
     held: dict[str, int]
 
 
@@ -47,7 +48,7 @@ def make(
     except OSError as error:
         raise _no_lower(store, error) from None
     try:  # while that is open nobody removes it; later the copy's lock keeps it
-        return _mount(copy, config)
+        return _mount(store, copy, config)
     except OSError as error:
         raise MountFailure(
             f"cannot mount on {config.mountpoint}: {error.strerror or error}"
@@ -56,9 +57,10 @@ def make(
         os.close(lower_fd)
 
 
-def _mount(copy: Copy, config: Config) -> OverlayMount:
+def _mount(store: Store, copy: Copy, config: Config) -> OverlayMount:
     copy_fd = copy.open()
     try:
+        _require_a_free_upper(store, copy, copy_fd)
         copy.note_overlayfs()
         upper_fd = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=copy_fd)
         try:
@@ -80,38 +82,71 @@ def _mount(copy: Copy, config: Config) -> OverlayMount:
         os.close(copy_fd)
     try:
         place.mounted()
-        watch = syscalls.watch_end(place.path)
+        watch = _watch(place.path)
         mounted = mountinfo.mounted_at(config.mountpoint)
         if mounted is None:
             raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
-        order = attendant.write_order(
-            config.store, copy.name, config.mountpoint, mounted.device, place.mount_id
-        )
+        record = _record(copy, config, mounted.device)
+        order = attendant.write_order(place.mount_id, asdict(record))
     except BaseException:
         with contextlib.suppress(OSError):
             place.unmount(syscalls.MNT_DETACH)
         raise
-    return OverlayMount(mounted.device, {ORDER: order, LOCK: copy.lock_fd, attendant.WATCH: watch})
+    return OverlayMount(record, {ORDER: order, LOCK: copy.lock_fd, attendant.WATCH: watch})
 
 
-def write_record(mount: OverlayMount, copy: Copy, config: Config, pid: int) -> None:
+def _require_a_free_upper(store: Store, copy: Copy, copy_fd: int) -> None:
+    """Refused where nobody could tell later whether overlayfs still has the copy. MountFailure."""
+    try:
+        taken = overlayfs.is_taken(store, copy_fd)
+    except OSError as error:
+        raise Refused(
+            f"the kernel's overlayfs does not tell whether it has the copy {copy.name}: "
+            f"{error.strerror} (it needs CAP_DAC_READ_SEARCH)"
+        ) from None
+    if taken:
+        raise MountFailure(f"an overlayfs has the copy {copy.name} in another place: unmount that")
+
+
+def _watch(root: bytes) -> int:
+    try:
+        return syscalls.watch_end(root)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENOSPC):
+            raise
+        raise Refused(
+            "root has no inotify watch left for the end of the mount: raise "
+            "fs.inotify.max_user_instances and max_user_watches with sysctl"
+        ) from None
+
+
+def write_record(record: runtime.Record, pid: int) -> None:
     """Say in /run/cowfs that it is served, with the attendant's pid. OSError."""
-    runtime.write(
-        runtime.Record(
-            device=mount.device,
-            mountpoint=config.mountpoint,
-            source=config.source,
-            store=config.store,
-            copy=copy.name,
-            template=copy.template.id,
-            daemon_pid=pid,
-            keeper_pid=pid,
-            started=time.time(),
-            options=join(config.options.given),
-            persistent=copy.persistent,
-            version=__version__,
-            engine="overlay",
-        )
+    runtime.write(replace(record, daemon_pid=pid, keeper_pid=pid))
+
+
+def go_on(held: dict[str, int]) -> None:
+    """This process is going to attend to a mount whose attendant has ended."""
+    record = runtime.Record.from_fields(attendant.read_order(held)["record"])
+    with contextlib.suppress(OSError):  # `cowfs list` does not know it then
+        write_record(record, os.getpid())
+
+
+def _record(copy: Copy, config: Config, device: str) -> runtime.Record:
+    return runtime.Record(
+        device=device,
+        mountpoint=config.mountpoint,
+        source=config.source,
+        store=config.store,
+        copy=copy.name,
+        template=copy.template.id,
+        daemon_pid=0,
+        keeper_pid=0,
+        started=time.time(),
+        options=join(config.options.given),
+        persistent=copy.persistent,
+        version=__version__,
+        engine="overlay",
     )
 
 

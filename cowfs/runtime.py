@@ -22,6 +22,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from cowfs import jsonfile, mountinfo
 from cowfs.mountinfo import Mount
@@ -58,6 +59,11 @@ class Record:
     version: str = ""
     replaceable: bool = True
     engine: str = "fuse"
+
+    @classmethod
+    def from_fields(cls, value: dict[str, Any]) -> Record:
+        """From what asdict() gave, in this version or another. TypeError, KeyError."""
+        return cls(**{field: value[field] for field in _FIELDS if field in value})
 
     @property
     def file_name(self) -> str:
@@ -141,6 +147,12 @@ def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
     return found
 
 
+def directory() -> str:
+    """The directory of the records, which is root's, made if need be. OSError."""
+    with _open_directory(create=True):
+        return RUN_DIR
+
+
 def log_path(device: str) -> str:
     """Where the daemon of a mount writes what it has to say; its directory is made."""
     with _open_directory(create=True):
@@ -172,8 +184,7 @@ def _parse(directory: int, name: str) -> Record | None:
     fields that we do not know, and one that knows less leaves some out.
     """
     try:
-        value = jsonfile.read(directory, name)
-        return Record(**{field: value[field] for field in _FIELDS if field in value})
+        return Record.from_fields(jsonfile.read(directory, name))
     except (ValueError, TypeError):
         return None
 

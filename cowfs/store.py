@@ -257,8 +257,7 @@ class Store(StoreDirectory):
                 self,
                 [template.id for template in unused if present.get(template.source) != template.id],
             )
-            for orphan in set(os.listdir(self.lowers_fd)) - set(os.listdir(self.templates_fd)):
-                lowers.trash(self, orphan)  # whose template another version has removed
+            lowers.trash_orphans(self)
             self.remove_rubbish()
         return Collected(trashed, dropped)
 

@@ -29,7 +29,8 @@ from cowfs.errors import CowfsError, MountFailure, UsageError
 STORE_NAME = ".cowfs"
 OWNER = 0  # root
 
-PARTS = ("templates", "lowers", "copies", "partial", "trash")
+PARTS = ("templates", "copies", "partial", "trash")
+LOWERS = "lowers"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # What FICLONE and O_TMPFILE give where the filesystem has no such thing.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EISDIR, errno.EINVAL)
@@ -44,12 +45,26 @@ class StoreDirectory:
         self.fd = fd
         self._parts = dict(zip(PARTS, map(self._part, PARTS), strict=True))
         self.templates_fd = self._parts["templates"]
-        self.lowers_fd = self._parts["lowers"]
         self.copies_fd = self._parts["copies"]
         self.partial_fd = self._parts["partial"]
         self.trash_fd = self._parts["trash"]
         st = os.fstat(fd)
         self.identity = (st.st_dev, st.st_ino)
+
+    @property
+    def lowers_fd(self) -> int:
+        """Made with the first tree for overlayfs: a full volume has no room for it. OSError."""
+        if LOWERS not in self._parts:
+            self._parts[LOWERS] = self._part(LOWERS)
+        return self._parts[LOWERS]
+
+    def has_lowers(self) -> bool:
+        """Whether there may be any. OSError."""
+        try:
+            os.stat(LOWERS, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the descriptors. Copies that were acquired keep their locks."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import pytest
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, one_error, run
 from integration.mounts import MountCopy
-from integration.trees import tree_state, with_ctimes
-from integration.volumes import unmount
+from integration.trees import make_model, tree_state, with_ctimes
+from integration.volumes import Volume, unmount
 
 OVERLAY = "engine=overlay"
 ODD = "a,b:c d\\e\nf=g\\054%é"
@@ -503,6 +503,89 @@ def test_overlayfs_that_was_asked_for_and_refused_is_an_error(
     assert not os.path.ismount(mountpoint)
 
 
+def test_auto_is_fuse_where_root_has_no_inotify_left(mounts: MountCopy, model: Path) -> None:
+    mountpoint = mounts.mountpoint()
+    full = (
+        "import errno; from cowfs import syscalls\n"
+        "def refuse(*_): raise OSError(errno.EMFILE, 'Too many open files')\n"
+        "syscalls.watch_end = refuse"
+    )
+    result = _mount_with(f"{_NO_PASSTHROUGH}\n{full}", model, mountpoint)
+    assert result.returncode == 0
+    assert "fs.inotify.max_user_instances" in result.stderr
+    assert mounts.record(mountpoint)["engine"] == "fuse"
+    mounts.unmount(mountpoint)
+
+
+# --- what could go wrong with the question whether overlayfs has a copy ------------------------------
+
+_WITHOUT = ("setpriv", "--bounding-set=-dac_read_search")
+
+
+def test_without_the_capability_to_tell_overlayfs_is_not_used(
+    mounts: MountCopy, model: Path
+) -> None:
+    # The kernel would say "not in use" of each copy: two of them would write to one upper layer.
+    mountpoint = mounts.mountpoint()
+    result = run(*_WITHOUT, COWFS, "mount", "-o", OVERLAY, model, mountpoint, check=False)
+    assert result.returncode == 32
+    assert "CAP_DAC_READ_SEARCH" in one_error(result)
+    assert not os.path.ismount(mountpoint)
+
+
+def test_without_the_capability_to_tell_a_copy_counts_as_in_use(
+    mounts: MountCopy, model: Path
+) -> None:
+    mountpoint = mounts(model, None, OVERLAY, "copy=held")
+    store = store_of(mounts, mountpoint)
+    _kill_attendant(mounts, mountpoint)
+    other = mounts.mountpoint()
+    for arguments in (("mount", "-o", "copy=held", model, other), ("rm", "--store", store, "held")):
+        result = run(*_WITHOUT, COWFS, *arguments, check=False)
+        assert result.returncode != 0, arguments
+    (mountpoint / "new").touch()
+    assert not os.path.ismount(other)
+    unmount(mountpoint)
+    mounts(model, other, "copy=held")
+    assert (other / "new").exists()
+    mounts.unmount(other)
+
+
+def test_copies_on_a_full_volume_are_listed_and_removed(
+    mounts: MountCopy, small_xfs: Callable[..., Volume]
+) -> None:
+    top = small_xfs(64).mountpoint
+    source = make_model(top / "model")
+    mountpoint = mounts(source, None, OVERLAY, "copy=full")
+    brief = mounts(source, None, OVERLAY, "copy=brief", "ephemeral")
+    store = store_of(mounts, mountpoint)
+    _kill_attendant(mounts, brief)
+    with contextlib.suppress(OSError), (mountpoint / "ballast").open("wb") as file:
+        while True:
+            os.write(file.fileno(), bytes(1 << 16))
+    with contextlib.suppress(OSError):
+        for number in range(100_000):
+            (mountpoint / f"inode-{number}").mkdir()
+    mounts.unmount(mountpoint)
+    unmount(brief)
+    assert sorted(listed(store)) == ["brief", "full"]
+    cowfs("gc", "--store", store)
+    assert sorted(listed(store)) == ["full"]
+    cowfs("rm", "--store", store, "full")
+    assert listed(store) == {}
+
+
+def test_a_store_has_no_part_for_overlayfs_before_it_needs_one(
+    mounts: MountCopy, model: Path
+) -> None:
+    mountpoint = mounts(model, None, "engine=fuse")
+    store = store_of(mounts, mountpoint)
+    mounts.unmount(mountpoint)
+    cowfs("gc", "--store", store)
+    checked(store)
+    assert "lowers" not in os.listdir(store)
+
+
 # --- in the foreground ----------------------------------------------------------------------------
 
 
@@ -556,6 +639,7 @@ def test_mount_is_ready_when_systemd_is_told(
             while b"READY=1" not in _message(manager, again):
                 pass
             assert (mountpoint / "between").exists()
+            assert _pid_in_record(mounts, mountpoint) == process.pid
             unmount(mountpoint)
             assert process.wait(20) == 0
     for fd in (*stored.values(), *again.values()):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 
 import pytest
 
-from cowfs import engine, options
+from cowfs import engine, options, probes
 from cowfs.errors import UsageError
 from cowfs.probes import Fuse
 
@@ -58,3 +60,16 @@ def test_the_kernels_init_says_whether_it_has_passthrough() -> None:
     assert not has_passthrough(_init(1 << 30, 0xFFFFFFFF & ~(1 << 5)))
     assert not has_passthrough(_init(0, 1 << 5))  # the second word means nothing
     assert not has_passthrough(_init(1 << 30, 1 << 5)[:56])  # Linux 5.10
+
+
+def test_a_sandbox_that_refuses_the_question_gets_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> Fuse:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def missing() -> Fuse:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/dev/fuse")
+
+    monkeypatch.setattr(probes, "fuse", refused)
+    assert not engine.prefers_overlayfs(options.parse([""]))
+    monkeypatch.setattr(probes, "fuse", missing)
+    assert engine.prefers_overlayfs(options.parse([""]))
