@@ -517,7 +517,7 @@ def test_auto_is_fuse_where_root_has_no_inotify_left(mounts: MountCopy, model: P
     mounts.unmount(mountpoint)
 
 
-# --- what could go wrong with the question whether overlayfs has a copy ------------------------------
+# --- the question whether overlayfs has a copy ----------------------------------------------------
 
 _WITHOUT = ("setpriv", "--bounding-set=-dac_read_search")
 

@@ -140,8 +140,9 @@ def test_daemon_that_is_stuck_is_replaced(mount_copy: MountCopy, xfs: Path, mode
     finish(mount_copy, source, root, "stuck", reports)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for(
-    mount_plain: MountCopy, model: Path, tmp_path: Path
+    mount_plain: MountCopy, model: Path, tmp_path: Path, number: int
 ) -> None:
     # A thread that has told the kernel to drop a page waits until that page was read, and the
     # READ waits for the next daemon. Here it waits for a mount that never answers: likewise.
@@ -171,7 +172,7 @@ def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for
         assert time.monotonic() < deadline, "no thread of it waits"
         time.sleep(0.05)
     time.sleep(0.2)  # until the other daemon has read the request: before, SIGKILL ends it
-    os.kill(killed, signal.SIGKILL)
+    os.kill(killed, number)  # of one that is stopped the keeper makes an end
     (root / "new").write_text("after")
     assert mount_plain.daemon_pid(root) != killed
     log = (RECORDS / f"{mount_plain.record(root)['device']}.log").read_text()
