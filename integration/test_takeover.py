@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -167,19 +168,25 @@ def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for
     run(*held.command("mount", "-o", "watchdog=4", model, root), cwd="/")
     (root / "new").write_text("before")
     killed = mount_plain.wait_until_served(root)
-    deadline = time.monotonic() + 20
-    while "fuse_" not in _stacks(killed):
-        assert time.monotonic() < deadline, "no thread of it waits"
-        time.sleep(0.05)
-    time.sleep(0.2)  # until the other daemon has read the request: before, SIGKILL ends it
-    os.kill(killed, number)  # of one that is stopped the keeper makes an end
-    (root / "new").write_text("after")
-    assert mount_plain.daemon_pid(root) != killed
-    log = (RECORDS / f"{mount_plain.record(root)['device']}.log").read_text()
-    assert f"a thread of the daemon {killed} waits in the kernel" in log
-    assert not kernel.wait_for_end(killed, 0)
-    mount_plain.kill(trap)
+    try:
+        _wait_until(lambda: "fuse_" in _stacks(killed))
+        time.sleep(0.2)  # until the other daemon has read the request: before, SIGKILL ends it
+        os.kill(killed, number)  # of one that is stopped the keeper makes an end
+        (root / "new").write_text("after")
+        _wait_until(lambda: mount_plain.daemon_pid(root) != killed)
+        log = (RECORDS / f"{mount_plain.record(root)['device']}.log").read_text()
+        assert f"a thread of the daemon {killed} waits in the kernel" in log
+        assert not kernel.wait_for_end(killed, 0)
+    finally:
+        mount_plain.kill(trap)
     assert kernel.wait_for_end(killed, 10)
+
+
+def _wait_until(condition: Callable[[], bool], patience: float = 20) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _stacks(pid: int) -> str:
