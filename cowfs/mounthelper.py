@@ -27,7 +27,7 @@ OPTIONS = (
     Option("v", "", "Say what was mounted."),
     Option("N", "NAMESPACE", "Mount in this mount namespace, a process id or a file."),
     Option("o", "OPTIONS", "Options of the mount, separated by commas: see cowfs(5)."),
-    Option("t", "TYPE.SUBTYPE", "Accepted: the type is always fuse.cowfs."),
+    Option("t", "TYPE.SUBTYPE", "Accepted: what serves the copy decides."),
 )
 
 

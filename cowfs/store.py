@@ -6,7 +6,8 @@ What lies on disk is in storedir.py, templates.py and copies.py; how a template 
 
 Locks, always taken in this order: a copy's `lock`, held as long as it is served; a template's
 directory in `partial`, while it is made; a template's directory in `templates`, shared while a copy
-of it is made, exclusive while it is removed (see garbage.py).
+of it is made, exclusive while it is removed (see garbage.py); its directory in `lowers`, shared
+while a copy is mounted on it by overlayfs, exclusive while it is removed (lowers.py).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ OPTIONS = (
     Option("r", "", "When it is busy, make it read-only."),
     Option("v", "", "Say what was kept."),
     Option("N", "NAMESPACE", "Unmount in this mount namespace, a process id or a file."),
-    Option("t", "TYPE.SUBTYPE", "Accepted: the type is always fuse.cowfs."),
+    Option("t", "TYPE.SUBTYPE", "Accepted: what serves the copy decides."),
 )
 
 
