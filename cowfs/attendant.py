@@ -11,9 +11,9 @@ on. Others are kept from the upper layer then because the kernel says that it is
     python -m cowfs.attendant ended NAME=FD ...     put the copy away
 
 The first becomes the last by execve(2): it imports next to nothing while it waits, and what its
-installation holds by then does the rest as a whole, also when that was replaced in place. Under systemd the descriptors
-are in the service manager's store too: a killed attendant is started again with them, and a watch
-tells of an end that came in between.
+installation holds by then does the rest as a whole, also when that was replaced in place. Under
+systemd the descriptors are in the service manager's store too: a killed attendant is started again
+with them, and a watch tells of an end that came in between.
 """
 
 from __future__ import annotations
