@@ -35,6 +35,15 @@ def resident(path: Path) -> int:
         os.close(fd)
 
 
+# The kernel may take a few pages away again, whoever uses them (DAMON, memory pressure).
+_TAKEN = 64 * mmap.PAGESIZE
+
+
+def all_but_a_few(found: int) -> bool:
+    """Whether so many bytes in memory are all of a file's."""
+    return SIZE - _TAKEN <= found <= SIZE
+
+
 def drop(path: Path) -> None:
     """Take a file's pages out of memory."""
     fd = os.open(path, os.O_RDONLY)
@@ -78,11 +87,13 @@ def test_a_warm_copy_has_one_set_of_pages_and_it_is_the_shared_one(
     drop(backing)
     outcome = warm(first)
     assert (outcome["files"], outcome["bytes"], outcome["read"]) == (1, SIZE, SIZE)
-    assert (outcome["resident_before"], outcome["resident_after"]) == (0, SIZE)
-    assert resident(backing) == SIZE
+    assert outcome["resident_before"] == 0
+    assert all_but_a_few(outcome["resident_after"])
+    assert all_but_a_few(resident(backing))
     assert resident(first / "model.bin") == 0
     again = warm(second)
-    assert (again["resident_before"], again["read"]) == (SIZE, 0)
+    assert all_but_a_few(again["resident_before"])
+    assert again["resident_before"] + again["read"] == SIZE
 
 
 def test_warm_reads_what_the_copy_shows_and_not_what_it_hides(
@@ -125,7 +136,7 @@ def test_with_clone_open_the_pages_of_the_clone_are_the_ones(
     mountpoint = mount_copy(weights, None, "clone=open")
     drop(template(mount_copy, mountpoint) / "model.bin")
     warm(mountpoint)
-    assert resident(upper(mount_copy, mountpoint) / "model.bin") == SIZE
+    assert all_but_a_few(resident(upper(mount_copy, mountpoint) / "model.bin"))
     assert resident(template(mount_copy, mountpoint) / "model.bin") == 0
 
 
@@ -139,7 +150,7 @@ def test_what_is_changed_in_place_is_cloned_and_the_clone_warmed(
     cloned = mode == "passthrough"
     assert (upper(mount_copy, mountpoint) / "train.log").exists() == cloned
     shown = (upper if cloned else template)(mount_copy, mountpoint)
-    assert resident(shown / "train.log") == SIZE
+    assert all_but_a_few(resident(shown / "train.log"))
 
 
 def test_a_file_with_other_attributes_is_warmed_where_it_is_read(
@@ -149,7 +160,7 @@ def test_a_file_with_other_attributes_is_warmed_where_it_is_read(
     (mountpoint / "model.bin").chmod(0o640)
     drop(template(mount_copy, mountpoint) / "model.bin")
     warm(mountpoint)
-    assert resident(template(mount_copy, mountpoint) / "model.bin") == SIZE
+    assert all_but_a_few(resident(template(mount_copy, mountpoint) / "model.bin"))
     assert resident(upper(mount_copy, mountpoint) / "model.bin") == 0
 
 
@@ -193,7 +204,7 @@ def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:
     last = warm(weights)
     assert last["resident_before"] + last["read"] == SIZE
     assert not last["limit_reached"]
-    assert resident(weights / "model.bin") == SIZE
+    assert all_but_a_few(resident(weights / "model.bin"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -282,7 +293,7 @@ def test_what_is_asked_for_ahead_comes_into_the_pages_that_copies_share(
     fd = os.open(mountpoint / "model.bin", os.O_RDONLY)
     try:
         ask(fd)
-        assert _eventually(lambda: resident(backing) == SIZE)
+        assert _eventually(lambda: all_but_a_few(resident(backing)))
         copied = SIZE if mode == "relayed" else 0
         assert _eventually(lambda: cachestat(fd, 0, SIZE) * mmap.PAGESIZE == copied)
         assert os.read(fd, SIZE) == (weights / "model.bin").read_bytes()
