@@ -172,8 +172,7 @@ class Keeper:
                 self.daemon.sock.close()  # it leaves
                 self._reap(self.daemon.pid)
             return 0
-        for name, fd in self.held.items():
-            self.notify.store(name, fd)
+        self._store()
         if self.daemon is not None:
             self._hand_over(self.daemon)
         while self.exit_code is None:
@@ -464,10 +463,21 @@ class Keeper:
         if name in self.held:
             os.close(self.held[name])
         self.held[name] = fd
-        self.notify.store(name, fd)
+        if name == DEVICE:
+            self._store()
+        elif DEVICE in self.held:
+            self.notify.store(name, fd)
         if name == LOG:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
+
+    def _store(self) -> None:
+        """Give all of it to the service manager, once there is a mount to go on with: without one
+        its duplicate of the lock would keep the copy from the next start.
+        """
+        if DEVICE in self.held:
+            for name, fd in self.held.items():
+                self.notify.store(name, fd)
 
     def _let_go(self, name: str) -> None:
         fd = self.held.pop(name, None)

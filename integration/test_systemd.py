@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -57,7 +58,8 @@ def booted(directory: Path, package: Path) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def machine(package: Path) -> Iterator[Machine]:
     """A machine for most of these tests; each takes away what it has put there."""
-    with booted(kernel.session_dir() / "machine", package) as machine:
+    # A name of its own, which its control groups have, too: others may boot one at the same time.
+    with booted(kernel.session_dir() / f"machine-{os.getpid()}", package) as machine:
         yield machine
 
 
