@@ -89,7 +89,6 @@ def test_store_is_made_on_the_volume_of_the_source_for_root_alone(
         assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o700
         assert sorted(os.listdir(store.path)) == [
             "copies",
-            "lowers",
             "partial",
             "templates",
             "trash",
