@@ -25,7 +25,7 @@ import sys
 import time
 from typing import NoReturn
 
-from cowfs.keeper import FORWARDED, LEAVE, LOCK, ORDER, Systemd, protect_from_oom
+from cowfs.keeper import FORWARDED, LEAVE, LOCK, ORDER, Systemd, log, protect_from_oom
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
 if TYPE_CHECKING:
@@ -37,17 +37,6 @@ WATCH = "watch"
 # How long SIGTERM asks for an unmount, and how long it waits before it asks again: seconds.
 PERSISTENCE = 10.0
 _PAUSE = 0.2
-
-
-def log(line: str) -> None:
-    if "JOURNAL_STREAM" in os.environ:  # the journal knows when, and who
-        line = f"<5>{line}\n"
-    else:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs[{os.getpid()}] {line}\n"
-    try:
-        os.write(2, os.fsencode(line))
-    except OSError:
-        pass
 
 
 def command(word: str, held: dict[str, int], *more: str) -> list[str]:
@@ -140,8 +129,10 @@ def _put_away(held: dict[str, int]) -> int:
     with closing(Store.open(record["store"])) as store:
         copy = Copy.adopt(store, record["copy"], held[LOCK])
         runtime.remove(record["device"])
-        copy.put_away()
+        has_ended = copy.put_away()
     what = "kept" if copy.persistent else "discarded"
+    if not has_ended:
+        what = "put away by the next command that needs it: overlayfs does not let go of it"
     log(f"{record['mountpoint']} is unmounted, and the copy {copy.name} is {what}")
     return 0
 

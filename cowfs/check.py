@@ -23,7 +23,7 @@ from cowfs.checklower import differences
 from cowfs.checktemplate import Sealed, TemplateCheck
 from cowfs.errors import MountFailure
 from cowfs.findings import Finding, Report
-from cowfs.storedir import OWNER, PARTS, StoreDirectory, lock_directory
+from cowfs.storedir import LOWERS, OWNER, PARTS, StoreDirectory, lock_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMED = 3  # entries of work/ that one finding names
@@ -122,7 +122,7 @@ class _Checker:
 
     def _parts(self) -> None:
         store = self._store
-        for name in PARTS:
+        for name in (*PARTS, *([LOWERS] if store.has_lowers() else [])):
             self._closed(store.fd, name, os.path.join(store.path, name))
 
     def _leftovers(self) -> None:

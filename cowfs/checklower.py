@@ -61,7 +61,7 @@ def _compared(template: Tree, lower: Tree, made_ns: int) -> Iterator[bytes]:
 def _same(one: int | bytes, other: int | bytes, made_ns: int) -> bool:
     """Whether two entries are alike, and the other was not changed since."""
     return (
-        _changed_ns(other) <= made_ns
+        _stat(other).st_ctime_ns <= made_ns
         and _attributes(one) == _attributes(other)
         and _xattrs(one) == _xattrs(other)
     )
@@ -69,10 +69,6 @@ def _same(one: int | bytes, other: int | bytes, made_ns: int) -> bool:
 
 def _stat(where: int | bytes) -> os.stat_result:
     return os.fstat(where) if isinstance(where, int) else os.lstat(where)
-
-
-def _changed_ns(where: int | bytes) -> int:
-    return _stat(where).st_ctime_ns
 
 
 def _attributes(where: int | bytes) -> tuple[object, ...]:

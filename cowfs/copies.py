@@ -123,11 +123,11 @@ class Copy:
         with _opened(self._store.copies_fd, self.name) as copy:
             os.close(os.open(NOTE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=copy))
 
-    def put_away(self) -> None:
+    def put_away(self) -> bool:
         """After overlayfs: keep the copy, or discard an ephemeral one, and end this object.
 
-        Where overlayfs does not let go of it the note of that stays, and so does an ephemeral copy,
-        for the next mount or gc. OSError.
+        Whether overlayfs has let go of it. Where not, the note of that stays, and so does an
+        ephemeral copy, for the next mount or gc. OSError.
         """
         with _opened(self._store.copies_fd, self.name) as copy:
             try:
@@ -136,11 +136,12 @@ class Copy:
                 has_ended = False
             if not self.persistent and has_ended:
                 self.discard()
-                return
+                return True
             if has_ended:
                 recover(self._store, self.name)
                 _forget(copy)
         self.release()
+        return has_ended
 
     def directories(self) -> tuple[int, int, int]:
         """Descriptors (O_PATH) of the template's tree, of upper/ and of work/, for the caller.

@@ -52,7 +52,7 @@ STARTING = 60.0
 # Between the end of what a daemon says and its own, and how long a ping has no answer before a
 # daemon may be one that cannot end: seconds.
 ENDING = 0.5
-# Between two looks at one that is not watched: seconds.
+# Between two looks whether it is one: seconds.
 LOOK = 15.0
 # Between the request for its stacks and the end of a daemon that is stuck: seconds.
 STACKS = 0.5
@@ -75,7 +75,7 @@ def log(line: str) -> None:
     else:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
     try:
-        os.write(2, line.encode())
+        os.write(2, os.fsencode(line))
     except OSError:
         pass
 
@@ -113,8 +113,8 @@ class Daemon:
         self.next_ping = 0.0
         # When the ping was sent that has had no answer; 0: none is under way.
         self.pinged = 0.0
-        # We have sent SIGKILL, and wait for its end.
-        self.killed = False
+        # When it is seen next whether it is one that cannot end.
+        self.next_look = self.started + LOOK
 
     def tell(self, verb: str, argument: str = "", fd: int | None = None) -> bool:
         """False when it is gone, or takes nothing."""
@@ -211,10 +211,8 @@ class Keeper:
         daemon = self.daemon
         if daemon is not None and daemon.watchdog:
             times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
-        if daemon is not None and (daemon.pinged or daemon.killed):
-            times.append(time.monotonic() + ENDING)
-        elif daemon is not None and not daemon.watchdog:
-            times.append(time.monotonic() + LOOK)
+        if daemon is not None and DEVICE in self.held:
+            times.append(daemon.next_look)
         times += [starting.started + STARTING for starting in self._starting()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
@@ -240,18 +238,16 @@ class Keeper:
                 self._start()
                 if self.daemon is not None:
                     self._hand_over(self.daemon)
-        elif self._may_be_unable_to_end(daemon, now) and _cannot_end(daemon.pid):
+        elif DEVICE in self.held and now >= daemon.next_look and _cannot_end(daemon.pid):
             self._go_on_without(daemon)
         elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
             self._end_stuck(daemon)
         elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
             daemon.pinged = now
+            daemon.next_look = now + ENDING
             daemon.tell("ping")
-
-    def _may_be_unable_to_end(self, daemon: Daemon, now: float) -> bool:
-        """Whether it is worth a look at its threads."""
-        silent = daemon.pinged and now >= daemon.pinged + ENDING
-        return bool(daemon.killed or silent or not daemon.watchdog) and DEVICE in self.held
+        elif now >= daemon.next_look:
+            daemon.next_look = now + (ENDING if daemon.pinged else LOOK)
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -335,6 +331,7 @@ class Keeper:
             self._let_go(argument)
         elif verb == "pong":
             daemon.pinged = 0.0
+            daemon.next_look = time.monotonic() + LOOK
             daemon.next_ping = time.monotonic() + daemon.watchdog / 4
         elif verb == "watch":
             daemon.watchdog = float(argument)
@@ -348,7 +345,7 @@ class Keeper:
         elif verb == "able" and daemon is self.standby and self.daemon is not None:
             daemon.able = True
             self.daemon.signal(signal.SIGKILL)  # its end brings the other one on
-            self.daemon.killed = True
+            self.daemon.next_look = time.monotonic() + ENDING
         elif verb == "unable" and daemon is self.standby:
             self._refuse(argument)
 
@@ -450,7 +447,7 @@ class Keeper:
         for task, state, frames in _threads(daemon.pid):
             log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
         daemon.pinged = time.monotonic() + 3600  # it has had its last chance
-        daemon.killed = True
+        daemon.next_look = 0.0
         # It writes the stacks of its Python threads (faulthandler), if it still can.
         daemon.signal(signal.SIGUSR2)
         daemon.signal(signal.SIGCONT)
@@ -670,16 +667,14 @@ def _threads(pid: int) -> list[tuple[str, str, list[str]]]:
     found = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            base = f"/proc/{pid}/task/{task}"
-            with open(f"{base}/stat") as stat:
-                state = stat.read().rpartition(")")[2].split()[0]
+            state = _state(f"{pid}/task/{task}")
             try:
-                with open(f"{base}/stack") as stack:
+                with open(f"/proc/{pid}/task/{task}/stack") as stack:
                     frames = [line.split("] ")[-1].split("+")[0] for line in stack]
             except OSError:
                 frames = []
             found.append((task, state, frames))
-    except (OSError, IndexError):
+    except OSError:
         pass
     return found
 
@@ -691,14 +686,19 @@ def _cannot_end(pid: int) -> bool:
     change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
     told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
     """
-    first, others = None, []
-    for task, state, frames in _threads(pid):
-        if task == str(pid):
-            first = state
-        elif state not in "ZX":
-            others.append(frames)
-    waiting = (any("fuse_" in frame for frame in frames) for frames in others)
-    return first == "Z" and bool(others) and all(waiting)
+    if _state(pid) != "Z":
+        return False
+    others = [frames for _, state, frames in _threads(pid) if state not in "ZX"]
+    return bool(others) and all(any("fuse_" in frame for frame in frames) for frames in others)
+
+
+def _state(process: str | int) -> str:
+    """Of the first thread of a process, or of another: proc_pid_stat(5); empty when it is gone."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
 
 
 def main(arguments: list[str]) -> int:

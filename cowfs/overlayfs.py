@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cowfs import mountinfo, ondisk, runtime, syscalls
+from cowfs import mountinfo, ondisk, removal, runtime, syscalls
 from cowfs.walk import walk
 
 if TYPE_CHECKING:
@@ -64,13 +65,28 @@ def is_taken(store: StoreDirectory, copy_fd: int) -> bool:
     """The same, where overlayfs is about to be used."""
     try:
         # A full volume has no room for the directories that the question takes.
-        with tempfile.TemporaryDirectory(prefix="probe-", dir=runtime.directory()) as path:
-            return _is_refused(os.fsencode(path), copy_fd)
+        with _scratch() as path:
+            return _is_refused(path, copy_fd)
     except OSError as error:
         if error.errno != errno.EINVAL:  # /run is on an overlayfs itself, in a container
             raise
     with store.partial(f"probe-{os.urandom(8).hex()}") as scratch:
         return _is_refused(ondisk.proc_path(scratch, b"."), copy_fd)
+
+
+@contextmanager
+def _scratch() -> Iterator[bytes]:
+    """A directory beside the records of mounts, in memory and root's."""
+    beside = os.open(runtime.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name = f"probe-{os.urandom(8).hex()}"
+        os.mkdir(name, 0o700, dir_fd=beside)
+        try:
+            yield ondisk.proc_path(beside, os.fsencode(name))
+        finally:
+            removal.remove(beside, name)
+    finally:
+        os.close(beside)
 
 
 def _is_refused(scratch: bytes, copy_fd: int) -> bool:
