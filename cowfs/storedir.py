@@ -86,14 +86,22 @@ class StoreDirectory:
 
         Empty, or with what a crash has left. What still has this name at the end is removed.
         """
-        fd = self._lock_partial(name)
+        fd: int | None = None
         try:
-            try:
-                yield fd
-            finally:
-                if _same(fd, self.partial_fd, name):
-                    rubbish = removal.trash(self.partial_fd, name, self.trash_fd)
-                    removal.remove(self.trash_fd, rubbish)
+            fd = self._lock_partial(name)
+            yield fd
+        finally:
+            if fd is None:  # interrupted by a signal, perhaps when it was made already
+                with contextlib.suppress(OSError):
+                    fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fd is not None:
+                self._end_partial(fd, name)
+
+    def _end_partial(self, fd: int, name: str) -> None:
+        try:
+            if _same(fd, self.partial_fd, name):
+                rubbish = removal.trash(self.partial_fd, name, self.trash_fd)
+                removal.remove(self.trash_fd, rubbish)
         finally:
             os.close(fd)
 
