@@ -51,7 +51,10 @@ def failure(number: int) -> OSError:
 def alone(
     method: Callable[Concatenate[Overlay, P], R],
 ) -> Callable[Concatenate[Overlay, P], R]:
-    """A method that changes directories of the upper layer, in several steps or not by itself."""
+    """A method that changes directories of the upper layer, in several steps or not by itself.
+
+    What it holds is the channel's lock, which may be taken again; nothing is touched meanwhile.
+    """
 
     @functools.wraps(method)
     def guarded(self: Overlay, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -111,7 +114,8 @@ class Overlay:
             if st is not None:
                 if ondisk.is_whiteout(st):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                return self._upper_node(parent, name, st), st
+                node = self._upper_node(parent, name, st)
+                return node, self.getattr(node) if isinstance(node, Directory) else st
         st = layers.lower_entry(parent, name)
         if st is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -182,8 +186,16 @@ class Overlay:
         return (path, st.st_ino) if stat.S_ISDIR(st.st_mode) else None
 
     def getattr(self, node: Node) -> os.stat_result:
-        """lstat of a node, in the layer that has it; of a replaced one: of its successor."""
-        return self.layers.stat(self.current(node))
+        """lstat of a node, in the layer that has it; of a replaced one: of its successor.
+
+        Of a directory it is never the moment in between, when a copy-up has changed its times and
+        not set them back yet: the kernel would keep that.
+        """
+        node = self.current(node)
+        if isinstance(node, Directory) and node.upper:
+            with self.alone:
+                return self.layers.stat(node)
+        return self.layers.stat(node)
 
     def birth_time(self, node: Node) -> int | None:
         """When the file was made, in nanoseconds since the epoch; None: not known."""
