@@ -117,12 +117,14 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
     resumes = DEVICE in held
+    private = -1
     try:
         if resumes and not options.read_only:
             copies.recover(store, config.copy)  # what the one before left half done
         tree, upper, work = copy.directories()
         if options.passthrough != "off":
             tree = _read_only(tree, upper)
+            private = _with_times(upper, options.mount_flags)
         if options.read_only:
             os.close(work)
         overlay = Overlay(
@@ -139,6 +141,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
             passthrough=options.passthrough != "off",
             root_ino=overlay.nodes.root_ino,
             ledger_fd=held.pop(LEDGER, -1),
+            private_mount_fd=private,
         )
     except OSError as error:
         raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
@@ -171,17 +174,34 @@ def _read_only(tree: int, upper: int) -> int:
     """The template's tree, *tree* taken over, where the kernel itself opens nothing for writing.
 
     It opens a backing file again as the user opens ours, past every check of permissions, the
-    immutable flag's too: one wrong backing id would have users write into the template.  A kernel
-    that has no such mount, or does not clone from it into *upper*, has no passthrough either.
+    immutable flag's too: one wrong backing id would have users write into the template.  And what
+    it reads by itself moves no access time, which all copies would show.  A kernel that has no such
+    mount, or does not clone from it into *upper*, has no passthrough either.
     """
     try:
-        view = syscalls.open_read_only(tree)
+        view = syscalls.mount_apart(tree, syscalls.MS_RDONLY | syscalls.MS_NOATIME)
     except OSError:
         return tree
     if not syscalls.clones_between(upper, view):
         tree, view = view, tree
     os.close(tree)
     return view
+
+
+def _with_times(upper: int, flags: int) -> int:
+    """The upper directory in a mount that keeps access times as the copy's mount says.
+
+    The kernel asks the mount of a file that it reads by itself, which is the volume's.  -1: there
+    can be none, and the volume's says how.
+    """
+    try:
+        apart = syscalls.mount_apart(upper, flags & ~syscalls.MS_RDONLY)
+    except OSError:
+        return -1
+    try:
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=apart)
+    finally:
+        os.close(apart)
 
 
 class _Mount:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from cowfs import attendant, engine, mountinfo, names, preflight
+from cowfs import attendant, engine, mountinfo, names, preflight, privileges
 from cowfs.config import Config
 from cowfs.conversation import receive_answer, send_order
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
@@ -320,6 +320,7 @@ class _Launch:
         from cowfs.store import Store
 
         store = self.store = Store.for_source(self.source, self.options.store)
+        _require_privileges(store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
 
         def prepare() -> Template:
@@ -381,6 +382,16 @@ class _Launch:
             copy.discard()
         else:
             copy.release()
+
+
+def _require_privileges(store: Store) -> None:
+    """UsageError that names what this process lacks on the store's volume."""
+    try:
+        lacking = privileges.missing(store.fd)
+    except OSError:
+        return  # there is no room to try it; who needs it will say so
+    if lacking:
+        raise privileges.refusal(lacking)
 
 
 def _become_keeper(held: dict[str, int]) -> NoReturn:

@@ -4,7 +4,8 @@ readdir(2) may be interrupted at any entry and go on later, while names are crea
 while this file gives the listing up and makes it again, or another daemon does.  So the place of a
 name follows from the name alone: it is its hash.  A stream that goes on behind cookie *n* misses
 nothing that was there all the time, and sees nothing twice.  The cookie of a name is its place plus
-three: `.` and `..` come first.
+three: `.` and `..` come first.  Cookies have 31 bits, as XFS's have: that is what readdir(3) of a
+32-bit program can hold, which without large-file support fails with EOVERFLOW for any more.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
 themselves, since nothing else changes a copy that is mounted.
@@ -27,24 +28,29 @@ if TYPE_CHECKING:
 
 KEPT_LISTINGS = 64
 
-# Two names of one directory share a hash once in 2**62 / n**2 directories; the second one in the
-# order of their bytes then has the place after it, or, until the listing is made anew, the one that
-# came second.
-_PLACES = (1 << 62) - 1
+# Of n names some n**2 / 2**32 have the hash of another one.  The second in the order of their bytes
+# has the next place that is free; what is created later, until the listing is made anew, takes the
+# next one, too.  So a stream can miss or repeat a name if it was interrupted between two such names
+# and one of them changed.  The last places are only for those that found theirs taken.
+_HASHES = (1 << 31) - (1 << 16)
+
+LAST_COOKIE = (1 << 31) - 1
 
 
 def _hash(name: bytes) -> int:
     """The same in every process."""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") & _PLACES
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % _HASHES
 
 
 class Listing:
     """Names of one directory in the order of their cookies, and how many are directories."""
 
-    __slots__ = ("_names", "_order", "subdirectories")
+    __slots__ = ("_displaced", "_names", "_order", "subdirectories")
 
     def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
         self._names: dict[int, bytes] = {}
+        # Where those are whose place another name had.
+        self._displaced: dict[bytes, int] = {}
         self.subdirectories = 0
         names = []
         for name, is_directory in entries:
@@ -52,24 +58,28 @@ class Listing:
             self.subdirectories += is_directory
         names.sort()
         for place, name in names:
-            self._names[self._place(name, place)] = name
+            self._put(name, place)
         self._order = sorted(self._names)
 
-    def _place(self, name: bytes, place: int) -> int:
-        """Where a name with the hash *place* is or would be."""
-        while self._names.get(place, name) != name:
-            place += 1
+    def _put(self, name: bytes, place: int) -> int:
+        """Give a name the place of its hash, or the next one that is free."""
+        if place in self._names:
+            while place in self._names:
+                place += 1
+            self._displaced[name] = place
+        self._names[place] = name
         return place
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name, _hash(name))
-        if place not in self._names:
-            insort(self._order, place)
-        self._names[place] = name
+        place = _hash(name)
+        if self._names.get(self._displaced.get(name, place)) != name:
+            insort(self._order, self._put(name, place))
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name, _hash(name))
+        place = self._displaced.pop(name, None)
+        if place is None:
+            place = _hash(name)
         del self._names[place]
         del self._order[bisect_left(self._order, place)]
         self.subdirectories -= is_directory

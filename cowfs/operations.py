@@ -32,6 +32,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from cowfs import ondisk, syscalls
 from cowfs.backing import Backing, lock_of
 from cowfs.inodes import Directory, Node
+from cowfs.listing import LAST_COOKIE
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
@@ -162,6 +163,8 @@ class Operations(pyfuse3.Operations):
             return
         if start_id <= 1 and not self._reply_dot(token, b"..", directory.parent or directory, 2):
             return
+        if start_id > LAST_COOKIE:
+            raise failure(errno.ESTALE)  # from the daemon of a version with other cookies
         # The kernel holds the directory's lock while it reads, and a change of it waits: the
         # listing does not change under this loop.
         overlay = self._overlay

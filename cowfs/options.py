@@ -55,6 +55,8 @@ GENERIC: dict[str, tuple[int, int]] = {
     "suid": (MS_NOSUID, 0),
     "nodev": (0, MS_NODEV),
     "dev": (MS_NODEV, 0),
+    "allow_suid": (MS_NOSUID, 0),
+    "allow_dev": (MS_NODEV, 0),
     "noexec": (0, MS_NOEXEC),
     "exec": (MS_NOEXEC, 0),
     "noatime": (_ATIME, MS_NOATIME),
@@ -102,6 +104,9 @@ DESCRIPTIONS: dict[str, str] = {
     "ro": "Read-only. The daemon then keeps every file as it is: such a mount cannot become "
     "writable by a remount.",
     "rw": "Writable (default).",
+    "allow_suid": "As suid, which mount(8) and fstab do not hand on: programs in the copy may "
+    "change user and group. A remount keeps it.",
+    "allow_dev": "As dev, in the same way: device nodes in the copy may be opened.",
     "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, as "
     "systemd-escape --path does.",
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",

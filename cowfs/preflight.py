@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from cowfs import mountinfo
+from cowfs import mountinfo, privileges
 from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 
 FUSE_DEVICE = "/dev/fuse"
@@ -52,10 +52,7 @@ def in_initial_user_namespace() -> bool:
 def require_privilege() -> None:
     """UsageError (mount(8): no permission) unless mount(2) and trusted.* attributes work."""
     if not has_capability(CAP_SYS_ADMIN):
-        raise UsageError(
-            "no permission to mount: cowfs needs CAP_SYS_ADMIN; run it as root (sudo), in a "
-            "container with --privileged or --cap-add SYS_ADMIN"
-        )
+        raise privileges.refusal(["SYS_ADMIN"])
     if not in_initial_user_namespace():
         raise UsageError(
             "no permission to mount: this is a user namespace (a rootless container or unshare "

@@ -71,6 +71,9 @@ CLONE_NEWNS = 0x20000
 # linux/mount.h
 _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR_STRICTATIME = 0x20
+_MOUNT_ATTR__ATIME = 0x70  # the bits of all of them; relatime is none of these bits
 
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
@@ -98,6 +101,7 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
+_MAX_HANDLE_SZ = 128
 _STATX_BTIME = 0x800
 _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
@@ -136,6 +140,14 @@ class _MountAttr(ctypes.Structure):
         ("attr_clr", ctypes.c_uint64),
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_char * _MAX_HANDLE_SZ),
     )
 
 
@@ -248,6 +260,19 @@ def clones_between(to_fd: int, from_fd: int) -> bool:
     finally:
         os.close(target)
     return True
+
+
+def open_by_handle(fd: int, mount_fd: int, flags: int) -> int:
+    """Open the file of *fd* again through its handle, in the mount of *mount_fd* (no O_PATH).
+
+    name_to_handle_at(2), open_by_handle_at(2). OSError: EPERM without CAP_DAC_READ_SEARCH,
+    EOPNOTSUPP where the filesystem has no handles.
+    """
+    handle = _FileHandle(_MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    place = ctypes.byref(handle), ctypes.byref(mount_id)
+    _call(_libc.name_to_handle_at, fd, b"", *place, AT_EMPTY_PATH)
+    return _call(_libc.open_by_handle_at, mount_fd, place[0], flags | os.O_CLOEXEC)
 
 
 def fiemap(fd: int, sync: bool = True) -> list[Extent]:
@@ -456,12 +481,20 @@ def outlive_parent() -> None:
     _call(_libc.prctl, _PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
-def open_read_only(dir_fd: int) -> int:
-    """A descriptor (O_PATH) of the same directory in a mount of its own, which nobody else sees and
-    in which nothing can be opened for writing: EROFS, whoever asks, the kernel included.
+def mount_apart(dir_fd: int, flags: int) -> int:
+    """A descriptor (O_PATH) of the same directory in a mount of its own, which nobody else sees.
 
+    *flags*: with MS_RDONLY nothing can be opened there for writing: EROFS, whoever asks, the kernel
+    included. MS_NOATIME, MS_STRICTATIME or neither (relatime) say how access times change there.
     OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN; open_tree(2), mount_setattr(2).
     """
+    attributes = _MountAttr(attr_clr=_MOUNT_ATTR__ATIME)
+    if flags & MS_RDONLY:
+        attributes.attr_set |= _MOUNT_ATTR_RDONLY
+    if flags & MS_NOATIME:
+        attributes.attr_set |= _MOUNT_ATTR_NOATIME
+    elif flags & MS_STRICTATIME:
+        attributes.attr_set |= _MOUNT_ATTR_STRICTATIME
     fd = _call(
         _libc.syscall,
         ctypes.c_long(_SYS_OPEN_TREE),
@@ -469,7 +502,6 @@ def open_read_only(dir_fd: int) -> int:
         ctypes.c_char_p(b""),
         ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH),
     )
-    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
     try:
         _call(
             _libc.syscall,

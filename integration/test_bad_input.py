@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.privileges import CAPABILITIES
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
 from integration.mounts import MountCopy
@@ -581,6 +583,25 @@ def test_no_capability_at_all(refused: Refusals, model: Path) -> None:
     """As it is for any other user; who might not be able to read the command itself, though."""
     through = ["setpriv", "--bounding-set=-all"]
     refused(model, refused.mountpoint, code=1, says=["CAP_SYS_ADMIN"], through=through)
+
+
+@pytest.mark.parametrize("lacking", CAPABILITIES)
+def test_each_capability_is_missed_by_mount_and_doctor_alike(
+    refused: Refusals, model: Path, lacking: str
+) -> None:
+    through = ["setpriv", f"--bounding-set=-{lacking.lower()}"]
+    result = run(*through, COWFS, "doctor", model, "--json", check=False)
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert result.returncode == 32, result
+    assert checks["privileges"]["status"] == "failed"
+    assert f"CAP_{lacking}" in str(checks["privileges"])
+    refused(
+        model,
+        refused.mountpoint,
+        through=through,
+        code=1,
+        says=["no permission to mount", f"CAP_{lacking}", f"--cap-add {lacking}"],
+    )
 
 
 def test_user_namespace(refused: Refusals, model: Path) -> None:

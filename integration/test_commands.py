@@ -530,10 +530,10 @@ def test_doctor_without_privileges_reports_and_does_not_fail(xfs: Path) -> None:
 
 def test_doctor_leaves_nothing_on_the_volume(xfs: Path, xfs_volume: Volume) -> None:
     before = sorted(xfs_volume.mountpoint.iterdir())
-    mounts = kernel.mounts()
+    mounts = kernel.session_mounts()
     cowfs("doctor", xfs)
     assert sorted(xfs_volume.mountpoint.iterdir()) == before
-    assert kernel.mounts() == mounts
+    assert kernel.session_mounts() == mounts
     assert list(xfs.iterdir()) == []
 
 

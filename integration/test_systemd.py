@@ -651,7 +651,7 @@ def test_a_service_without_the_right_to_mount_is_refused(
     unit = services.add("powerless")
     services.add_directives("powerless", "Service", "CapabilityBoundingSet=~CAP_SYS_ADMIN")
     line = journal_of_a_refusal(machine, unit, 1)
-    assert line.startswith("no permission to mount: cowfs needs CAP_SYS_ADMIN; ")
+    assert line.startswith("no permission to mount: what needs CAP_SYS_ADMIN is refused; ")
 
 
 def test_two_services_do_not_share_a_copy(machine: Machine, services: Services) -> None:

@@ -35,7 +35,13 @@ class Channel:
     """
 
     def __init__(
-        self, *, passthrough: bool, root_ino: int, max_kept: int = 16384, ledger_fd: int = -1
+        self,
+        *,
+        passthrough: bool,
+        root_ino: int,
+        max_kept: int = 16384,
+        ledger_fd: int = -1,
+        private_mount_fd: int = -1,
     ) -> None:
         """Make the socket pair; nothing is mounted yet.
 
@@ -44,7 +50,9 @@ class Channel:
 
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
         `max_kept`: how many SHARED backings stay open after their last release; cut to half of
-        RLIMIT_NOFILE as it is now, so raise that limit first.
+        RLIMIT_NOFILE as it is now, so raise that limit first. `private_mount_fd`: a descriptor (no
+        O_PATH) of another mount of the volume, taken over; PRIVATE files are passed through by way
+        of it, so that its flags decide about access times.
         """
 
     def mount(self, source: bytes, mountpoint: bytes, flags: int, options: bytes) -> None:

@@ -72,16 +72,19 @@ static void lock_touch(struct channel *ch)
 
 static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd", NULL};
+	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd",
+				 "private_mount_fd", NULL};
 	struct channel_object *me = (struct channel_object *)self;
 	int passthrough = -1;
 	uint64_t root_ino = 0;
 	unsigned int max_kept = 16384;
 	int ledger_fd = -1;
+	int private_mount_fd = -1;
 
 	/* '$' cannot stand without '|' before it, so "required" is checked by hand. */
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Ii:Channel", names, &passthrough,
-					 to_u64, &root_ino, &max_kept, &ledger_fd))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Iii:Channel", names, &passthrough,
+					 to_u64, &root_ino, &max_kept, &ledger_fd,
+					 &private_mount_fd))
 		return -1;
 	if (passthrough < 0 || root_ino == 0) {
 		PyErr_SetString(PyExc_TypeError, "Channel() needs passthrough and root_ino");
@@ -95,8 +98,11 @@ static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 			     ledger_fd);
 	if (!me->ch) {
 		PyErr_SetFromErrno(PyExc_OSError);
+		if (private_mount_fd >= 0)
+			close(private_mount_fd);
 		return -1;
 	}
+	me->ch->nodes.private_mount_fd = private_mount_fd;
 	return 0;
 }
 

@@ -148,6 +148,10 @@ int channel_start(struct channel *ch);
  * when the kernel cannot send again. */
 int channel_resume(struct channel *ch, int dev_fd, int volume_fd);
 
+/* How many pages make up WIRE_MAX_DATA. The kernel counts in its own, and makes READs as large as so many
+ * of them, whatever max_write says; on some machines a page has 64 KiB. */
+uint16_t channel_max_pages(long page_size);
+
 /* ---- serve.c ------------------------------------------------------------------------------------- */
 
 int serve_start(struct channel *ch); /* 0 or -errno */

@@ -167,6 +167,11 @@ static uint64_t offers(const struct wire_init_in_ext *in)
 	return flags & FUSE_INIT_EXT ? flags | (uint64_t)in->flags2 << 32 : flags;
 }
 
+uint16_t channel_max_pages(long page_size)
+{
+	return page_size < (long)WIRE_MAX_DATA ? (uint16_t)((long)WIRE_MAX_DATA / page_size) : 1;
+}
+
 /* What this channel agrees on, given what the kernel offers. */
 static struct wire_init_out agree(const struct channel *ch, const struct wire_init_in_ext *in)
 {
@@ -180,7 +185,7 @@ static struct wire_init_out agree(const struct channel *ch, const struct wire_in
 		.congestion_threshold = 48,
 		.max_write = WIRE_MAX_DATA,
 		.time_gran = 1,
-		.max_pages = WIRE_MAX_DATA / 4096,
+		.max_pages = channel_max_pages(sysconf(_SC_PAGESIZE)),
 	};
 
 	agreed = offered & wanted;

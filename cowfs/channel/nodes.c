@@ -336,6 +336,7 @@ int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops
 				 .ops = ops,
 				 .ledger = ledger,
 				 .dev_fd = -1,
+				 .private_mount_fd = -1,
 				 .witness_fd = -1};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
@@ -363,6 +364,8 @@ void nodes_destroy(struct node_table *t)
 	t->buckets = NULL;
 	if (t->witness_fd >= 0)
 		close(t->witness_fd);
+	if (t->private_mount_fd >= 0)
+		close(t->private_mount_fd);
 	pthread_mutex_destroy(&t->looking_back);
 	pthread_mutex_destroy(&t->lock);
 }
@@ -385,24 +388,38 @@ static void note_handle(struct backing *b)
 	memcpy(b->handle.bytes, h.head.f_handle, h.head.handle_bytes);
 }
 
-static int open_handle(int volume_fd, const struct ledger_slot *s)
+/* The file of a handle in the mount of mount_fd, or -1. */
+static int open_handle(int mount_fd, uint8_t len, const struct ledger_handle *handle, bool writable)
 {
 	union {
 		struct file_handle head;
 		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
 	} h;
-	int access = s->kind == NODE_PRIVATE ? O_RDWR : O_RDONLY;
 	int fd;
 
-	if (s->handle_len == 0 || s->handle_len > LEDGER_HANDLE)
+	if (len == 0 || len > LEDGER_HANDLE)
 		return -1;
-	h.head.handle_bytes = s->handle_len;
-	h.head.handle_type = s->handle.type;
-	memcpy(h.head.f_handle, s->handle.bytes, s->handle_len);
-	fd = open_by_handle_at(volume_fd, &h.head, access | O_NOATIME | O_CLOEXEC);
-	if (fd < 0 && access == O_RDWR && (errno == EROFS || errno == EPERM))
-		fd = open_by_handle_at(volume_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
+	h.head.handle_bytes = len;
+	h.head.handle_type = handle->type;
+	memcpy(h.head.f_handle, handle->bytes, len);
+	fd = open_by_handle_at(mount_fd, &h.head,
+			       (writable ? O_RDWR : O_RDONLY) | O_NOATIME | O_CLOEXEC);
+	if (fd < 0 && writable && (errno == EROFS || errno == EPERM))
+		fd = open_by_handle_at(mount_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
 	return fd;
+}
+
+/* A backing id, or -errno. */
+static int register_backing(const struct node_table *t, const struct backing *b)
+{
+	int id, fd = -1;
+
+	if (b->kind == NODE_PRIVATE && t->private_mount_fd >= 0)
+		fd = open_handle(t->private_mount_fd, b->handle_len, &b->handle, true);
+	id = t->ops->open(t->dev_fd, fd < 0 ? b->fd : fd);
+	if (fd >= 0)
+		close(fd);
+	return id;
 }
 
 static bool is_alive(const struct node_table *t, int32_t id)
@@ -450,7 +467,8 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 	b = malloc(sizeof(*b));
 	if (!b)
 		return -ENOMEM;
-	*b = (struct backing){.fd = open_handle(volume_fd, s),
+	*b = (struct backing){.fd = open_handle(volume_fd, s->handle_len, &s->handle,
+						s->kind == NODE_PRIVATE),
 			      .id = s->id,
 			      .kind = s->kind,
 			      .bypass = s->flags & SLOT_BYPASS,
@@ -532,7 +550,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 			      .syncing = PTHREAD_MUTEX_INITIALIZER};
 	note_handle(b);
 	if (passthrough) {
-		int id = t->ops->open(t->dev_fd, fd);
+		int id = register_backing(t, b);
 		if (id < 0) {
 			bury(t, b);
 			return id;

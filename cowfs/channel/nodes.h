@@ -85,6 +85,9 @@ struct node_table {
 	const struct backing_ops *ops; /* never changes */
 	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
+	/* The mount that the kernel reads and writes private files by, by itself, which decides about
+	 * access times; -1: the one that they were opened by. Set once, before any node is attached. */
+	int private_mount_fd;
 	/* Held over syncfs(2); no other lock is held when it is taken. */
 	pthread_mutex_t looking_back;
 	int witness_fd;	       /* looking_back; -1: none is needed any more */
