@@ -192,12 +192,10 @@ def _fuse_features() -> Iterator[Finding]:
 
 
 def _io_uring() -> Finding:
-    effect = "reads and writes that are not passed through are slower"
+    effect = "cowfs import of large files is slower"
     try:
-        from cowfs import channel
-
-        refusal = channel.probe_io_uring()
-    except Exception as error:  # a channel that cannot be loaded has its own line below
+        refusal = probes.io_uring()
+    except Exception as error:  # a module that cannot be loaded has its own line below
         refusal = str(error)
     if refusal is None:
         return Finding("io_uring", "ok", "liburing sets up a ring")
@@ -296,7 +294,7 @@ def _channel() -> str:
 
 
 def _liburing() -> str:
-    from cowfs import channel  # noqa: F401 -- it brings liburing in
+    from cowfs import copying  # noqa: F401 -- it brings liburing in
 
     name = os.path.basename(_mapped("liburing"))
     return name.partition(".so.")[2] or name

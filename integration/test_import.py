@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from cowfs import channel, copying, filecopy, filedata, importing, ondisk, syscalls
+from cowfs import copying, filecopy, filedata, importing, ondisk, probes, syscalls
 from cowfs.errors import CowfsError
 from cowfs.importing import Options
 from integration.command import COWFS, Result
@@ -176,7 +176,7 @@ def forbidden_io_uring() -> Iterator[None]:
 def test_an_import_where_io_uring_is_forbidden_brings_the_same(
     cowfs: Cowfs, source: Path, xfs: Path
 ) -> None:
-    assert "kernel.io_uring_disabled" in (channel.probe_io_uring() or "")
+    assert "kernel.io_uring_disabled" in (probes.io_uring() or "")
     result = cowfs("import", "--region=1M", "--verify", source, xfs / "copy")
     assert result == (0, "", "")
     assert_same(source, xfs / "copy")

@@ -254,6 +254,3 @@ class Channel:
 def check_ledger(fd: int) -> None:
     """Whether this version can take over such a ledger. OSError: EPROTO for another layout, EINVAL
     for what is none."""
-
-def probe_io_uring() -> str | None:
-    """None when io_uring works here, else one line that says why not."""

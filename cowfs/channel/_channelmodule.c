@@ -14,7 +14,7 @@
 #include <Python.h>
 
 #include <errno.h>
-#include <liburing.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -711,28 +711,6 @@ static PyObject *Channel_get_max_stack_depth(PyObject *self, void *closure)
 	return PyLong_FromLong(1); /* as handshake.c tells the kernel */
 }
 
-static PyObject *probe_io_uring(PyObject *module, PyObject *unused)
-{
-	struct io_uring ring;
-	const char *hint = "";
-	int err;
-
-	(void)module;
-	(void)unused;
-	err = io_uring_queue_init(2, &ring, 0);
-	if (err == 0) {
-		io_uring_queue_exit(&ring);
-		Py_RETURN_NONE;
-	}
-	if (err == -EPERM)
-		hint = " (switched off by the sysctl kernel.io_uring_disabled or a seccomp filter)";
-	else if (err == -ENOSYS)
-		hint = " (the kernel was built without it, or a seccomp filter hides it)";
-	else if (err == -ENOMEM)
-		hint = " (the limit of locked memory, RLIMIT_MEMLOCK, is too small)";
-	return PyUnicode_FromFormat("io_uring_setup: %s%s", strerror(-err), hint);
-}
-
 /* ---- the module ---------------------------------------------------------------------------------- */
 
 static PyMethodDef channel_methods[] = {
@@ -814,7 +792,6 @@ static int module_exec(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-	{"probe_io_uring", probe_io_uring, METH_NOARGS, NULL},
 	{"check_ledger", check_ledger, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
