@@ -31,6 +31,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from cowfs import ondisk, syscalls
 from cowfs.backing import Backing, lock_of
+from cowfs.caller import is_in_group, uid_of
 from cowfs.inodes import Directory, Node
 from cowfs.listing import LAST_COOKIE
 from cowfs.overlay import NAME_MAX, Overlay, failure
@@ -418,7 +419,7 @@ class Operations(pyfuse3.Operations):
         names = ondisk.list_xattrs(self._overlay.layers.path(node))
         # xattr(7): only the privileged see trusted attributes; the volume's filesystem shows them
         # to the daemon.
-        hidden = (b"trusted.",) if ctx.uid != 0 else ondisk.INTERNAL
+        hidden = (b"trusted.",) if uid_of(ctx) != 0 else ondisk.INTERNAL
         return [name for name in names if not name.startswith(hidden)]
 
     @handler
@@ -554,7 +555,7 @@ class Operations(pyfuse3.Operations):
         bits, whoever calls; the channel takes them away then.
         """
         st = self._overlay.getattr(node)
-        if ctx.uid in (0, st.st_uid):
+        if uid_of(ctx) in (0, st.st_uid):
             self._drop_privileges(node, ctx)
             self._overlay.set_owner(node, -1, -1)
 
@@ -563,14 +564,13 @@ class Operations(pyfuse3.Operations):
 
         The daemon has it, so the volume's filesystem does not do it by itself.
         """
-        if ctx.uid == 0:
-            return
         st = self._overlay.getattr(node)
-        if stat.S_ISDIR(st.st_mode):
+        special = st.st_mode & (stat.S_ISUID | stat.S_ISGID)
+        if not special or stat.S_ISDIR(st.st_mode) or uid_of(ctx) == 0:
             return
         drop = st.st_mode & stat.S_ISUID
         if st.st_mode & stat.S_ISGID and (
-            st.st_mode & stat.S_IXGRP or not _is_in_group(ctx, st.st_gid)
+            st.st_mode & stat.S_IXGRP or not is_in_group(ctx, st.st_gid)
         ):
             drop |= stat.S_ISGID
         if drop:
@@ -636,11 +636,3 @@ def _numbered(name: bytes) -> tuple[int | None, bytes]:
         return None, name
     number, _, name = name.removeprefix(EXCHANGE_NUMBER).partition(b"/")
     return int(number), name
-
-
-def _is_in_group(ctx: RequestContext, gid: int) -> bool:
-    """Whether the caller, who waits for us, is in the group; one that cannot be seen is not."""
-    try:
-        return gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)
-    except (OSError, RuntimeError):
-        return False

@@ -24,7 +24,7 @@ ROOMS = {
     "check": "check checkcopy checklower checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
-    "operations": "operations backing priming touching",
+    "operations": "operations backing caller priming touching",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault",
     "copyup": "copyup",

@@ -169,6 +169,8 @@ void dataplane_answer(struct channel *ch, const struct request *rq);
 /* Take setuid and setgid from the file, whose data the caller of rq is about to change without
  * CAP_FSETID. 0 or errno. */
 int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);
+/* The same where the kernel does not say whether the caller has it, which a WRITE alone does: root has. */
+int drop_privileges_of_user(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);
 
 /* ---- replies.c ----------------------------------------------------------------------------------- */
 

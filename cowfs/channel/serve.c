@@ -404,7 +404,7 @@ static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 	bool done = false;
 
 	memcpy(&in, rq->body, sizeof(in));
-	if (!rq->resent && touch_may(&in, rq->head.uid)) {
+	if (!rq->resent && touch_may(&in)) {
 		pthread_mutex_lock(&ch->touch.lock);
 		/* what is open for writing changes unseen, and the kernel may not keep what we say */
 		done = !nodes_is_volatile(&ch->nodes, nodeid) &&

@@ -43,6 +43,11 @@ struct fuse_statx_in {
 };
 #endif
 
+#if FUSE_KERNEL_MINOR_VERSION < 41
+#define FUSE_ALLOW_IDMAP (UINT64_C(1) << 40)
+#define FUSE_INVALID_UIDGID ((uint32_t)-1)
+#endif
+
 #if FUSE_KERNEL_MINOR_VERSION < 40
 #define FUSE_PASSTHROUGH (UINT64_C(1) << 37)
 #define FUSE_HAS_RESEND (UINT64_C(1) << 39)
