@@ -232,7 +232,7 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         elif sloppy:
             given.pop()
         else:
-            raise UsageError(f"unknown option {item!r}: known are {known_options()}")
+            raise UsageError(f"unknown option {item!r}: {_suggestion(name)}")
     parsed = Options(
         read_only=bool(flags & MS_RDONLY),
         copy=values.get("copy"),
@@ -302,9 +302,13 @@ def parse_seconds(option: str, text: str) -> int:
     )
 
 
-def known_options() -> str:
-    """Every word that says how to mount, for messages and help."""
-    return ", ".join([*_VALUES.values(), "ephemeral", *GENERIC])
+def _suggestion(name: str) -> str:
+    from difflib import get_close_matches
+
+    forms = {form.partition("=")[0]: form for form in (*DESCRIPTIONS, *GENERIC)}
+    close = [forms[match] for match in get_close_matches(name.lower(), forms, n=2)]
+    see = "cowfs(5), or cowfs mount --help"
+    return f"did you mean {' or '.join(close)}? See {see}" if close else f"see {see}"
 
 
 def _checked_value(item: str, name: str, value: str | None) -> str:

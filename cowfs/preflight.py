@@ -17,6 +17,9 @@ from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 
 FUSE_DEVICE = "/dev/fuse"
 
+# Which file a unit has its source and mountpoint from.
+CONFIGURATION_VARIABLE = "COWFS_CONFIGURATION"
+
 CAP_SYS_ADMIN = 21  # <linux/capability.h>
 
 
@@ -139,8 +142,14 @@ def check_apart_from_store(source: str, mountpoint: str, store: str) -> None:
 
 def _require_name(role: str, path: str) -> None:
     """UsageError for an empty path: a variable that was not set is not the present directory."""
-    if not path:
-        raise UsageError(f"the {role} has no name: name a directory")
+    if path:
+        return
+    remedy = "name a directory"
+    if configuration := os.environ.get(CONFIGURATION_VARIABLE):
+        remedy = f"say {role.upper()}=DIRECTORY in {configuration}"
+        if not os.path.exists(configuration):
+            remedy += ", which is not there"
+    raise UsageError(f"the {role} has no name: {remedy}")
 
 
 def _unusable(role: str, path: str, error: OSError) -> CowfsError:
