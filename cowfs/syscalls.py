@@ -39,7 +39,9 @@ RESOLVE_BENEATH = 0x08
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
+FS_COMPR_FL = 0x4
 FS_IMMUTABLE_FL = 0x10
+FS_NOCOW_FL = 0x800000
 
 # linux/fiemap.h
 FIEMAP_EXTENT_LAST = 0x1
@@ -237,11 +239,37 @@ def _call(function: Callable[..., int], *args: object, filename: bytes | None = 
 def ficlone(dst_fd: int, src_fd: int) -> None:
     """Make `dst_fd` share every block of `src_fd`, as ioctl_ficlone(2).
 
-    Dirty pages of the source are written out first. OSError: EXDEV other filesystem (before Linux
-    5.18 also another mount of the same one), EOPNOTSUPP no reflink, ENOSPC, EINVAL, ETXTBSY (a swap
-    file).
+    Dirty pages of the source are written out first. On btrfs an empty `dst_fd` becomes a file
+    without checksums (chattr +C) where the source is one, as in copying/clone.c. OSError: EXDEV
+    other filesystem (before Linux 5.18 also another mount of the same one), EOPNOTSUPP no reflink,
+    ENOSPC, EINVAL, ETXTBSY (a swap file).
     """
-    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    try:
+        fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not _clone_in_kind(dst_fd, src_fd):
+            raise
+
+
+def _clone_in_kind(dst_fd: int, src_fd: int) -> bool:
+    try:
+        nocow = get_file_flags(src_fd) & FS_NOCOW_FL
+    except OSError:  # not every filesystem has flags
+        return False
+    for wanted in (nocow, nocow ^ FS_NOCOW_FL):
+        try:
+            flags = get_file_flags(dst_fd) & ~FS_NOCOW_FL
+            set_file_flags(dst_fd, flags & ~FS_COMPR_FL | wanted if wanted else flags)
+        except OSError:
+            continue
+        try:
+            fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return True
+    return False
 
 
 def clones_between(to_fd: int, from_fd: int) -> bool:
@@ -340,16 +368,15 @@ def open_below(dir_fd: int, path: bytes, flags: int, resolve: int = 0) -> int:
     Never follows a symlink or leaves the tree; `resolve` adds to that.
     """
     resolve |= RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-    start = dir_fd
+    start, at = dir_fd, 0
     try:
-        while len(path) >= PATH_MAX:
-            cut = path.rindex(b"/", 0, PATH_MAX)
-            head, path = path[:cut], path[cut + 1 :]
-            step = openat2(start, head, os.O_PATH | os.O_DIRECTORY, 0, resolve)
+        while len(path) - at >= PATH_MAX:
+            cut = path.rindex(b"/", at, at + PATH_MAX)
+            step = openat2(start, path[at:cut], os.O_PATH | os.O_DIRECTORY, 0, resolve)
             if start != dir_fd:
                 os.close(start)
-            start = step
-        return openat2(start, path or b".", flags, 0, resolve)
+            start, at = step, cut + 1
+        return openat2(start, path[at:] or b".", flags, 0, resolve)
     finally:
         if start != dir_fd:
             os.close(start)
