@@ -20,6 +20,8 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from cowfs import directories
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -145,18 +147,14 @@ _WHITEOUT = 0
 
 def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
     """(name, file type) of every entry; the type of a whiteout is `_WHITEOUT`."""
-    real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME, dir_fd=fd)
-    try:
-        with os.scandir(real) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    mode = stat.S_IFDIR
-                elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                    mode = stat.S_IFREG
-                else:
-                    st = entry.stat(follow_symlinks=False)
-                    is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
-                    mode = _WHITEOUT if is_whiteout else stat.S_IFREG
-                yield os.fsencode(entry.name), mode
-    finally:
-        os.close(real)
+    with directories.entries(fd, os.O_NOATIME) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                mode = stat.S_IFDIR
+            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                mode = stat.S_IFREG
+            else:
+                st = entry.stat(follow_symlinks=False)
+                is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+                mode = _WHITEOUT if is_whiteout else stat.S_IFREG
+            yield os.fsencode(entry.name), mode

@@ -21,7 +21,7 @@ import stat
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from cowfs import ondisk, syscalls
+from cowfs import directories, ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
 from cowfs.inodes import ROOT_ID, Directory, Node, NodeTable
 from cowfs.layers import Layers
@@ -211,7 +211,12 @@ class Overlay:
         if node.parent is None and node.nodeid != ROOT_ID:
             # Its last known name is gone.  A file of the upper layer counts its other names itself.
             return st.st_nlink if node.upper and not isinstance(node, Directory) else 0
-        if isinstance(node, Directory) and node.upper and node.lower is not None:
+        if (
+            isinstance(node, Directory)
+            and node.upper
+            and node.lower is not None
+            and st.st_nlink > 1  # btrfs counts no subdirectories: 1
+        ):
             return 2 + self.listings.of(node).subdirectories
         return st.st_nlink
 
@@ -980,12 +985,8 @@ class Overlay:
 
     def _empty(self, fd: int) -> None:
         """Remove every entry of a directory."""
-        real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            for name in os.listdir(real):
-                self._discard(real, os.fsencode(name))
-        finally:
-            os.close(real)
+        for name in directories.names(fd):
+            self._discard(fd, os.fsencode(name))
 
 
 def _is_removed(directory: Directory) -> bool:

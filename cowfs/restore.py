@@ -40,7 +40,7 @@ from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from cowfs import ondisk, syscalls, vault
+from cowfs import directories, ondisk, syscalls, vault
 from cowfs.inodes import Directory, Node
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
         if upper is not None:
             fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
             try:
-                with os.scandir(fd) as entries:
+                with directories.entries(fd, os.O_NOATIME) as entries:
                     for entry in entries:
                         name = os.fsencode(entry.name)
                         covered.add(name)
@@ -265,7 +265,7 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
         if lower is not None:
             fd = syscalls.open_below(layers.tree_fd, lower, _READ_DIRECTORY)
             try:
-                with os.scandir(fd) as entries:
+                with directories.entries(fd, os.O_NOATIME) as entries:
                     for entry in entries:
                         name = os.fsencode(entry.name)
                         if name in covered:

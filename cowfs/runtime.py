@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cowfs import jsonfile, mountinfo
+from cowfs import directories, jsonfile, mountinfo
 from cowfs.mountinfo import Mount
 
 RUN_DIR = "/run/cowfs"
@@ -134,7 +134,7 @@ def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
     found = []
     try:
         with _open_directory(create=False) as directory:
-            for name in sorted(os.listdir(directory)):
+            for name in sorted(directories.names(directory)):
                 if name.endswith(tuple(_SUFFIXES.values())) and not name.startswith("."):
                     record = _read(directory, name)
                     if record is not None:

@@ -19,7 +19,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs import copies, garbage, lowers, mountinfo, removal, runtime, seal, storedir, templates
+from cowfs import (
+    copies,
+    directories,
+    garbage,
+    lowers,
+    mountinfo,
+    removal,
+    runtime,
+    seal,
+    storedir,
+    templates,
+)
 from cowfs.copies import Copy, CopyInfo, CopyRecord
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.names import check_name, default_name
@@ -136,7 +147,7 @@ class Store(StoreDirectory):
     def templates(self) -> list[Template]:
         """All templates; one that is damaged is left out, and logged."""
         found = []
-        for template_id in sorted(os.listdir(self.templates_fd)):
+        for template_id in sorted(directories.names(self.templates_fd)):
             try:
                 template = templates.read(self, template_id)
             except MountFailure as error:

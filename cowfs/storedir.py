@@ -23,7 +23,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from cowfs import mountinfo, removal, syscalls
+from cowfs import directories, mountinfo, removal, syscalls
 from cowfs.errors import CowfsError, MountFailure, UsageError
 
 STORE_NAME = ".cowfs"
@@ -129,7 +129,7 @@ class StoreDirectory:
 
     def remove_rubbish(self) -> None:
         """Remove what crashes have left, and empty the trash. OSError."""
-        for name in os.listdir(self.partial_fd):
+        for name in directories.names(self.partial_fd):
             try:
                 fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except NotADirectoryError:
@@ -139,7 +139,7 @@ class StoreDirectory:
                     self.trash(self.partial_fd, name)
                 finally:
                     os.close(fd)
-        for name in os.listdir(self.trash_fd):
+        for name in directories.names(self.trash_fd):
             removal.remove(self.trash_fd, name)
 
 

@@ -391,12 +391,12 @@ def test_store_of_somebody_else(refused: Refusals, model: Path, xfs: Path) -> No
     assert list(store.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o755, 0o1777])
-def test_store_open_to_others(refused: Refusals, model: Path, xfs: Path, mode: int) -> None:
+@pytest.mark.parametrize("bits", [0o777, 0o770, 0o755, 0o1777])
+def test_store_open_to_others(refused: Refusals, model: Path, xfs: Path, bits: int) -> None:
     store = xfs / "store"
     store.mkdir()
-    store.chmod(mode)
-    says = [f"store {store} is open to other users", f"{mode:04o}", f"chmod 700 {store}"]
+    store.chmod(bits)
+    says = [f"store {store} is open to other users", f"{bits:04o}", f"chmod 700 {store}"]
     refused("-o", f"store={store}", model, refused.mountpoint, code=32, says=says)
     assert list(store.iterdir()) == []
 
