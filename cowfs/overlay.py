@@ -18,8 +18,8 @@ import errno
 import functools
 import os
 import stat
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from cowfs import directories, ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
@@ -64,6 +64,14 @@ def alone(
     return guarded
 
 
+class _Group(NamedTuple):
+    """Names of one file that are to be there together: those that are, and the link in work/ that
+    marks them."""
+
+    mark: bytes
+    names: list[tuple[Directory, bytes]]
+
+
 class Overlay:
     """One copy.
 
@@ -93,6 +101,7 @@ class Overlay:
         self.nodes = NodeTable(root, os.fstat(self.layers.tree_fd).st_ino)
         self.listings = Listings(self.layers)
         self.links = LinkGroups(self, hard_links)
+        self._unfinished: _Group | None = None
         if work_fd is not None:
             self._empty(self.layers.work_fd)
 
@@ -108,6 +117,8 @@ class Overlay:
         """
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
+        if self._unfinished is not None:
+            self._take_back()
         layers = self.layers
         if parent.upper:
             st = layers.upper_entry(parent, name)
@@ -274,10 +285,10 @@ class Overlay:
                     os.rename(
                         temporary, child.name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd
                     )
+                    child.upper = True
             except OSError:
-                self._discard(layers.work_fd, temporary)
+                self._clean_up(layers.work_fd, temporary)
                 raise
-            child.upper = True
 
     def begin_copy_up(
         self, node: Node, *, keep_data: bool, to_write: bool
@@ -377,7 +388,7 @@ class Overlay:
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
         layers.hold_by(node, fd, upper=True)
         node.upper = True
 
@@ -385,27 +396,48 @@ class Overlay:
         """Link a file into the upper layer under each name, or under none.
 
         A crash in between would leave two files where there was one; the link in work/ says that
-        the names are to be taken back (`copies.recover`).
+        the names are to be taken back (`copies.recover`).  So the removal of that link is what
+        makes them last: as long as it has not succeeded nobody may write to the file.
         """
-        done: list[tuple[Directory, bytes]] = []
+        if self._unfinished is not None:
+            self._take_back()
         layers = self.layers
-        group = layers.temp_name(ondisk.UNFINISHED_GROUP) if len(names) > 1 else None
+        for parent, _name in names:
+            self.ensure_upper(parent)
+        group = _Group(layers.temp_name(ondisk.UNFINISHED_GROUP), [])
         try:
-            for parent, _name in names:
-                self.ensure_upper(parent)
-            if group is not None:
-                syscalls.link_fd(fd, layers.work_fd, group)
+            if len(names) > 1:
+                syscalls.link_fd(fd, layers.work_fd, group.mark)
             for parent, name in names:
                 with self._keeping_times(parent) as parent_fd:
                     syscalls.link_fd(fd, parent_fd, name)
-                done.append((parent, name))
+                    group.names.append((parent, name))
+            if len(names) > 1:
+                os.unlink(group.mark, dir_fd=layers.work_fd)
         except OSError:
-            for parent, name in done:
-                os.unlink(name, dir_fd=layers.upper(parent))
+            for parent, _name in group.names:
+                parent.lookups += 1  # it stays in the table until the name is taken back
+            self._unfinished = group
+            with suppress(OSError):
+                self._take_back()
             raise
-        finally:
-            if group is not None:
-                self._discard(layers.work_fd, group)
+
+    @alone
+    def _take_back(self) -> None:
+        """Take the names of a group away that could not be finished.
+
+        As long as the disk refuses that, nothing is looked up, so that nobody comes to the file.
+        """
+        group = self._unfinished
+        assert group is not None
+        while group.names:
+            parent, name = group.names[-1]
+            with self._keeping_times(parent) as parent_fd, suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent_fd)
+            group.names.pop()
+            parent.lookups -= 1
+        self._unfinished = None
+        self._clean_up(self.layers.work_fd, group.mark)
 
     def hand_over(self, node: Node, readers_fd: int) -> list[tuple[int, bytes]]:
         """Let a new node stand for the file of *node*, which was copied up under its readers.
@@ -459,7 +491,7 @@ class Overlay:
             finally:
                 os.close(fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
         node.upper = True
 
     # ---------------------------------------------------------------- creating
@@ -479,12 +511,7 @@ class Overlay:
         parent_fd = layers.upper(parent)
         fd = self._open_new(parent_fd, mode, umask, owner)
         try:
-            if covered:
-                temporary = layers.temp_name()
-                syscalls.link_fd(fd, layers.work_fd, temporary)
-                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
-            else:
-                syscalls.link_fd(fd, parent_fd, name)
+            self._link_new(fd, parent_fd, name, covered=covered)
         except BaseException:
             os.close(fd)
             raise
@@ -579,16 +606,24 @@ class Overlay:
             os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
         )
         try:
-            if covered:
-                temporary = layers.temp_name()
-                syscalls.link_fd(fd, layers.work_fd, temporary)
-                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
-            else:
-                syscalls.link_fd(fd, parent_fd, name)
+            self._link_new(fd, parent_fd, name, covered=covered)
         finally:
             os.close(fd)
         self._place(node, parent, name, None)
         self.listings.added(parent, name, is_directory=False)
+
+    def _link_new(self, fd: int, parent_fd: int, name: bytes, *, covered: bool) -> None:
+        """Give a file a name in an upper directory, in the place of a whiteout if it is covered."""
+        if not covered:
+            syscalls.link_fd(fd, parent_fd, name)
+            return
+        work_fd, temporary = self.layers.work_fd, self.layers.temp_name()
+        syscalls.link_fd(fd, work_fd, temporary)
+        try:
+            os.rename(temporary, name, src_dir_fd=work_fd, dst_dir_fd=parent_fd)
+        except BaseException:
+            self._clean_up(work_fd, temporary)
+            raise
 
     def _free_name(self, parent: Directory, name: bytes) -> bool:
         """Prepare *parent* for a new name; true when a whiteout is in its place.
@@ -637,11 +672,11 @@ class Overlay:
                     syscalls.renameat2(
                         stage_fd, temporary, parent_fd, name, syscalls.RENAME_EXCHANGE
                     )
-                    os.unlink(temporary, dir_fd=stage_fd)  # the whiteout
+                    self._clean_up(stage_fd, temporary)  # the whiteout
                 else:
                     os.rename(temporary, name, src_dir_fd=stage_fd, dst_dir_fd=parent_fd)
             except OSError:
-                self._discard(stage_fd, temporary)
+                self._clean_up(stage_fd, temporary)
                 raise
 
     @contextmanager
@@ -669,7 +704,7 @@ class Overlay:
             finally:
                 os.close(fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
 
     def _created(self, parent: Directory, name: bytes, node: Node) -> Node:
         node.upper = node.written = True
@@ -721,8 +756,10 @@ class Overlay:
                 if covers:
                     ondisk.make_whiteout(layers.work_fd, temporary)
                 flags = syscalls.RENAME_EXCHANGE if covers else syscalls.RENAME_NOREPLACE
-                syscalls.renameat2(parent_fd, name, layers.work_fd, temporary, flags)
-                self._discard(layers.work_fd, temporary)
+                try:
+                    syscalls.renameat2(parent_fd, name, layers.work_fd, temporary, flags)
+                finally:
+                    self._clean_up(layers.work_fd, temporary)
             else:
                 ondisk.make_whiteout(parent_fd, name)
         layers.close_directory(node)
@@ -742,7 +779,7 @@ class Overlay:
         try:
             os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
         except OSError:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
             raise
 
     @contextmanager
@@ -894,7 +931,7 @@ class Overlay:
                 # whiteout, which is right there too or does no harm until it is taken away.
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
                 if not leaves_whiteout:
-                    os.unlink(old_name, dir_fd=old_fd)
+                    self._clean_up(old_fd, old_name)
             else:
                 flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
@@ -967,6 +1004,11 @@ class Overlay:
         st = os.fstat(fd)
         yield fd
         os.utime(ondisk.proc_path(fd), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+    def _clean_up(self, dir_fd: int, name: bytes) -> None:
+        """Remove what is of no use any more, if that can be done: nothing depends on it."""
+        with suppress(OSError):
+            self._discard(dir_fd, name)
 
     def _discard(self, dir_fd: int, name: bytes) -> None:
         """Remove an entry of work/ with all that is in it; one that is not there is fine."""
