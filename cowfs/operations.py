@@ -170,12 +170,25 @@ class Operations(pyfuse3.Operations):
         # listing does not change under this loop.
         overlay = self._overlay
         for place, name in overlay.listings.of(directory).after(max(0, start_id - 2)):
-            node, st = overlay.lookup(directory, name)
+            try:
+                node, st = overlay.lookup(directory, name)
+            except OSError:
+                # What cannot be read has its name in the listing, and the error when it is used.
+                if not self._reply_name(token, name, place + 3):
+                    return
+                continue
             if not pyfuse3.readdir_reply(token, name, self._attributes(node, st), place + 3):
                 if node.lookups == 0:
                     overlay.prune(node)
                 return
             node.lookups += 1
+
+    @staticmethod
+    def _reply_name(token: Any, name: bytes, next_id: int) -> bool:
+        """A name without a node: the kernel asks for that when somebody uses the name."""
+        attributes = EntryAttributes()
+        attributes.st_ino = 0  # a number for the listing comes from the channel
+        return bool(pyfuse3.readdir_reply(token, name, attributes, next_id))
 
     @staticmethod
     def _reply_dot(token: Any, name: bytes, node: Node, next_id: int) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import stat
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 NAME_MAX = 255
+MOST_TOLD = 100  # damaged entries that are logged
 
 # What openat2(2) says of a path that leads to nothing in the tree, or out of it.
 _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
@@ -102,6 +106,7 @@ class Overlay:
         self.listings = Listings(self.layers)
         self.links = LinkGroups(self, hard_links)
         self._unfinished: _Group | None = None
+        self._told: set[tuple[bytes, bytes]] = set()
         if work_fd is not None:
             self._empty(self.layers.work_fd)
 
@@ -138,6 +143,8 @@ class Overlay:
         if stat.S_ISDIR(st.st_mode):
             assert parent.lower is not None
             lower = _join(parent.lower, name)
+        if node is not None and isinstance(node, Directory) != (lower is not None):
+            raise failure(errno.EIO)  # a file of the upper layer has its number, by a damaged mark
         if node is None:
             node = Node(st.st_ino) if lower is None else Directory(st.st_ino, lower)
             self.nodes.add(node)
@@ -162,13 +169,26 @@ class Overlay:
             lower = self.merged_with(parent.lower, name, where)
             ino = st.st_ino if lower is None else lower[1]
             node = self.nodes.by_ino(ino)
+            moves = isinstance(node, Directory) and node.parent is not parent
+            if moves and _is_within(parent, node):
+                self._damaged(ondisk.REDIRECT, parent, name)
+                lower, ino = None, st.st_ino
+                node = self.nodes.by_ino(ino)
             if node is None:
                 node = Directory(ino, None if lower is None else lower[0])
                 self.nodes.add(node)
         else:
             lower = None
-            ino = ondisk.get_ino(where) or st.st_ino
+            try:
+                ino = ondisk.get_ino(where) or st.st_ino
+            except ondisk.DamagedMark:
+                self._damaged(ondisk.INO, parent, name)
+                ino = st.st_ino
             node = self.nodes.by_ino(ino)
+            if isinstance(node, Directory):
+                self._damaged(ondisk.INO, parent, name)
+                ino = st.st_ino
+                node = self.nodes.by_ino(ino)
             if node is None:
                 node = Node(ino)
                 self.nodes.add(node)
@@ -184,12 +204,14 @@ class Overlay:
         *where* leads to the upper one; *parent_lower* is the same path of the directory it is in.
         """
         path = ondisk.lower_path(where, name, parent_lower)
-        if path is None:
+        if not path or b"\0" in path:  # a redirect to the root is none, nor is what is no path
             return None
         try:
             fd = self.layers.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in _NO_SUCH_PATH:
+                return None
+            raise
         try:
             st = os.fstat(fd)
         finally:
@@ -211,7 +233,26 @@ class Overlay:
     def birth_time(self, node: Node) -> int | None:
         """When the file was made, in nanoseconds since the epoch; None: not known."""
         node, layers = self.current(node), self.layers
-        return ondisk.birth_time(layers.path(node), follow=layers.follows(node))
+        where, follow = layers.path(node), layers.follows(node)
+        try:
+            return ondisk.birth_time(where, follow=follow)
+        except ondisk.DamagedMark:
+            self._damaged(ondisk.BTIME, node.parent, node.name)
+            return syscalls.birth_time(where, follow=follow)
+
+    def _damaged(self, mark: bytes, parent: Directory | None, name: bytes) -> None:
+        """Say once that an entry is shown as if it had no such mark."""
+        steps = [name]
+        while parent is not None:
+            steps.append(parent.name)
+            parent = parent.parent
+        place = (mark, b"/".join(reversed(steps)))
+        if place not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(place)
+            log.warning(
+                "%s has a damaged mark (%s), and is shown as if it had none: see cowfs check",
+                *(os.fsdecode(part) for part in reversed(place)),
+            )
 
     def current(self, node: Node) -> Node:
         """The node that has taken over the name of a replaced one; else the node itself."""
@@ -1033,6 +1074,14 @@ class Overlay:
 
 def _is_removed(directory: Directory) -> bool:
     return directory.parent is None and directory.nodeid != ROOT_ID
+
+
+def _is_within(directory: Directory, other: Node | None) -> bool:
+    """Whether a directory is another one, or is reached through it."""
+    step: Directory | None = directory
+    while step is not None and step is not other:
+        step = step.parent
+    return step is not None
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

@@ -198,7 +198,7 @@ class Restoration:
 
 def _number(fd: int) -> int:
     """The inode number that users see of a file of the upper layer."""
-    return ondisk.get_ino(ondisk.proc_path(fd)) or os.fstat(fd).st_ino
+    return ondisk.shown_ino(ondisk.proc_path(fd), os.fstat(fd).st_ino)
 
 
 class Places:
@@ -293,4 +293,4 @@ def _upper_entry(
         entry.stat(follow_symlinks=False)
     ):
         return None
-    return ondisk.get_ino(where) or entry.inode(), None
+    return ondisk.shown_ino(where, entry.inode()), None
