@@ -126,7 +126,7 @@ class _Checker:
             self._closed(store.fd, name, os.path.join(store.path, name))
 
     def _leftovers(self) -> None:
-        """What every command that uses the store removes by itself."""
+        """What a mount has removed by itself, and cowfs gc removes."""
         store = self._store
         found = [os.path.join("trash", name) for name in directories.names(store.trash_fd)]
         for name in directories.names(store.partial_fd):

@@ -363,7 +363,7 @@ def make(
             if replace:
                 # Another process that clears `partial` may be quicker.
                 with contextlib.suppress(FileNotFoundError):
-                    removal.remove(store.trash_fd, store.trash(store.partial_fd, building))
+                    store.trash(store.partial_fd, building)
         return Copy(store, record, template, lock_fd)
     finally:
         os.close(in_use)

@@ -21,7 +21,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -31,7 +30,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
-from cowfs import __version__, copies, mountinfo, runtime, syscalls
+from cowfs import __version__, copies, inherited, mountinfo, runtime, syscalls
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
@@ -50,10 +49,6 @@ from cowfs.touching import Touching
 from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
-
-# Each open file of a mount takes two descriptors at most, one here and one in the kernel's backing
-# table; fs.nr_open bounds it from above.
-DESCRIPTORS = 1 << 20
 
 # With off, a mount does as on a kernel before 6.9, which cannot send requests again.
 RESEND_VARIABLE = "COWFS_RESEND"
@@ -112,7 +107,6 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
-    _raise_descriptor_limit()
     store = Store.open(config.store)
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
@@ -523,16 +517,6 @@ def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
     return MountFailure(f"cannot mount on {mountpoint}: {error.strerror}")
 
 
-def _raise_descriptor_limit() -> None:
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (DESCRIPTORS, hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-        except (OSError, ValueError):
-            continue  # above fs.nr_open, or not ours to raise
-        return
-
-
 def _memory(name: str, content: bytes) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     os.write(fd, content)
@@ -579,6 +563,8 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
 def main(arguments: list[str]) -> int:
     """The process that the keeper starts."""
     vault = KeeperLink(socket.socket(fileno=int(arguments[0])))
+    inherited.drop_limits()  # a keeper of another version may not have done it
+    inherited.drop_signals()
     _set_up_log()
     # Asked for by a keeper that has waited in vain, just before it ends us.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
@@ -586,7 +572,7 @@ def main(arguments: list[str]) -> int:
     if told is None:
         return 0
     config, held = told
-    if config.foreground and not _in_journal():
+    if config.foreground and not inherited.is_journal(2):
         log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
     return _serve_or_say_why_not(config, vault, held)
 
@@ -599,12 +585,8 @@ def _set_up_log() -> None:
         format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
         stream=sys.stderr,
     )
-    if _in_journal():
+    if inherited.is_journal(2):
         logging.getLogger().handlers[0].setFormatter(_JournalFormatter())
-
-
-def _in_journal() -> bool:
-    return "JOURNAL_STREAM" in os.environ
 
 
 class _JournalFormatter(logging.Formatter):

@@ -26,7 +26,7 @@ import struct
 import sys
 import time
 
-from cowfs import conversation
+from cowfs import conversation, inherited
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
@@ -70,7 +70,7 @@ _SO_SNDBUFFORCE = 32
 
 
 def log(line: str) -> None:
-    if "JOURNAL_STREAM" in os.environ:  # the journal knows when, and who
+    if inherited.is_journal(2):  # it knows when, and who
         line = f"<5>{line}\n"
     else:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
@@ -630,7 +630,7 @@ def _wait_for_end(pid: int, patience: float) -> bool:
 
 def _environment() -> dict[str, str]:
     """Ours, without what is for us alone."""
-    ours = ("NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
+    ours = inherited.OF_THE_MANAGER
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
@@ -713,17 +713,13 @@ def main(arguments: list[str]) -> int:
             name, _, fd = argument.rpartition("=")
             held[name] = int(fd)
             os.set_inheritable(held[name], False)
-    _raise_descriptor_limit()
+    inherited.drop_limits()
+    inherited.drop_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if launcher is not None:
+        inherited.drop_scheduling()
     os.chdir("/")
     return Keeper(launcher, held).run()
-
-
-def _raise_descriptor_limit() -> None:
-    """One for each file that has no name any more."""
-    import resource
-
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

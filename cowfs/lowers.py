@@ -89,7 +89,7 @@ def _make(store: StoreDirectory, template: Template, progress: Progress | None) 
         with contextlib.suppress(FileNotFoundError):
             os.stat(template.id, dir_fd=store.lowers_fd, follow_symlinks=False)
             return  # made by whoever had the lock before us
-        removal.empty(fd, store.trash_fd)
+        removal.clear(fd, store.trash_fd)
         os.mkdir(TREE, 0o700, dir_fd=fd)
         tree_fd = os.open(TREE, _DIRECTORY, dir_fd=fd)
         try:

@@ -43,6 +43,12 @@ def remove(trash_fd: int, name: str) -> None:
         pending += _take_apart(trash_fd, pending.pop())
 
 
+def clear(dir_fd: int, trash_fd: int) -> None:
+    """Move everything in a directory into the trash. OSError."""
+    for name in os.listdir(dir_fd):
+        trash(dir_fd, name, trash_fd)
+
+
 def empty(dir_fd: int, trash_fd: int) -> None:
     """Remove everything in a directory, by way of the trash. OSError."""
     for name in directories.names(dir_fd):

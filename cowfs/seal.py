@@ -120,7 +120,7 @@ def _build(
         existing = templates.read(store, template_id)
         if existing is not None:  # made by whoever had the lock before us
             return existing
-        removal.empty(fd, store.trash_fd)
+        removal.clear(fd, store.trash_fd)
         template = Template(
             id=template_id,
             path=templates.path_of(store, template_id),

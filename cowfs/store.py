@@ -195,8 +195,8 @@ class Store(StoreDirectory):
         check_name(name)
         source = os.path.realpath(source)
         with _translated(self.path):
-            self.remove_rubbish()
-            self._discard_stale()
+            self.trash_leftovers()
+            self._trash_stale()
             while True:
                 lock_fd = self._lock(name)
                 if lock_fd is None:
@@ -223,9 +223,10 @@ class Store(StoreDirectory):
                     f"there is no copy {name} in {self.path}: cowfs list shows those that are"
                 )
             try:
-                self._drop(name)
+                rubbish = self._drop(name)
             finally:
                 os.close(lock_fd)
+            removal.remove(self.trash_fd, rubbish)
 
     def settle(self, name: str) -> None:
         """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
@@ -243,7 +244,7 @@ class Store(StoreDirectory):
                 if copies.read(self, name).persistent:
                     copies.recover(self, name)
                 else:
-                    self._drop(name)
+                    removal.remove(self.trash_fd, self._drop(name))
             finally:
                 os.close(lock_fd)
 
@@ -254,7 +255,7 @@ class Store(StoreDirectory):
         now; while the source is as it was, the next mount of it will want that template.
         """
         with _translated(self.path):
-            dropped = self._discard_stale()
+            dropped = self._trash_stale()
             needed = copies.references(self)
             unused = [
                 template
@@ -336,11 +337,11 @@ class Store(StoreDirectory):
                 f"{copy.source} had at {made}; the source has moved on since"
             )
 
-    def _drop(self, name: str) -> None:
-        """Remove a copy whose lock we have."""
-        removal.remove(self.trash_fd, self.trash(self.copies_fd, name))
+    def _drop(self, name: str) -> str:
+        """Discard a copy whose lock we have; returns its name in the trash."""
+        return self.trash(self.copies_fd, name)
 
-    def _discard_stale(self) -> list[str]:
+    def _trash_stale(self) -> list[str]:
         """Discard ephemeral copies that nobody serves: their daemons were killed."""
         discarded = []
         for name in copies.names(self):

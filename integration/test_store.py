@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cowfs import copies, garbage, ondisk, runtime, seal, syscalls
+from cowfs import copies, emptying, garbage, ondisk, removal, runtime, seal, syscalls
 from cowfs.errors import MountFailure, UsageError
 from cowfs.store import Copy, Store, Template, volume_of
+from integration.mounts import MountCopy
 from integration.trees import make_model
 from integration.volumes import Volume
 
@@ -291,7 +294,7 @@ def test_kept_copy_without_changes_follows_its_source(
     assert second.template != first.template
     assert stat.S_IMODE(os.stat(second.upper).st_mode) == 0o711
     assert second.created == first.created
-    assert parts(store) == {"partial": 0, "trash": 0}
+    assert parts(store) == {"partial": 0, "trash": 1}  # the first one
     with pytest.raises(MountFailure, match="in use"):
         take("job", source)
     second.release()
@@ -354,7 +357,7 @@ def test_ephemeral_mount_takes_the_place_of_a_kept_copy_without_changes(
     assert not copy.persistent
     copy.discard()
     assert listed(store) == []
-    assert parts(store) == {"partial": 0, "trash": 0}
+    assert parts(store) == {"partial": 0, "trash": 1}  # the kept one
 
 
 @pytest.mark.parametrize("name", ["job", "another"])
@@ -783,4 +786,53 @@ def test_unnamed_file_gets_its_name_in_one_step(xfs: Path) -> None:
     syscalls.set_immutable(unnamed, False)
     (xfs / "name").unlink()
     os.close(unnamed)
+    os.close(fd)
+
+
+# --- the trash ------------------------------------------------------------------------------------
+
+
+def test_a_mount_removes_nothing(
+    store: Store, source: Path, xfs: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_trash_fd: int, name: str) -> None:
+        raise AssertionError(f"a mount removes {name}")
+
+    take("followed", source).release()
+    take("killed", source, persistent=False).release()
+    (Path(store.path) / "trash" / "of somebody else").mkdir()
+    (Path(store.path) / "partial" / "left by a crash" / "deep").mkdir(parents=True)
+    os.chmod(source, 0o711)
+    template = take("another", source).template
+    (Path(store.path) / "partial" / f"template-{template.id}" / "tree").mkdir(parents=True)
+    monkeypatch.setattr(removal, "remove", refuse)
+    take("followed", source)
+    assert listed(store) == ["another", "followed"]
+    assert "of somebody else" in os.listdir(store.trash_fd)
+    assert parts(store) == {"partial": 0, "trash": 5}
+
+
+def test_the_trash_is_emptied_beside_the_mount(
+    mount_plain: MountCopy, model: Path, store: Store
+) -> None:
+    trash = Path(store.path) / "trash"
+    (trash / "of a crash" / "deep").mkdir(parents=True)
+    (trash / "of a crash" / "deep" / "file").write_text("x")
+    mount_plain(model)
+    deadline = time.monotonic() + 20
+    while os.listdir(trash):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_process_empties_the_trash(store: Store) -> None:
+    trash = Path(store.path) / "trash"
+    (trash / "rubbish").mkdir()
+    fd = os.open(trash, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as cowfs gc has it
+    command = [sys.executable, *emptying.EMPTYING, str(store.trash_fd)]
+    subprocess.run(command, pass_fds=[store.trash_fd], check=True)
+    assert os.listdir(trash) == ["rubbish"]
+    store.remove_rubbish()  # whoever is told to empty it does so in any case
+    assert os.listdir(trash) == []
     os.close(fd)

@@ -28,14 +28,14 @@ ROOMS = {
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault",
     "copyup": "copyup",
-    "store": "store storedir copies templates garbage lowers overlayfs removal names seal scan "
-    "cloning workers",
+    "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
+    "seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options inplace",
     "channel": "channel",
     "copying": "copying",
     "ondisk": "ondisk treewalk walk",
-    "syscalls": "syscalls directories",
+    "syscalls": "syscalls directories inherited",
     "errors": "errors",
 }
 
