@@ -60,8 +60,9 @@ def _watch(held: dict[str, int]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     protect_from_oom()
     notify = Systemd()
-    for name, fd in held.items():
-        notify.store(name, fd)
+    for name in held:
+        notify.change(name)
+    notify.finish(held)
     notify.say("READY=1\nSTATUS=Mounted, served by the kernel's overlayfs")
     poll = select.poll()
     poll.register(reading, select.POLLIN)
@@ -82,8 +83,7 @@ def _watch(held: dict[str, int]) -> NoReturn:
             order = {ORDER: held[ORDER]}
             words = command("unmount", order, str(patience), str(int(interrupted > 1)))
             os.posix_spawn(words[0], words, os.environ, setpgroup=0)
-    for name in held:
-        notify.remove(name)  # or the next start would go on with what is gone
+    notify.finish({})  # or the next start would go on with what is gone
     # What comes now is quick, and not to be cut short.
     for number in FORWARDED:
         signal.signal(number, signal.SIG_IGN)

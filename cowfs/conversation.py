@@ -112,13 +112,18 @@ def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
     return answer
 
 
-def send_packet(sock: socket.socket, verb: str, argument: str = "", fd: int | None = None) -> None:
-    """Either side of keeper and daemon. OSError when the other one is gone."""
+def send_packet(
+    sock: socket.socket, verb: str, argument: str = "", fd: int | None = None, flags: int = 0
+) -> None:
+    """Either side of keeper and daemon. OSError when the other one is gone.
+
+    BlockingIOError with MSG_DONTWAIT, or after SO_SNDTIMEO, when it takes nothing.
+    """
     packet = f"{verb} {argument}".encode("utf-8", "surrogateescape")
     if fd is None:
-        sock.send(packet)
+        sock.send(packet, flags)
     else:  # socket.send_fds takes twice as long
-        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),))
+        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),), flags)
 
 
 def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int | None] | None:

@@ -343,6 +343,7 @@ class _Mount:
                 await nursery.start(self._watch_signals)
                 nursery.start_soon(self._watch_connection)
                 nursery.start_soon(self._heed_keeper)
+                nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._announce)
         except BaseException:
             if not (self.was_ready or self._resumed):
@@ -371,6 +372,13 @@ class _Mount:
                 self._vault.say("pong")
             elif word == "undo":
                 self._detach()
+
+    async def _catch_up(self) -> None:
+        """Whenever a keeper was stopped and goes on."""
+        while self._vault.is_alive:
+            await self._vault.is_late.wait()
+            await trio.lowlevel.wait_writable(self._vault)
+            self._vault.catch_up()
 
     def _makes_progress(self, seconds: float) -> bool:
         """Whether requests are answered: the oldest is young, or waits for a thread (a clone, an

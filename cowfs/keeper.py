@@ -58,6 +58,10 @@ LOOK = 15.0
 STACKS = 0.5
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
 BUNCH = 0.005
+# What is held for less is no business of the service manager, and how often it hears of the rest at
+# most: seconds.
+LASTING = 2 * BUNCH
+SETTLING = 0.1
 # What may lie in a daemon's socket, bytes; and how long one that takes nothing is waited for.
 BUFFER = 8 << 20
 HANDOVER = 5
@@ -178,9 +182,9 @@ class Keeper:
         while self.exit_code is None:
             self._wait(reading)
             self._look_after()
-        if not self.leaves:
-            for name in self.held:
-                self.notify.remove(name)  # or the next start would go on with what is gone
+            self.notify.settle(self.held)
+        # What it still had the next start would go on with.
+        self.notify.finish(self.held if self.leaves else {})
         return self.exit_code
 
     # ---------------------------------------------------------------- the loop
@@ -214,6 +218,8 @@ class Keeper:
         if daemon is not None and DEVICE in self.held:
             times.append(daemon.next_look)
         times += [starting.started + STARTING for starting in self._starting()]
+        if (due := self.notify.due()) is not None:
+            times.append(due)
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
     def _starting(self) -> list[Daemon]:
@@ -463,7 +469,7 @@ class Keeper:
         if name == DEVICE:
             self._store()
         elif DEVICE in self.held:
-            self.notify.store(name, fd)
+            self.notify.change(name)
         if name == LOG:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
@@ -473,14 +479,14 @@ class Keeper:
         its duplicate of the lock would keep the copy from the next start.
         """
         if DEVICE in self.held:
-            for name, fd in self.held.items():
-                self.notify.store(name, fd)
+            for name in self.held:
+                self.notify.change(name)
 
     def _let_go(self, name: str) -> None:
         fd = self.held.pop(name, None)
         if fd is not None:
             os.close(fd)
-            self.notify.remove(name)
+            self.notify.change(name)
 
     # ---------------------------------------------------------------- the launcher
 
@@ -572,7 +578,12 @@ class Keeper:
 
 
 class Systemd:
-    """What the service manager is told: sd_notify(3)."""
+    """What the service manager is told: sd_notify(3).
+
+    Its store is to have what is held here.  What comes and goes at once (most files without a name
+    do) it is not told of: a change waits for some time, and what it has come to by then is said.
+    So nothing is lost either when the manager takes nothing: it is told later.
+    """
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -581,12 +592,85 @@ class Systemd:
         # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
         limit = os.environ.get("FDSTORE", "")
         self._limit = int(limit) if limit.isdecimal() else 0
-        self._stored: set[str] = set()
         self.stores = bool(self._address) and self._limit > 0
+        # What it has by our knowledge, and the names of which that may not be true any more.
+        self._stored: set[str] = set()
+        self._changed: dict[str, None] = {}
+        # What it has no room for: whoever has such a file open loses it with this process.
+        self._crowded: dict[str, None] = {}
+        # What it could not be told, in the order.
+        self._unsaid: list[str] = []
+        self._pause = SETTLING
+        self._next = 0.0
 
-    def say(self, text: str, fd: int | None = None) -> None:
-        if not self._address:
+    def say(self, text: str) -> None:
+        """Have it said, now or as soon as it is heard."""
+        if self._address:
+            self._unsaid.append(text)
+            self._say_unsaid()
+
+    def change(self, name: str) -> None:
+        """What is held under this name is another one, or nothing, from now on."""
+        if self.stores:
+            if not self._changed:
+                self._next = max(self._next, time.monotonic() + LASTING)
+            self._changed[name] = None
+            self._crowded.pop(name, None)
+
+    def due(self) -> float | None:
+        """When `settle` has something to do; None: never."""
+        return self._next if self._unsaid or self._changed else None
+
+    def settle(self, held: dict[str, int]) -> None:
+        """Have it store what is held now, if the time has come."""
+        due = self.due()
+        now = time.monotonic()
+        if due is None or now < due:
             return
+        self._next = now + SETTLING
+        if self._say_unsaid():
+            for name in list(self._changed):
+                if not self._say_change(name, held.get(name)):
+                    break
+
+    def finish(self, held: dict[str, int]) -> None:
+        """The same as the last thing, for which there is no later."""
+        for name in self._stored - held.keys():
+            self.change(name)
+        deadline = time.monotonic() + _LAST_PATIENCE
+        while (due := self.due()) is not None and time.monotonic() < deadline:
+            time.sleep(max(0.0, min(due, deadline) - time.monotonic()))
+            self.settle(held)
+        if self.due() is not None:
+            log(f"systemd was not told of everything: it took nothing for {_LAST_PATIENCE:g} s")
+
+    def _say_change(self, name: str, fd: int | None) -> bool:
+        """Whether it was taken, or need not be said."""
+        if name in self._stored:
+            if not self._send(f"FDSTOREREMOVE=1\nFDNAME={name}"):
+                return False
+            self._stored.remove(name)
+            self._changed.update(self._crowded)
+            self._crowded.clear()
+        if fd is not None and len(self._stored) >= self._limit:
+            self._crowded[name] = None
+        elif fd is not None:
+            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
+            if not self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd):
+                return False
+            self._stored.add(name)
+        del self._changed[name]
+        return True
+
+    def _say_unsaid(self) -> bool:
+        while self._unsaid:
+            if not self._send(self._unsaid[0]):
+                return False
+            del self._unsaid[0]
+        return True
+
+    def _send(self, text: str, fd: int | None = None) -> bool:
+        """Whether it was taken; else it is tried again, after a pause that grows."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(_NOTIFY_PATIENCE)
@@ -596,23 +680,13 @@ class Systemd:
                 else:
                     socket.send_fds(sock, [text.encode()], [fd])
         except OSError as error:
-            log(f"cannot tell systemd: {error.strerror}")
-
-    def store(self, name: str, fd: int) -> None:
-        if not self.stores:
-            return
-        if name in self._stored:
-            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
-        elif len(self._stored) >= self._limit:
-            return  # systemd would refuse it; whoever has that file open loses it with this process
-        self._stored.add(name)
-        # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
-        self.say(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
-
-    def remove(self, name: str) -> None:
-        if name in self._stored:
-            self._stored.remove(name)
-            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            if self._pause == SETTLING:
+                log(f"cannot tell systemd, which is told later: {error.strerror or error}")
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._next = time.monotonic() + self._pause
+            return False
+        self._pause = SETTLING
+        return True
 
 
 def _wait_for_end(pid: int, patience: float) -> bool:
@@ -634,8 +708,10 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-# A service manager that takes nothing for so long is done without: seconds.
-_NOTIFY_PATIENCE = 2.0
+# How long a service manager that takes nothing is waited for: by what can be said later, and by the
+# last thing that is said: seconds.
+_NOTIFY_PATIENCE = 0.2
+_LAST_PATIENCE = 10.0
 
 _OOM = "/proc/{}/oom_score_adj"
 _inherited_oom_score: str | None = None
