@@ -240,6 +240,7 @@ class _Mount:
             if mounted is None:
                 raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
             self._device = mounted.device
+            runtime.claim(self._device)
             self._start_libfuse()
             self._entrust()
         except BaseException as error:

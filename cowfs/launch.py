@@ -387,6 +387,7 @@ class _Launch:
     def _remove_mount(self) -> None:
         """Detach a cowfs mount that has appeared at our mountpoint since we looked."""
         from cowfs import runtime, syscalls
+        from cowfs.mountpoint import Mountpoint
 
         record = runtime.find(self.mountpoint)
         if record is not None and record.copy != self.name:
@@ -395,7 +396,7 @@ class _Launch:
         before = self.mounted_before
         if now is not None and now.is_cowfs and (before is None or now.mount_id != before.mount_id):
             with contextlib.suppress(OSError):
-                syscalls.umount2(os.fsencode(self.mountpoint), syscalls.MNT_DETACH)
+                Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""

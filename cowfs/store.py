@@ -25,6 +25,7 @@ from cowfs import (
     garbage,
     lowers,
     mountinfo,
+    processes,
     removal,
     runtime,
     seal,
@@ -373,9 +374,24 @@ class Store(StoreDirectory):
                     f"{record.daemon_pid}); unmount that, or choose another name with -o copy=NAME"
                 )
         raise MountFailure(
-            f"the copy {name} is in use by a mount that is just being made or ended: try again, or "
-            "choose another name with -o copy=NAME"
+            f"the copy {name} is in use: {self._used(name)}, or choose another name with -o "
+            "copy=NAME"
         )
+
+    def _used(self, name: str) -> str:
+        """By whom a copy is that is mounted nowhere that we see, and what to do about it."""
+        for record in runtime.elsewhere():
+            if record.copy != name or not self._is(record.store):
+                continue
+            if place := next(iter(processes.places(record.device)), None):
+                return f"it is still mounted {place}; unmount that, or end the container"
+            if user := next(processes.users(record.device), None):
+                return f"it was detached, and {user} has something of it open; end that"
+        path = os.path.join(copies.path_of(self, name), copies.LOCK)
+        with contextlib.suppress(OSError):
+            if process := next(processes.openers(path), None):
+                return f"{process} is just making or ending a mount of it; try again"
+        return "by a mount that is just being made or ended; try again"
 
     def _is(self, path: str) -> bool:
         try:

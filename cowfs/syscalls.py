@@ -109,6 +109,8 @@ _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE = 256
+_STATX_INO_OFFSET = 0x20
+_STATX_DEV_OFFSET = 0x88  # major, minor
 _STATX_MNT_ID_OFFSET = 0x90
 _UTIME_OMIT = (1 << 30) - 2
 
@@ -480,6 +482,17 @@ def statx_unique_mount_id(fd: int) -> int:
     if not struct.unpack_from("=I", buffer)[0] & _STATX_MNT_ID_UNIQUE:
         return statx_mount_id(fd)
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
+
+
+def statx_identity(path: bytes) -> tuple[str, int]:
+    """Device ("major:minor") and inode number of what a path leads to, as the kernel knows them.
+
+    A filesystem that may not answer is not asked (AT_STATX_DONT_SYNC).
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call(_libc.statx, _AT_FDCWD, path, _AT_STATX_DONT_SYNC, 0, buffer, filename=path)
+    major, minor = struct.unpack_from("=II", buffer, _STATX_DEV_OFFSET)
+    return f"{major}:{minor}", int(struct.unpack_from("=Q", buffer, _STATX_INO_OFFSET)[0])
 
 
 def birth_time(path: bytes, *, follow: bool) -> int | None:

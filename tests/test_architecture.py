@@ -29,7 +29,7 @@ ROOMS = {
     "inodes": "inodes layers listing vault",
     "copyup": "copyup",
     "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
-    "seal scan cloning workers",
+    "processes seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options inplace",
     "channel": "channel",

@@ -174,3 +174,27 @@ def test_records_of_other_versions_are_read_and_stay(table: Table) -> None:
     path.write_text(json.dumps(value))
     assert runtime.all() == [replace(RECORD, version="")]
     assert path.exists()
+
+
+def test_a_mount_that_is_ending_takes_nothing_of_the_next_one_away(
+    table: Table, tmp_path: Path
+) -> None:
+    # Its device number is free before its daemon has removed its record.
+    table.mount("0:99", "/mnt/a")
+    runtime.write(RECORD)
+    runtime.claim("0:99")
+    runtime.control_socket("0:99").close()
+    runtime.remove("0:99")  # by the one that is ending
+    assert files(tmp_path) == ["0:99.sock"]
+
+
+def test_a_copy_that_is_served_on_has_its_record_though_it_is_not_mounted_here(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.write(RECORD)
+    monkeypatch.setattr(runtime, "living", lambda pid: pid)
+    assert runtime.all() == []
+    assert runtime.elsewhere() == [RECORD]
+    monkeypatch.setattr(runtime, "living", lambda _pid: None)
+    assert runtime.elsewhere() == []
+    assert files(tmp_path) == []
