@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from cowfs import inherited, removal
+from cowfs import directories, inherited, removal
 
 EMPTYING = ("-I", "-m", "cowfs.emptying")
 
@@ -26,7 +26,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def start(trash_fd: int) -> None:
     """Have a process empty the trash, if there is anything in it. OSError: none can be started."""
     with _opened(trash_fd) as fd:
-        if not os.listdir(fd):
+        if not directories.names(fd):
             return
         os.set_inheritable(fd, True)
         command = [sys.executable, *EMPTYING, str(fd)]
@@ -50,7 +50,7 @@ def empty(trash_fd: int) -> None:
     with _opened(trash_fd) as fd:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in os.listdir(fd):
+        for name in directories.names(fd):
             removal.remove(fd, name)
 
 
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
-    for name in os.listdir(fd):
+    for name in directories.names(fd):
         with contextlib.suppress(OSError):  # what cannot be removed keeps no other thing
             removal.remove(fd, name)
     return 0

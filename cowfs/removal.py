@@ -45,7 +45,7 @@ def remove(trash_fd: int, name: str) -> None:
 
 def clear(dir_fd: int, trash_fd: int) -> None:
     """Move everything in a directory into the trash. OSError."""
-    for name in os.listdir(dir_fd):
+    for name in directories.names(dir_fd):
         trash(dir_fd, name, trash_fd)
 
 

@@ -150,7 +150,8 @@ def test_module_says_what_it_is(module: str) -> None:
 
 def test_only_directories_lists_what_is_open() -> None:
     """A descriptor that was opened earlier may not show what is in the directory by now."""
-    by_path = {"keeper", "launch", "preflight", "unmount"}  # which name /proc, and what users say
+    # These name /proc, and what users say.
+    by_path = {"inherited", "keeper", "launch", "preflight", "processes", "unmount"}
     wrong = [
         f"{path}:{node.lineno}: use cowfs.directories, or list a path"
         for module, path in MODULES.items()
