@@ -477,6 +477,8 @@ def _copies(store: str | None) -> list[dict[str, Any]]:
 
 
 def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
+    from cowfs import runtime
+
     return {
         "name": copy.name,
         "source": copy.source,
@@ -486,8 +488,8 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
         "persistent": copy.persistent,
         "private_bytes": copy.private_bytes,
         "created": copy.created,
-        "daemon_pid": None if record is None else record.daemon_pid,
-        "keeper_pid": None if record is None else record.keeper_pid,
+        "daemon_pid": None if record is None else runtime.living(record.daemon_pid),
+        "keeper_pid": None if record is None else runtime.living(record.keeper_pid),
         "options": None if record is None else record.options,
         "store": store.path,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,26 @@ def test_a_keeper_alone_keeps_the_record(table: Table) -> None:
     record = replace(RECORD, daemon_pid=4_000_000, keeper_pid=os.getpid())
     runtime.write(record)
     assert runtime.all() == [record]
+
+
+def test_the_pid_of_a_process_that_has_ended_or_is_none_of_ours_is_not_told() -> None:
+    assert runtime.living(os.getpid()) is None
+    ours = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()", "cowfs.daemon"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert ours.stdout is not None
+        ours.stdout.readline()
+        assert runtime.living(ours.pid) == ours.pid
+        ours.kill()
+        os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)  # it waits to be reaped
+        assert runtime.living(ours.pid) is None
+    finally:
+        ours.kill()
+        ours.communicate()
+    assert runtime.living(ours.pid) is None
 
 
 def test_device_number_that_is_something_else_now_is_not_taken_for_ours(table: Table) -> None:
