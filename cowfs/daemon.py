@@ -57,6 +57,9 @@ RESEND_VARIABLE = "COWFS_RESEND"
 # down, its users are told to end in the same moment.
 PERSISTENCE = 10.0
 
+# umount -f aborts the connection, and takes the mount away in the next moment: seconds.
+ABORTING = 1.0
+
 
 class DrainReplies(trio.abc.Instrument):
     """Sends replies on their way whenever the event loop has nothing left to do.
@@ -158,7 +161,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     overlay.close()
     if mount.failure is not None:
         raise mount.failure
-    if not mount.was_ready:
+    if not (mount.was_ready or resumes):
         raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
@@ -212,9 +215,13 @@ class _Mount:
         self._place = Mountpoint(config.mountpoint)
         self._device = ""
         self._resumed = False
+        # Whether the keeper has our log: then that is where the standard streams of daemons lead.
+        self._has_log = False
         # Whether another daemon could go on with it.
         self._replaceable = True
         self.was_ready = False
+        # Whether the kernel has said that the connection has ended.
+        self._is_over = False
         self.failure: CowfsError | None = None
 
     def make(self) -> None:
@@ -257,6 +264,7 @@ class _Mount:
         place = Place.from_fd(held[PLACE])
         self._device = place.device
         self._resumed = True
+        self._has_log = LOG in held
         self._place.found(place.mount_id)
         device = held.pop(DEVICE)
         files = {name: fd for name, fd in held.items() if name not in _OF_THE_MOUNT}
@@ -354,10 +362,17 @@ class _Mount:
 
     async def _serve_requests(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
+        if not self._is_over:
+            raise RuntimeError("libfuse ended, and the mount did not")
         scope.cancel()
 
     async def _watch_connection(self) -> None:
+        """Nothing but the kernel's word is the end of the mount, after which its copy is put away;
+        after every other error the next daemon goes on."""
         await trio.lowlevel.wait_readable(self._channel.closed_fd)
+        if number := self._channel.read_error:
+            raise OSError(number, os.strerror(number), "/dev/fuse")
+        self._is_over = True
         pyfuse3.terminate()
 
     async def _heed_keeper(self) -> None:
@@ -410,10 +425,12 @@ class _Mount:
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
+        # Whoever waits for the mount may wait for the end of our output, too. If the first daemon
+        # ended before it had answered, that is the next one's to see to.
+        if not (config.foreground or self._has_log):
+            self._redirect_standard_streams()
         if not self._resumed:
             os.chdir("/")
-            if not config.foreground:
-                self._redirect_standard_streams()
             log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
@@ -459,7 +476,12 @@ class _Mount:
                 async for number in signals:
                     asked += number == signal.SIGINT
                     patience = PERSISTENCE if number == signal.SIGTERM else 0.0
-                    attempts.start_soon(self._unmount, patience, asked > 1)
+                    attempts.start_soon(self._do_as_told, number, patience, asked > 1)
+
+    async def _do_as_told(self, number: int, patience: float, detach: bool) -> None:
+        """What a signal asks for, which the next daemon has to do if this one is killed at it."""
+        await self._unmount(patience, detach)
+        self._vault.say("done", str(int(number)))
 
     async def _unmount(self, patience: float, detach: bool) -> None:
         """As soon as nobody uses it, within so many seconds."""
@@ -497,15 +519,18 @@ class _Mount:
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
         runtime.remove(self._device)
+        is_mounted = self._is_mounted_yet()
+        what = "kept"
         if self._copy.persistent:
             self._copy.release()
+        elif is_mounted:
+            self._copy.release()
+            what = "left for cowfs gc to discard"
         else:
             self._copy.discard()
-        what = "kept" if self._copy.persistent else "discarded"
+            what = "discarded"
         where, name = self._config.mountpoint, self._config.copy
-        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
-        # and that waits for us.
-        if any(mount.device == self._device for mount in mountinfo.read()):
+        if is_mounted:
             log.warning(
                 "the connection of %s was aborted, and the copy %s is %s: unmount it with "
                 "cowfs umount %s; until then it answers ENOTCONN",
@@ -513,6 +538,25 @@ class _Mount:
             )
         else:
             log.info("%s is unmounted, and the copy %s is %s", where, name, what)
+
+    def _is_mounted_yet(self) -> bool:
+        """Whether the connection has ended without an unmount: it was aborted.
+
+        The path is not asked: an automounter lets nobody pass there until the unmount is done, and
+        that waits for us.
+        """
+        deadline = time.monotonic() + ABORTING
+        while self._is_in_tree():
+            if time.monotonic() >= deadline:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _is_in_tree(self) -> bool:
+        try:
+            return syscalls.is_mounted(self._place.mount_id)
+        except OSError:  # before Linux 6.8: the next mount may have our device's number by now
+            return any(mount.device == self._device for mount in mountinfo.read())
 
 
 def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:

@@ -101,6 +101,7 @@ _SYS_FSCONFIG = 431
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
+_SYS_STATMOUNT = 457
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _MAX_HANDLE_SZ = 128
@@ -112,6 +113,7 @@ _STATX_SIZE = 256
 _STATX_INO_OFFSET = 0x20
 _STATX_DEV_OFFSET = 0x88  # major, minor
 _STATX_MNT_ID_OFFSET = 0x90
+_STATMOUNT_SIZE = 512
 _UTIME_OMIT = (1 << 30) - 2
 
 _FIEMAP_FLAG_SYNC = 1
@@ -152,6 +154,15 @@ class _FileHandle(ctypes.Structure):
         ("handle_bytes", ctypes.c_uint),
         ("handle_type", ctypes.c_int),
         ("f_handle", ctypes.c_char * _MAX_HANDLE_SZ),
+    )
+
+
+class _MntIdReq(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("spare", ctypes.c_uint32),
+        ("mnt_id", ctypes.c_uint64),
+        ("param", ctypes.c_uint64),
     )
 
 
@@ -493,6 +504,28 @@ def statx_identity(path: bytes) -> tuple[str, int]:
     _call(_libc.statx, _AT_FDCWD, path, _AT_STATX_DONT_SYNC, 0, buffer, filename=path)
     major, minor = struct.unpack_from("=II", buffer, _STATX_DEV_OFFSET)
     return f"{major}:{minor}", int(struct.unpack_from("=Q", buffer, _STATX_INO_OFFSET)[0])
+
+
+def is_mounted(mount_id: int) -> bool:
+    """Whether the mount of a unique id is in the tree of this mount namespace; statmount(2), which
+    asks the mount itself nothing.
+
+    OSError: ENOSYS before Linux 6.8, where ids are not unique, EPERM if a filter does not know it.
+    """
+    asked = _MntIdReq(size=ctypes.sizeof(_MntIdReq), mnt_id=mount_id)
+    answer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    try:
+        _call(
+            _libc.syscall,
+            ctypes.c_long(_SYS_STATMOUNT),
+            ctypes.byref(asked),
+            answer,
+            ctypes.c_size_t(_STATMOUNT_SIZE),
+            ctypes.c_uint(0),
+        )
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def birth_time(path: bytes, *, follow: bool) -> int | None:

@@ -98,8 +98,13 @@ class Channel:
 
     @property
     def closed_fd(self) -> int:
-        """Becomes readable when the kernel's end is gone (unmounted, aborted, or `close`). Stays
-        open as long as this object lives."""
+        """Becomes readable when the kernel's end is gone (unmounted, aborted, or `close`), or
+        cannot be read (`read_error`). Stays open as long as this object lives."""
+
+    @property
+    def read_error(self) -> int:
+        """Why nothing can be read from /dev/fuse though the connection may go on: an errno that the
+        kernel does not have for its end. 0: there is no such reason."""
 
     @property
     def passthrough(self) -> bool:

@@ -690,6 +690,13 @@ static PyObject *Channel_get_closed_fd(PyObject *self, void *closure)
 	return ch ? PyLong_FromLong(ch->closed_fd) : NULL;
 }
 
+static PyObject *Channel_get_read_error(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(atomic_load(&ch->read_error)) : NULL;
+}
+
 static PyObject *Channel_get_resends(PyObject *self, void *closure)
 {
 	struct channel *ch = channel_of(self);
@@ -748,6 +755,7 @@ static PyMethodDef channel_methods[] = {
 static PyGetSetDef channel_getset[] = {
 	{"daemon_fd", Channel_get_daemon_fd, NULL, NULL, NULL},
 	{"closed_fd", Channel_get_closed_fd, NULL, NULL, NULL},
+	{"read_error", Channel_get_read_error, NULL, NULL, NULL},
 	{"dev_fd", Channel_get_dev_fd, NULL, NULL, NULL},
 	{"ledger_fd", Channel_get_ledger_fd, NULL, NULL, NULL},
 	{"passthrough", Channel_get_passthrough, NULL, NULL, NULL},

@@ -641,8 +641,8 @@ static void *worker_main(void *arg)
 		/* ENOENT: the caller gave up while its request was being copied to us */
 		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
 			continue;
-		if (n <= 0) { /* ENODEV: unmounted or aborted; 0: the test's peer is gone */
-			kernel_gone(ch);
+		if (n <= 0) { /* 0 is nothing that the kernel says */
+			kernel_gone(ch, n < 0 ? errno : EIO);
 			break;
 		}
 		become_busy(w);

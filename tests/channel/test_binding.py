@@ -67,6 +67,7 @@ def test_before_start_nothing_is_agreed(channel: Channel) -> None:
     assert channel.max_stack_depth == 1
     assert channel.daemon_fd >= 0
     assert not readable(channel.closed_fd)
+    assert channel.read_error == 0
     assert channel.drain() == 0
     assert channel.counters() == {}
 
