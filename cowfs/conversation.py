@@ -23,6 +23,7 @@ at most one descriptor.
                        able | unable REASON   what a check has shown
                        watch SECONDS          ping me, and end me after so long without a pong
                        ready JSON             the mount answers
+                       done NUMBER            what this signal asks for was done, or refused
                        failed JSON            it never will: {"error": ..., "exit_code": ...}
                        bye CODE               it has ended, and all is put away
                        pong
@@ -112,6 +113,11 @@ def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
     return answer
 
 
+def encoded(text: str) -> bytes:
+    """What is said or logged, as bytes: paths in it may be any, and never end who says it."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def send_packet(
     sock: socket.socket, verb: str, argument: str = "", fd: int | None = None, flags: int = 0
 ) -> None:
@@ -119,7 +125,7 @@ def send_packet(
 
     BlockingIOError with MSG_DONTWAIT, or after SO_SNDTIMEO, when it takes nothing.
     """
-    packet = f"{verb} {argument}".encode("utf-8", "surrogateescape")
+    packet = encoded(f"{verb} {argument}")
     if fd is None:
         sock.send(packet, flags)
     else:  # socket.send_fds takes twice as long
