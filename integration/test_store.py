@@ -808,7 +808,7 @@ def test_a_mount_removes_nothing(
     monkeypatch.setattr(removal, "remove", refuse)
     take("followed", source)
     assert listed(store) == ["another", "followed"]
-    assert "of somebody else" in os.listdir(store.trash_fd)
+    assert "of somebody else" in os.listdir(Path(store.path) / "trash")
     assert parts(store) == {"partial": 0, "trash": 5}
 
 
