@@ -30,7 +30,9 @@ class Volume:
     @classmethod
     def btrfs(cls, directory: Path, size: int = 4 * GIB) -> Volume:
         """A btrfs volume of `size` bytes, at least 109 MiB."""
-        return cls._make(directory, size, ["mkfs.btrfs", "-q"], {})
+        # mkfs looks at all that is mounted, and fails when another session's volume is shut down.
+        patient = 'for try in $(seq 60); do mkfs.btrfs -q "$0" && exit; sleep 1; done; exit 1'
+        return cls._make(directory, size, ["sh", "-c", patient], {})
 
     @classmethod
     def ext4(cls, directory: Path, size: int = GIB) -> Volume:
