@@ -53,7 +53,7 @@ class KeeperLink:
         self.is_alive = True
         #: Set as long as something waits for the keeper.
         self.is_late = trio.Event()
-        # What waits, in the order; by name what is to be held there (None: nothing), else by verb.
+        # What waits, in the order, by verb and argument; with what is to be held under that name.
         self._waiting: dict[tuple[str, str], tuple[str, int | None]] = {}
         # The names under which the keeper holds something, when it has taken all that was sent.
         self._sent: set[str] = set()
@@ -167,7 +167,7 @@ class KeeperLink:
     def _put_off(self, verb: str, argument: str, fd: int | None) -> None:
         """What comes and goes before the keeper takes anything, it need not know."""
         if verb not in ("put", "drop"):
-            self._waiting[verb, ""] = argument, None
+            self._waiting[verb, argument] = argument, None
             return
         for key in (("put", argument), ("drop", argument)):
             _, old = self._waiting.pop(key, ("", None))

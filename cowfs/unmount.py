@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # A daemon syncs what was written and deletes an ephemeral copy before it ends.
 FINISH_SECONDS = 60.0
 _SHOWN_HOLDERS = 5
+# How often, and how long after one another (seconds), a mount is tried whose users are ending.
+_TRIES = 50
+_PAUSE = 0.02
 
 
 class Taken(NamedTuple):
@@ -55,7 +59,6 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
     """
     mount = find(mountpoint)
     from cowfs import processes, runtime, syscalls
-    from cowfs.mountpoint import Mountpoint
 
     record = runtime.find(mount.mountpoint)
     waiting = [] if record is None else _pidfds(record)
@@ -66,7 +69,7 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
     elsewhere = None
     try:
         try:
-            Mountpoint.of(mount).unmount(flags)
+            _unmount(mount, record, flags)
         except OSError as error:
             raise _refused(mount, error, record) from None
         if not force:
@@ -80,6 +83,50 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
         for fd in waiting:
             os.close(fd)
     return Taken(mount, record, elsewhere)
+
+
+def _unmount(mount: Mount, record: Record | None, flags: int) -> None:
+    """umount2(2) of this mount. OSError: EBUSY when somebody has it, and is not just ending.
+
+    The kernel lets go of a mount before anybody hears that its last user has ended. But a process
+    that was killed, and that nobody waits for, has it a moment longer.
+    """
+    from cowfs.mountpoint import Mountpoint
+
+    place = Mountpoint.of(mount)
+    for left in reversed(range(_TRIES)):
+        try:
+            place.unmount(flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not left:
+                raise
+            if _inner(mount) or not all(_is_ending(user.pid) for user in _users(mount, record)):
+                raise
+        else:
+            return
+        time.sleep(_PAUSE)
+
+
+def _inner(mount: Mount) -> list[str]:
+    """What is mounted in it."""
+    below = mount.mountpoint + "/"
+    return [inner.mountpoint for inner in mountinfo.read() if inner.mountpoint.startswith(below)]
+
+
+def _users(mount: Mount, record: Record | None) -> list[Process]:
+    ours = () if record is None else (record.daemon_pid, record.keeper_pid)
+    return [holder for holder in holders(mount) if holder.pid not in ours]
+
+
+def _is_ending(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process has ended, or been killed: proc_pid_status(5)."""
+    try:
+        with open(os.path.join(proc, str(pid), "status"), "rb") as lines:
+            status = dict(line.split(b":", 1) for line in lines)
+        pending = int(status[b"SigPnd"], 16) | int(status[b"ShdPnd"], 16)
+    except (OSError, KeyError, ValueError):
+        return True
+    return bool(pending >> signal.SIGKILL - 1 & 1) or status[b"State"].split()[0] in (b"Z", b"X")
 
 
 def _settle(record: Record) -> None:
@@ -201,11 +248,9 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
         )
     if error.errno != errno.EBUSY:
         return MountFailure(f"cannot unmount {path}: {error.strerror}")
-    inner = [m.mountpoint for m in mountinfo.read() if m.mountpoint.startswith(path + "/")]
-    if inner:
+    if inner := _inner(mount):
         return MountFailure(f"{path} is busy: {inner[-1]} is mounted in it; unmount that first")
-    daemon = () if record is None else (record.daemon_pid, record.keeper_pid)
-    found = [holder for holder in holders(mount) if holder.pid not in daemon]
+    found = _users(mount, record)
     names = ", ".join(map(str, found[:_SHOWN_HOLDERS]))
     if len(found) > _SHOWN_HOLDERS:
         names += f" and {len(found) - _SHOWN_HOLDERS} more"

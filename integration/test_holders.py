@@ -103,6 +103,37 @@ def test_a_path_that_leads_to_another_mount_by_now_is_left_alone(
         mount_plain.adopt(tmp_path / name / "m")
 
 
+def test_a_user_that_is_just_ending_is_waited_for(
+    mount_plain: MountCopy, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As one is that was killed, and that nobody waits for: it has the mount until it has ended.
+    mountpoint = mount_plain(model, None, "copy=killed")
+    with subprocess.Popen(["sleep", "1000"], cwd=mountpoint) as process:
+        with pytest.raises(MountFailure, match=rf"held by sleep \(pid {process.pid}\)"):
+            unmount.unmount(str(mountpoint), lazy=False)
+        asked: list[int] = []
+
+        def is_ending(pid: int) -> bool:
+            asked.append(pid)
+            if len(asked) == 3:
+                process.kill()
+            return True
+
+        monkeypatch.setattr(unmount, "_is_ending", is_ending)
+        assert "kept copy killed" in unmount.unmount(str(mountpoint), lazy=False)
+        assert set(asked) == {process.pid}
+
+
+def test_who_was_killed_is_ending() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        assert not unmount._is_ending(process.pid)
+        process.kill()
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            assert unmount._is_ending(process.pid)
+        assert unmount._is_ending(process.pid)  # a zombie
+    assert unmount._is_ending(process.pid)
+
+
 def test_a_later_mount_with_the_same_device_number_is_another_one(
     mount_plain: MountCopy, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,8 @@ def test_a_stopped_keeper_is_waited_for_once_and_told_later(
         if number % 100:
             link.drop(f"gone-{number}")
     link.drop("before")
-    link.say("pong")
+    for verb, argument in (("done", "15"), ("pong", ""), ("done", "2"), ("pong", "")):
+        link.say(verb, argument)
     assert len(waited) == 1
     assert link.is_late.is_set()
     while link.is_late.is_set():
@@ -93,7 +94,7 @@ def test_a_stopped_keeper_is_waited_for_once_and_told_later(
         link.catch_up()
     kept.hear()
     assert kept.held == {f"gone-{number}" for number in range(0, 3000, 100)}
-    assert kept.words == ["pong"]
+    assert kept.words == ["done", "pong", "done"]
     assert len(caplog.records) == 2
 
 
