@@ -47,6 +47,7 @@ from cowfs.priming import Priming
 from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
 from cowfs.touching import Touching
+from cowfs.turns import Turns
 from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
@@ -200,6 +201,9 @@ class _Mount:
         self._resumed = False
         # Whether another daemon could go on with it.
         self._replaceable = True
+        # What takes long and is done in pieces; and how many there were at the last ping.
+        self._turns = Turns()
+        self._turns_taken = 0
         self.was_ready = False
         self.failure: CowfsError | None = None
 
@@ -286,6 +290,7 @@ class _Mount:
             in_place=InPlace(options.in_place),
             synchronous=bool(options.mount_flags & syscalls.MS_SYNCHRONOUS),
         )
+        self._turns = backing.turns
         operations = Operations(
             overlay,
             backing,
@@ -359,10 +364,11 @@ class _Mount:
                 self._detach()
 
     def _makes_progress(self, seconds: float) -> bool:
-        """Whether requests are answered: the oldest is young, or waits for a thread (a clone, an
-        fsync), which takes as long as the disk takes."""
+        """Whether requests are answered: the oldest is young, waits for a thread (a clone, an
+        fsync), which takes as long as the disk takes, or is done in pieces, and some were."""
         busy = trio.to_thread.current_default_thread_limiter().borrowed_tokens
-        return self._channel.oldest() < seconds or busy > 0
+        before, self._turns_taken = self._turns_taken, self._turns.taken
+        return self._channel.oldest() < seconds or busy > 0 or self._turns.taken > before
 
     async def _announce(self) -> None:
         """Ask the mount something as any user would, then say that it answers."""

@@ -34,6 +34,7 @@ from cowfs.inodes import ROOT_ID
 from cowfs.inplace import InPlace
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
+from cowfs.pieces import at_once
 from cowfs.restore import Places, Restoration, shown
 
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
@@ -128,6 +129,9 @@ class FakeChannel:
         self.files[nodeid][3 + writing] += 1
         return True
 
+    def unopen(self, nodeid: int, writing: bool) -> None:
+        self.files[nodeid][3 + writing] -= 1
+
     def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
         assert nodeid not in self.files
         self.files[nodeid] = [fd, kind, reading, 1 - writing, int(writing)]
@@ -211,6 +215,10 @@ class NoTouching:
 
     def changed(self, node: object) -> None:
         pass
+
+    @contextmanager
+    def making_no_offers(self) -> Iterator[None]:
+        yield
 
 
 class World:
@@ -654,7 +662,8 @@ def own(world: World, path: str) -> None:
         world.call("open", nodeid, os.O_RDWR)
         world.channel.release_all(nodeid)
     else:
-        world.overlay.copy_up_special(node)
+        names = at_once(world.overlay.links.names_of(node))
+        at_once(world.overlay.copy_up_special(node, names))
 
 
 def emptied(world: World, path: str) -> None:

@@ -24,9 +24,9 @@ ROOMS = {
     "check": "check checkcopy checklower checkrules checktemplate findings treewalk",
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
-    "operations": "operations backing priming touching",
+    "operations": "operations backing priming touching turns",
     "overlay": "overlay links restore",
-    "inodes": "inodes layers listing vault",
+    "inodes": "inodes layers listing vault pieces",
     "copyup": "copyup",
     "store": "store storedir copies templates garbage lowers overlayfs removal names seal scan "
     "cloning workers",

@@ -119,8 +119,11 @@ class Channel:
 
         `writing` is about the access mode alone (O_WRONLY or O_RDWR), as RELEASE will tell it.
         Call `open` or `attach` before answering the OPEN or CREATE with success; the channel takes
-        the count back if the kernel does not take the reply.
+        the count back if the kernel does not take the reply. `unopen` is for every other answer.
         """
+
+    def unopen(self, nodeid: int, writing: bool) -> None:
+        """Take back what `open` or `attach` has counted: the request gets an error after all."""
 
     def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
         """Back the node by `fd` and count one open.

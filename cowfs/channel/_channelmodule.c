@@ -214,6 +214,21 @@ static PyObject *Channel_open(PyObject *self, PyObject *args)
 	return PyBool_FromLong(backed);
 }
 
+static PyObject *Channel_unopen(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int writing;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&p:unopen", to_u64, &nodeid, &writing))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_unopen(&ch->nodes, nodeid, writing);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
+}
+
 static PyObject *Channel_attach(PyObject *self, PyObject *args)
 {
 	struct channel *ch = channel_of(self);
@@ -735,6 +750,7 @@ static PyMethodDef channel_methods[] = {
 	{"resume", Channel_resume, METH_VARARGS, NULL},
 	{"drain", Channel_drain, METH_NOARGS, NULL},
 	{"open", Channel_open, METH_VARARGS, NULL},
+	{"unopen", Channel_unopen, METH_VARARGS, NULL},
 	{"attach", Channel_attach, METH_VARARGS, NULL},
 	{"switch", Channel_switch, METH_VARARGS, NULL},
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},

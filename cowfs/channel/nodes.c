@@ -512,6 +512,22 @@ bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
 	return backed;
 }
 
+void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing)
+{
+	struct backing *dead = NULL;
+	struct node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (n && n->promised_readers + n->promised_writers > 0) {
+		count_down(&n->promised_readers, &n->promised_writers, writing);
+		if (!is_open(n))
+			close_node(t, n, &dead);
+	}
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+}
+
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
 		 enum node_reading reading, bool writing)
 {

@@ -117,6 +117,8 @@ void nodes_destroy(struct node_table *t);
 /* ---- called by Python; the promises are those of _channel.pyi ------------------------------- */
 
 bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing);
+/* Take back what nodes_open() or nodes_attach() has counted. */
+void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing);
 /* 0 or -errno; takes over fd in every case. */
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
 		 enum node_reading reading, bool writing);

@@ -96,12 +96,16 @@ static bool well_formed(const struct channel *ch, const struct request *rq,
 }
 
 /* The name of an attribute that a user asks for. Where the kernel puts no slash, one marks what we
- * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. */
+ * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. So is the
+ * one by which pyfuse3 would write every stack into the log. */
 static bool is_reserved_name(const struct channel *ch, const struct request *rq)
 {
+	const char *name = (const char *)rq->body;
+
 	switch (rq->head.opcode) {
 	case FUSE_SETXATTR:
-		return rq->body[ch->setxattr_head] == '/';
+		name += ch->setxattr_head;
+		return name[0] == '/' || !strcmp(name, "fuse_stacktrace");
 	case FUSE_GETXATTR:
 		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
 	case FUSE_REMOVEXATTR:

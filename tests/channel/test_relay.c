@@ -632,6 +632,10 @@ static void setxattr_reaches_libfuse_in_its_short_form(void)
 	}
 	body.rest[0] = '/'; /* a user's own */
 	expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &body, sizeof(body.in) + 11), EOPNOTSUPP, 0);
+	memcpy(body.rest, "fuse_stacktrace", 16);
+	body.in.size = 0;
+	expect_reply(&p, ask(&p, FUSE_SETXATTR, 1, &body, sizeof(body.in) + 16), EOPNOTSUPP, 0);
+	CHECK(libfuse_gets_nothing(&p));
 	peer_stop(&p);
 }
 

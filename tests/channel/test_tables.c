@@ -103,6 +103,28 @@ static void a_node_without_backing_is_not_opened(void)
 	destroy(t);
 }
 
+static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
+{
+	struct node_table *t = table(10);
+	struct node_state state;
+	int fd = null_fd();
+
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true) == 0);
+	CHECK(nodes_open(t, 5, false));
+	nodes_unopen(t, 5, true);
+	CHECK(nodes_writers(t, 5) == 0);
+	CHECK(nodes_revoke(t, 5, &state) && state.readers == 1);
+	nodes_unopen(t, 5, false);
+	CHECK(!is_open(fd) && t->count == 0);
+	nodes_unopen(t, 5, false); /* of a node that nobody knows */
+
+	fd = null_fd();
+	CHECK(nodes_attach(t, 6, fd, NODE_SHARED, READ_CACHED, false) == 0);
+	nodes_unopen(t, 6, false);
+	CHECK(is_open(fd) && t->kept == 1); /* for the next open, as after a release */
+	destroy(t);
+}
+
 static void a_shared_backing_is_kept_and_reopened_with_the_same_id(void)
 {
 	struct node_table *t = table(10);
@@ -444,6 +466,7 @@ static void every_opcode_has_a_row(void)
 int main(void)
 {
 	RUN(a_node_without_backing_is_not_opened);
+	RUN(an_open_that_fails_after_it_was_counted_leaves_nothing);
 	RUN(a_shared_backing_is_kept_and_reopened_with_the_same_id);
 	RUN(a_private_backing_is_closed_with_its_last_open);
 	RUN(the_least_recently_released_is_closed_first);
