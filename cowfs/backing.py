@@ -91,9 +91,14 @@ SENT_BACK = 1024
 class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
-    def open(self, nodeid: int, writing: bool) -> bool: ...
+    def open(self, nodeid: int, writing: bool, uid: int) -> bool: ...
     def unopen(self, nodeid: int, writing: bool) -> None: ...
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None: ...
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, uid: int
+    ) -> None: ...
+    def require_room(self, uid: int) -> None: ...
+    def hold(self, nodeid: int, uid: int) -> None: ...
+    def let(self, nodeid: int) -> None: ...
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
     def is_shared(self, nodeid: int) -> bool: ...
@@ -104,6 +109,15 @@ class Channel(Protocol):
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
     def invalidate_attr(self, nodeid: int) -> None: ...
     def invalidate_listing(self, nodeid: int) -> None: ...
+
+
+class Caller(Protocol):
+    """Who asks: a thread, and the user for whom descriptors are held."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
 
 
 class Backing:
@@ -173,14 +187,15 @@ class Backing:
         """Whether a replaced node is open with the bytes that it had before."""
         return node.replaced and self._channel.is_shared(node.nodeid)
 
-    async def open_reading(self, node: Node, caller: int) -> None:
-        """Count one more reader, the thread *caller*.
+    async def open_reading(self, node: Node, caller: Caller) -> None:
+        """Count one more reader.
 
-        Errors: ESTALE when the kernel has to look the name up again, those of open(2).
+        Errors: ESTALE when the kernel has to look the name up again, ENFILE when the caller holds
+        enough, those of open(2).
         """
         # No await up to here since the node was taken from the table, and none before the return:
         # a writer either has not begun, or holds the lock and has taken the backing away.
-        if not node.replaced and self._channel.open(node.nodeid, False):
+        if not node.replaced and self._channel.open(node.nodeid, False, caller.uid):
             return
         async with lock_of(node):
             if node.replaced:
@@ -188,34 +203,38 @@ class Backing:
                 return
             if self._clone == "open":
                 await self.make_private(node)
-            if self._channel.open(node.nodeid, False):
+            if self._channel.open(node.nodeid, False, caller.uid):
                 return
+            self._channel.require_room(caller.uid)
             shared = self._overlay.open_shared(node)
             if shared is not None:
                 reading = await self._reading_by_first(node, shared)
                 if reading is not None:
-                    self._channel.attach(node.nodeid, shared, SHARED, reading, False)
+                    self._channel.attach(node.nodeid, shared, SHARED, reading, False, caller.uid)
                     return
             flags = os.O_RDONLY if self._read_only else os.O_RDWR
-            self._attach_private(node, self._overlay.layers.open(node, flags), writing=False)
+            fd = self._overlay.layers.open(node, flags)
+            self._attach_private(node, fd, caller, writing=False)
 
-    async def open_changing(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
-        """Make the file private and count one more open by the thread *caller*, of access mode
-        *access* (O_RDONLY, ...).
+    async def open_changing(
+        self, node: Node, access: int, caller: Caller, *, truncate: bool
+    ) -> None:
+        """Make the file private and count one more open of access mode *access* (O_RDONLY, ...).
 
-        Errors: ESTALE when the kernel has to look the name up again, ENOSPC and others of the
-        copy-up, ETXTBSY for a replaced node.
+        Errors: ESTALE when the kernel has to look the name up again, ENFILE when the caller holds
+        enough, ENOSPC and others of the copy-up, ETXTBSY for a replaced node.
         """
         async with lock_of(node):
             if node.replaced:
                 await self._open_replaced(node, access, caller, truncate=truncate)
                 return
+            self._channel.require_room(caller.uid)
             changed = truncate or not node.written
             fd = await self._prepare_change(node, keep_data=not truncate)
             if node.replaced:
                 os.close(fd)
                 self._send_back(node, caller)
-            await self._open_private(node, fd, access, truncate=truncate, changed=changed)
+            await self._open_private(node, fd, access, caller, truncate=truncate, changed=changed)
 
     async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
@@ -231,12 +250,36 @@ class Backing:
         if node.successor is not None:
             self._channel.invalidate_attr(node.successor.nodeid)
 
-    def created(self, node: Node, fd: int, access: int) -> None:
+    def created(self, node: Node, fd: int, access: int, caller: Caller) -> None:
         """Take over the descriptor of a file that was just made, and count its first open."""
-        self._attach_private(node, fd, writing=access != os.O_RDONLY)
+        self._attach_private(node, fd, caller, writing=access != os.O_RDONLY)
         with self.until_reply(node, access):
             if access == os.O_RDWR:
                 self._channel.mark_mappable(node.nodeid)
+
+    def require_room(self, caller: Caller) -> None:
+        """Before a file is made that the caller has open.  OSError: ENFILE when he holds enough."""
+        self._channel.require_room(caller.uid)
+
+    @contextmanager
+    def losing_a_name(self, node: Node, caller: Caller) -> Iterator[None]:
+        """While a name of the node is removed: without one it is held by a descriptor, for the
+        caller, until the kernel forgets it.  OSError: ENFILE when he holds enough.
+        """
+        self._channel.hold(node.nodeid, caller.uid)
+        try:
+            yield
+        finally:
+            self.given_a_name(node)
+
+    def held(self, node: Node, caller: Caller) -> None:
+        """A node was made without a name.  OSError: ENFILE when the caller holds enough."""
+        self._channel.hold(node.nodeid, caller.uid)
+
+    def given_a_name(self, node: Node) -> None:
+        """The node may be reached by a name now, or by nobody, and need no descriptor."""
+        if node.held_fd < 0:
+            self._channel.let(node.nodeid)
 
     def removed(self, node: Node) -> None:
         """A name of the node was removed: nothing is kept open for a later opener."""
@@ -390,7 +433,14 @@ class Backing:
                 os.close(shared)
 
     async def _open_private(
-        self, node: Node, fd: int, access: int, *, truncate: bool, changed: bool
+        self,
+        node: Node,
+        fd: int,
+        access: int,
+        caller: Caller,
+        *,
+        truncate: bool,
+        changed: bool,
     ) -> None:
         """Count an open of the copy's own file *fd*, which is taken over.
 
@@ -401,10 +451,10 @@ class Backing:
             if truncate:
                 await _truncate(fd, 0)
             # No await from here to the reply.
-            if not self._channel.open(node.nodeid, writing):
+            if not self._channel.open(node.nodeid, writing, caller.uid):
                 changed = True  # by the daemon before, perhaps, who did not come to say so
                 taken, fd = fd, -1
-                self._attach_private(node, taken, writing=writing)
+                self._attach_private(node, taken, caller, writing=writing)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -420,31 +470,33 @@ class Backing:
             if node.successor is not None:
                 self._channel.invalidate_attr(node.successor.nodeid)
 
-    async def _open_replaced(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
+    async def _open_replaced(
+        self, node: Node, access: int, caller: Caller, *, truncate: bool
+    ) -> None:
         """Send a caller back to the name, or serve one for whom there is none.
 
         The root of a bind mount of one file cannot be looked up again, nor a link of /proc or a
         file handle: the kernel then asks for the same node a second time, at once and in the same
         thread.
         """
-        if not self._sent_back.pop((node.nodeid, caller), False):
+        if not self._sent_back.pop((node.nodeid, caller.pid), False):
             self._send_back(node, caller)
         successor = self._overlay.current(node)
         if self._channel.is_shared(node.nodeid):
             if access != os.O_RDONLY or truncate:
                 raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
-            self._channel.open(node.nodeid, False)
+            self._channel.open(node.nodeid, False, caller.uid)
             return
         fd = self._overlay.layers.open(successor, os.O_RDONLY if self._read_only else os.O_RDWR)
-        await self._open_private(node, fd, access, truncate=truncate, changed=True)
+        await self._open_private(node, fd, access, caller, truncate=truncate, changed=True)
 
-    def _send_back(self, node: Node, caller: int) -> NoReturn:
-        self._sent_back[node.nodeid, caller] = True
+    def _send_back(self, node: Node, caller: Caller) -> NoReturn:
+        self._sent_back[node.nodeid, caller.pid] = True
         if len(self._sent_back) > SENT_BACK:
             self._sent_back.popitem(last=False)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def _attach_private(self, node: Node, fd: int, *, writing: bool) -> None:
+    def _attach_private(self, node: Node, fd: int, caller: Caller, *, writing: bool) -> None:
         """Back the node by the copy's own file *fd*, which is taken over, and count its first open.
 
         A write has to take setuid and setgid away.  The kernel leaves that to the server (we said
@@ -461,7 +513,7 @@ class Backing:
         # What is replaced has another node for the same file, whose pages FUSE caches apart.
         otherwise = BYPASS if node.replaced else CACHED
         reading = PASSTHROUGH if passthrough else otherwise
-        self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing)
+        self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing, caller.uid)
 
     async def _names_to_replace(self, node: Node) -> list[tuple[int, bytes]]:
         """Every name of a node of the upper layer, as they are when this returns."""

@@ -21,7 +21,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -31,7 +30,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
-from cowfs import __version__, copies, mountinfo, runtime, syscalls
+from cowfs import __version__, copies, descriptors, mountinfo, runtime, syscalls
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
@@ -51,10 +50,6 @@ from cowfs.turns import Turns
 from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
-
-# Each open file of a mount takes two descriptors at most, one here and one in the kernel's backing
-# table; fs.nr_open bounds it from above.
-DESCRIPTORS = 1 << 20
 
 # With off, a mount does as on a kernel before 6.9, which cannot send requests again.
 RESEND_VARIABLE = "COWFS_RESEND"
@@ -113,7 +108,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
-    _raise_descriptor_limit()
+    limit = descriptors.raise_limit()
     store = Store.open(config.store)
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
@@ -143,7 +138,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
         )
     except OSError as error:
         raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
-    mount = _Mount(config, copy, overlay, channel, vault)
+    mount = _Mount(config, copy, overlay, channel, vault, limit)
     try:
         if resumes:
             mount.resume(held)
@@ -189,9 +184,16 @@ class _Mount:
     """One mount while it is served."""
 
     def __init__(
-        self, config: Config, copy: Copy, overlay: Overlay, channel: Channel, vault: KeeperLink
+        self,
+        config: Config,
+        copy: Copy,
+        overlay: Overlay,
+        channel: Channel,
+        vault: KeeperLink,
+        descriptor_limit: int,
     ) -> None:
         self._config = config
+        self._descriptor_limit = descriptor_limit
         self._copy = copy
         self._overlay = overlay
         self._channel = channel
@@ -264,6 +266,10 @@ class _Mount:
         if lost:
             log.warning("%d open files could not be opened again", lost)
         restoration = Restoration(overlay, files)
+        for node in overlay.nodes:
+            if node.held_fd >= 0:
+                with contextlib.suppress(OSError):
+                    channel.hold(node.nodeid, 0)  # for whom, nobody knows any more
         for nodeid in [node.nodeid for node in overlay.nodes if node is not overlay.nodes.root]:
             if not channel.knows(nodeid):  # its FORGET was read by a daemon that is gone
                 for dropped in overlay.forget(nodeid, 1):
@@ -400,6 +406,13 @@ class _Mount:
             log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
+        if self._descriptor_limit < descriptors.FEW:
+            log.warning(
+                "users of %s may have about %d files open at once, since there are only %d "
+                "descriptors; raise LimitNOFILE= of the unit or ulimit -Hn, and the sysctl "
+                "fs.nr_open",
+                *(config.mountpoint, self._descriptor_limit // 2, self._descriptor_limit),
+            )
         self._vault.ready(
             {"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough}
         )
@@ -507,16 +520,6 @@ def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
             "is the fuse module loaded? Try: modprobe fuse"
         )
     return MountFailure(f"cannot mount on {mountpoint}: {error.strerror}")
-
-
-def _raise_descriptor_limit() -> None:
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (DESCRIPTORS, hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-        except (OSError, ValueError):
-            continue  # above fs.nr_open, or not ours to raise
-        return
 
 
 def _memory(name: str, content: bytes) -> int:

@@ -26,7 +26,7 @@ import struct
 import sys
 import time
 
-from cowfs import conversation
+from cowfs import conversation, descriptors
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
@@ -713,17 +713,9 @@ def main(arguments: list[str]) -> int:
             name, _, fd = argument.rpartition("=")
             held[name] = int(fd)
             os.set_inheritable(held[name], False)
-    _raise_descriptor_limit()
+    descriptors.raise_limit()  # there is one for each file that has no name any more
     os.chdir("/")
     return Keeper(launcher, held).run()
-
-
-def _raise_descriptor_limit() -> None:
-    """One for each file that has no name any more."""
-    import resource
-
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

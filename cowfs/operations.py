@@ -253,22 +253,26 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._writable_directory(parent_inode)
         owner, access = (ctx.uid, ctx.gid), flags & os.O_ACCMODE
+        self._backing.require_room(ctx)
         if name == UNNAMED:
             # Done twice, it leaves the first one behind, empty, until the mount ends.
             node, fd = self._overlay.create_unnamed(parent, mode, ctx.umask, owner)
         else:
             name, again = _unmark(name)
             if again and (made := self._find(parent, name)) is not None:
-                await self._backing.open_changing(made, access, ctx.pid, truncate=False)
+                await self._backing.open_changing(made, access, ctx, truncate=False)
                 with self._backing.until_reply(made, access):
                     return FileInfo(fh=made.nodeid), self._entry(made)
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
         try:
-            self._backing.created(node, fd, access)
+            self._backing.created(node, fd, access, ctx)
             with self._backing.until_reply(node, access):
+                if node.held_fd >= 0:
+                    self._backing.held(node, ctx)
                 return FileInfo(fh=node.nodeid), self._entry(node)
         except BaseException:
             self._overlay.prune(node)  # nobody was told of it, and nobody will forget it
+            self._backing.given_a_name(node)
             raise
 
     @handler
@@ -283,10 +287,11 @@ class Operations(pyfuse3.Operations):
         node = await self._in_upper(node)
         self.touching.take_back(node)
         self._overlay.link(node, parent, new_name)
+        self._backing.given_a_name(node)
         return self._entry(node)
 
     @handler
-    async def unlink(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self._writable_directory(parent_inode)
         name, again = _unmark(name)
         if again and self._find(parent, name) is None:
@@ -296,17 +301,20 @@ class Operations(pyfuse3.Operations):
             await self._in_upper(node)  # its other names count as links from now on
         self._priming.take_back(node)
         self.touching.take_back(node)
-        node = self._overlay.unlink(parent, name)
+        with self._backing.losing_a_name(node, ctx):
+            self._overlay.unlink(parent, name)
         self._backing.removed(node)
 
     @handler
-    async def rmdir(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self._writable_directory(parent_inode)
         name, again = _unmark(name)
         if again and self._find(parent, name) is None:
             return
-        self.touching.take_back(self._held(parent, name))
-        self._overlay.rmdir(parent, name)
+        node = self._held(parent, name)
+        self.touching.take_back(node)
+        with self._backing.losing_a_name(node, ctx):
+            self._overlay.rmdir(parent, name)
         await self._clear_away()
 
     @handler
@@ -317,7 +325,7 @@ class Operations(pyfuse3.Operations):
         parent_inode_new: int,
         name_new: bytes,
         flags: int,
-        _ctx: RequestContext,
+        ctx: RequestContext,
     ) -> None:
         overlay = self._overlay
         old_parent = self._writable_directory(parent_inode_old)
@@ -350,7 +358,12 @@ class Operations(pyfuse3.Operations):
         moves_directory = isinstance(source, Directory) or isinstance(target, Directory)
         async with taking(self._backing.moving) if moves_directory else nullcontext():
             self.touching.take_back(source)
-            replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags, request)
+            # Whoever has no name afterwards: the target, unless they are exchanged.
+            loses = target if target is not None and not flags else None
+            with nullcontext() if loses is None else self._backing.losing_a_name(loses, ctx):
+                replaced = overlay.rename(
+                    old_parent, name_old, new_parent, name_new, flags, request
+                )
         if replaced is not None:
             self._backing.removed(replaced)
         if old_parent is not new_parent:
@@ -505,10 +518,10 @@ class Operations(pyfuse3.Operations):
         access = flags & os.O_ACCMODE
         truncate = bool(flags & os.O_TRUNC)
         if access == os.O_RDONLY and not truncate:
-            await self._backing.open_reading(node, ctx.pid)
+            await self._backing.open_reading(node, ctx)
         else:
             self._refuse_read_only()
-            await self._backing.open_changing(node, access, ctx.pid, truncate=truncate)
+            await self._backing.open_changing(node, access, ctx, truncate=truncate)
         with self._backing.until_reply(node, access):
             if truncate:
                 self._drop_privileges(self._overlay.current(node), ctx)

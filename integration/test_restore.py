@@ -123,7 +123,7 @@ class FakeChannel:
         self.mappable: set[int] = set()
         self.told: list[tuple[Any, ...]] = []
 
-    def open(self, nodeid: int, writing: bool) -> bool:
+    def open(self, nodeid: int, writing: bool, _uid: int) -> bool:
         if nodeid not in self.files:
             return False
         self.files[nodeid][3 + writing] += 1
@@ -132,7 +132,18 @@ class FakeChannel:
     def unopen(self, nodeid: int, writing: bool) -> None:
         self.files[nodeid][3 + writing] -= 1
 
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
+    def require_room(self, uid: int) -> None:
+        pass
+
+    def hold(self, nodeid: int, uid: int) -> None:
+        pass
+
+    def let(self, nodeid: int) -> None:
+        pass
+
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, _uid: int
+    ) -> None:
         assert nodeid not in self.files
         self.files[nodeid] = [fd, kind, reading, 1 - writing, int(writing)]
 

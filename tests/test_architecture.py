@@ -35,7 +35,7 @@ ROOMS = {
     "channel": "channel",
     "copying": "copying",
     "ondisk": "ondisk walk",
-    "syscalls": "syscalls",
+    "syscalls": "syscalls descriptors",
     "errors": "errors",
 }
 

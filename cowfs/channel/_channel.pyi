@@ -43,8 +43,9 @@ class Channel:
         the ledger of a version with another layout.
 
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
-        `max_kept`: how many SHARED backings stay open after their last release; cut to half of
-        RLIMIT_NOFILE as it is now, so raise that limit first.
+        `max_kept`: how many SHARED backings stay open after their last release, while nobody else
+        needs the descriptors. Of these there are as many as RLIMIT_NOFILE says now, so raise that
+        limit first.
         """
 
     def mount(self, source: bytes, mountpoint: bytes, flags: int, options: bytes) -> None:
@@ -114,8 +115,11 @@ class Channel:
         messages there were.
         """
 
-    def open(self, nodeid: int, writing: bool) -> bool:
-        """Count one more open if something backs the node, and say so.
+    def open(self, nodeid: int, writing: bool, uid: int = 0) -> bool:
+        """Count one more open, by the user `uid`, if something backs the node, and say so.
+
+        OSError ENFILE when as many descriptors are held for this user as are left for all others;
+        a node is counted for its first opener.
 
         `writing` is about the access mode alone (O_WRONLY or O_RDWR), as RELEASE will tell it.
         Call `open` or `attach` before answering the OPEN or CREATE with success; the channel takes
@@ -125,14 +129,27 @@ class Channel:
     def unopen(self, nodeid: int, writing: bool) -> None:
         """Take back what `open` or `attach` has counted: the request gets an error after all."""
 
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
-        """Back the node by `fd` and count one open.
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, uid: int = 0
+    ) -> None:
+        """Back the node by `fd` and count one open by the user `uid`.
 
         `reading` is CACHED, PASSTHROUGH or BYPASS, which is for two nodes of one file.
 
         Takes `fd` over and closes it on every error: EEXIST when something backs the node already,
-        or what the kernel says to the registration of a backing id (EPERM, ELOOP, EOPNOTSUPP, ...).
+        ENFILE as `open`, or what the kernel says to the registration of a backing id (EPERM, ELOOP,
+        EOPNOTSUPP, ...).
         """
+
+    def require_room(self, uid: int) -> None:
+        """OSError ENFILE if the user could not have one more descriptor held."""
+
+    def hold(self, nodeid: int, uid: int) -> None:
+        """Count a descriptor of a node without a name, which is held outside of the channel, for
+        the user who removed it; until `let` or `forget`. OSError ENFILE as `open`."""
+
+    def let(self, nodeid: int) -> None:
+        """The end of `hold`."""
 
     def switch(self, nodeid: int, fd: int) -> bool:
         """Replace the SHARED descriptor of an open node by a private one; counts no open.

@@ -203,15 +203,16 @@ static PyObject *Channel_open(PyObject *self, PyObject *args)
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
 	int writing;
-	bool backed = false;
+	unsigned int uid = 0;
+	int backed = 0;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&p:open", to_u64, &nodeid, &writing))
+	if (!ch || !PyArg_ParseTuple(args, "O&p|I:open", to_u64, &nodeid, &writing, &uid))
 		return NULL;
 	if (channel_enter(ch)) {
-		backed = nodes_open(&ch->nodes, nodeid, writing);
+		backed = nodes_open(&ch->nodes, nodeid, writing, uid);
 		channel_leave(ch);
 	}
-	return PyBool_FromLong(backed);
+	return backed < 0 ? os_error(backed) : PyBool_FromLong(backed);
 }
 
 static PyObject *Channel_unopen(PyObject *self, PyObject *args)
@@ -234,10 +235,11 @@ static PyObject *Channel_attach(PyObject *self, PyObject *args)
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
 	int fd, kind, reading, writing;
+	unsigned int uid = 0;
 	int err = -EBADF;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&iiip:attach", to_u64, &nodeid, &fd, &kind, &reading,
-				     &writing))
+	if (!ch || !PyArg_ParseTuple(args, "O&iiip|I:attach", to_u64, &nodeid, &fd, &kind, &reading,
+				     &writing, &uid))
 		return NULL;
 	if (kind != NODE_SHARED && kind != NODE_PRIVATE) {
 		close(fd);
@@ -249,12 +251,57 @@ static PyObject *Channel_attach(PyObject *self, PyObject *args)
 	}
 	if (channel_enter(ch)) {
 		err = nodes_attach(&ch->nodes, nodeid, fd, (enum node_kind)kind,
-				   (enum node_reading)reading, writing);
+				   (enum node_reading)reading, writing, uid);
 		channel_leave(ch);
 	} else {
 		close(fd);
 	}
 	return none_or_error(err);
+}
+
+static PyObject *Channel_require_room(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	unsigned int uid;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "I:require_room", &uid))
+		return NULL;
+	if (channel_enter(ch)) {
+		err = nodes_have_room(&ch->nodes, uid) ? 0 : -ENFILE;
+		channel_leave(ch);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_hold(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	unsigned int uid;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&I:hold", to_u64, &nodeid, &uid))
+		return NULL;
+	if (channel_enter(ch)) {
+		err = nodes_hold(&ch->nodes, nodeid, uid);
+		channel_leave(ch);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_let(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:let", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_let(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
 }
 
 static PyObject *Channel_switch(PyObject *self, PyObject *args)
@@ -752,6 +799,9 @@ static PyMethodDef channel_methods[] = {
 	{"open", Channel_open, METH_VARARGS, NULL},
 	{"unopen", Channel_unopen, METH_VARARGS, NULL},
 	{"attach", Channel_attach, METH_VARARGS, NULL},
+	{"require_room", Channel_require_room, METH_VARARGS, NULL},
+	{"hold", Channel_hold, METH_VARARGS, NULL},
+	{"let", Channel_let, METH_VARARGS, NULL},
 	{"switch", Channel_switch, METH_VARARGS, NULL},
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},
 	{"writers", Channel_writers, METH_VARARGS, NULL},

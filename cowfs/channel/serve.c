@@ -368,8 +368,8 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 
 	memcpy(&in, rq->body, sizeof(in));
 	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
-	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique), &answer,
-			      &doubt)) {
+	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique),
+			      rq->head.uid, &answer, &doubt)) {
 		struct wire_open_out out = {.fh = answer.fh,
 					    .open_flags = answer.open_flags,
 					    .backing_id = answer.backing_id};

@@ -295,7 +295,7 @@ static void an_open_that_comes_again_is_counted_once(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	/* told to the kernel by a daemon that did not live to see it */
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, p.next_unique, &answer, &doubt));
 	p.next_unique |= WIRE_UNIQUE_RESEND;
@@ -550,7 +550,7 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	uint64_t first;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	out = relayed_open(&p, 5, O_RDWR);
 	first = out.fh;
 	CHECK(out.backing_id > 0);
@@ -558,7 +558,7 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	release_node(&p, 5, O_RDWR);
 	CHECK(fake_ids_open == 0);
 
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	out = relayed_open(&p, 6, O_RDWR); /* an open for writing is always relayed */
 	CHECK(out.fh != first && out.backing_id == 0);
 	CHECK(out.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
@@ -584,7 +584,7 @@ static void create_is_completed_for_the_new_node(uint32_t opcode, const char *na
 	CHECK(m->in.opcode == FUSE_CREATE && m->len == sizeof(m->in) + len);
 	CHECK(memcmp(IN_BODY(m), body, len) == 0);
 	CHECK(nodes_attach(&p.ch->nodes, LARGE(1) | 31, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
-			   true) == 0);
+			   true, 0) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
 	memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
 	CHECK(out.entry.nodeid == (LARGE(1) | 31) && out.entry.attr.ino == (LARGE(1) | 31));
@@ -694,7 +694,7 @@ static void fsync_of_a_file_of_the_template_is_relayed(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	unique = ask(&p, FUSE_FSYNC, 6, &in, sizeof(in));
 	m = libfuse_gets(&p);
 	CHECK(m->in.opcode == FUSE_FSYNC);
@@ -727,7 +727,7 @@ static void an_open_that_python_refuses_counts_nothing(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	libfuse_replies(&p, unique, ESTALE, NULL, 0);
@@ -744,7 +744,7 @@ static void repeat_opens_are_answered_without_python(void)
 	struct wire_open_out first, again;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
 	ledger_settle(doubt);
 	first = repeat_open(&p, 5);
@@ -784,7 +784,7 @@ static void opens_that_may_change_the_file_are_relayed(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	for (int i = 0; i < 4; i++) {
 		struct fuse_open_in in = {.flags = flags[i]};
 		uint64_t unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
@@ -805,7 +805,7 @@ static void a_revoked_node_is_relayed_again(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
 	ledger_settle(doubt);
 	repeat_open(&p, 5);
@@ -829,7 +829,7 @@ static void an_open_reply_that_cannot_be_delivered_counts_back(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	peer_hang_up(&p);

@@ -16,7 +16,7 @@ static struct node_table *table(uint32_t max_kept)
 	static struct node_table t;
 	struct ledger *ledger = ledger_new();
 	CHECK(ledger);
-	CHECK(nodes_init(&t, max_kept, &fake_ops, ledger) == 0);
+	CHECK(nodes_init(&t, max_kept, UINT32_MAX, &fake_ops, ledger) == 0);
 	return &t;
 }
 
@@ -43,7 +43,7 @@ static int attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind
 		  enum node_reading reading, bool writing)
 {
 	struct open_answer a;
-	int err = nodes_attach(t, id, fd, kind, reading, writing);
+	int err = nodes_attach(t, id, fd, kind, reading, writing, 0);
 	CHECK(err || tell(t, id, writing, &a));
 	return err;
 }
@@ -51,7 +51,7 @@ static int attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind
 static bool count_open(struct node_table *t, uint64_t id, bool writing)
 {
 	struct open_answer a;
-	return nodes_open(t, id, writing) && tell(t, id, writing, &a);
+	return nodes_open(t, id, writing, 0) && tell(t, id, writing, &a);
 }
 
 static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
@@ -66,7 +66,7 @@ static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
 static bool again(struct node_table *t, uint64_t id, struct open_answer *a)
 {
 	struct ledger_doubt *doubt;
-	if (!nodes_repeat_open(t, id, UNIQUE, a, &doubt))
+	if (!nodes_repeat_open(t, id, UNIQUE, 0, a, &doubt))
 		return false;
 	ledger_settle(doubt);
 	return true;
@@ -109,8 +109,8 @@ static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
 	struct node_state state;
 	int fd = null_fd();
 
-	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true) == 0);
-	CHECK(nodes_open(t, 5, false));
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true, 0) == 0);
+	CHECK(nodes_open(t, 5, false, 0));
 	nodes_unopen(t, 5, true);
 	CHECK(nodes_writers(t, 5) == 0);
 	CHECK(nodes_revoke(t, 5, &state) && state.readers == 1);
@@ -119,9 +119,44 @@ static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
 	nodes_unopen(t, 5, false); /* of a node that nobody knows */
 
 	fd = null_fd();
-	CHECK(nodes_attach(t, 6, fd, NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(t, 6, fd, NODE_SHARED, READ_CACHED, false, 0) == 0);
 	nodes_unopen(t, 6, false);
 	CHECK(is_open(fd) && t->kept == 1); /* for the next open, as after a release */
+	destroy(t);
+}
+
+static void nobody_but_root_holds_more_than_is_left_for_all_others(void)
+{
+	struct node_table *t = table(10);
+	struct open_answer a;
+	struct ledger_doubt *doubt;
+
+	t->holders.max = 8;
+	for (uint64_t id = 1; id <= 4; id++)
+		CHECK(nodes_attach(t, id, null_fd(), NODE_SHARED, READ_CACHED, false, 1000) == 0);
+	CHECK(nodes_attach(t, 9, null_fd(), NODE_SHARED, READ_CACHED, false, 1000) == -ENFILE);
+	CHECK(nodes_hold(t, 9, 1000) == -ENFILE && !nodes_have_room(t, 1000));
+	CHECK(nodes_open(t, 1, false, 1000) == 1); /* it costs nothing */
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true, 1001) == 0);
+	CHECK(nodes_hold(t, 5, 1001) == 0 && nodes_hold(t, 5, 1001) == 0);
+	CHECK(nodes_hold(t, 10, 1001) == -ENFILE);
+	CHECK(nodes_attach(t, 6, null_fd(), NODE_PRIVATE, READ_CACHED, true, 1002) == 0);
+	CHECK(nodes_attach(t, 7, null_fd(), NODE_PRIVATE, READ_CACHED, true, 0) == 0);
+	CHECK(nodes_attach(t, 8, null_fd(), NODE_PRIVATE, READ_CACHED, true, 0) == -ENFILE);
+
+	nodes_unopen(t, 4, false); /* kept now, until somebody needs the room */
+	CHECK(t->kept == 1 && !nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
+	CHECK(nodes_open(t, 4, false, 1000) == -ENFILE && t->kept == 1);
+	CHECK(nodes_repeat_open(t, 4, UNIQUE, 0, &a, &doubt));
+	ledger_settle(doubt);
+	release(t, 4, false);
+	nodes_forget(t, 5); /* open still, and nobody's to hold */
+	CHECK(nodes_have_room(t, 1001) && t->kept == 1);
+	CHECK(nodes_hold(t, 10, 0) == 0 && nodes_hold(t, 11, 0) == 0 && t->kept == 0);
+	CHECK(!nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
+	nodes_let(t, 10);
+	nodes_let(t, 11);
+	CHECK(t->holders.total == 6 && t->count == 6);
 	destroy(t);
 }
 
@@ -467,6 +502,7 @@ int main(void)
 {
 	RUN(a_node_without_backing_is_not_opened);
 	RUN(an_open_that_fails_after_it_was_counted_leaves_nothing);
+	RUN(nobody_but_root_holds_more_than_is_left_for_all_others);
 	RUN(a_shared_backing_is_kept_and_reopened_with_the_same_id);
 	RUN(a_private_backing_is_closed_with_its_last_open);
 	RUN(the_least_recently_released_is_closed_first);

@@ -269,7 +269,7 @@ static void what_is_no_plain_change_is_relayed(void)
 	ask_raw(&p, &by_user, sizeof(by_user));
 	expect_relayed(&p, 1 << 20);
 
-	nodes_attach(&p.ch->nodes, ino, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true);
+	nodes_attach(&p.ch->nodes, ino, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0);
 	expect_relayed(&p, ask_mode(&p, ino, 0640)); /* open for writing, passed through */
 	nodes_forget(&p.ch->nodes, ino);
 	discard(&p);
