@@ -18,8 +18,9 @@ import pytest
 import trio
 
 from cowfs import syscalls
-from cowfs.inodes import ROOT_ID
+from cowfs.inodes import ROOT_ID, Directory
 from cowfs.links import LOOKED_UP
+from cowfs.priming import Priming
 from integration.test_restore import World
 
 NAMES = 5 * LOOKED_UP
@@ -229,3 +230,31 @@ def test_an_open_that_fails_after_it_was_counted_is_taken_back(
     assert not world.vault.held
     for nodeid in list(world.channel.files):
         world.channel.forget(nodeid)
+
+
+def test_a_primed_name_that_nobody_asks_for_makes_room(world: World) -> None:
+    """Its node, and its directory, are not kept for it."""
+    world.forget(world.lookup("full"))
+    nodes = world.overlay.nodes
+    before = len(nodes)
+    inodes = [(world.tree / f"full/f{number}").stat().st_ino for number in range(3)]
+
+    class Table:
+        def prime(
+            self, _parent: int, _fd: int, names: list[bytes]
+        ) -> tuple[list[tuple[bytes, int]], list[int]]:
+            return [(name, inodes[int(name[1:])]) for name in names], given_up
+
+    channel: Any = Table()
+    priming = Priming(world.overlay, channel)
+    given_up: list[int] = []
+    full, _st = world.overlay.lookup(nodes.root, b"full")
+    assert isinstance(full, Directory)
+    priming._prime_batch(full, [b"f0", b"f1"])
+    assert len(nodes) == before + 3
+    given_up = [inodes[0]]
+    priming._prime_batch(full, [b"f2"])
+    assert inodes[0] not in nodes
+    given_up = inodes[1:]
+    priming._prime_batch(full, [])
+    assert len(nodes) == before

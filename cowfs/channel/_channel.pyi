@@ -196,14 +196,16 @@ class Channel:
         with that.
         """
 
-    def prime(self, parent: int, dir_fd: int, names: list[bytes]) -> list[tuple[bytes, int]]:
+    def prime(
+        self, parent: int, dir_fd: int, names: list[bytes]
+    ) -> tuple[list[tuple[bytes, int]], list[int]]:
         """Answer the next LOOKUP of each name in node `parent` without asking Python.
 
         The names are looked up in the directory `dir_fd`; the node id is st_ino, and the kernel may
         keep name and attributes for ever. Left out: directories, files with several names, names
-        that are not there, files that are offered, and whatever there is no room for. Returns
-        (name, st_ino) of the rest: for each the kernel will be given one lookup count, or `unprime`
-        takes it back.
+        that are not there, files that are offered. Returns (name, st_ino) of the rest: for each
+        the kernel will be given one lookup count, or `unprime` takes it back; and the node ids of
+        those answers, the oldest ones, that were given up for them.
         """
 
     def unprime(self, parent: int, name: bytes) -> bool:

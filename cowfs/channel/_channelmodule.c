@@ -450,16 +450,25 @@ static PyObject *Channel_forget(PyObject *self, PyObject *args)
 
 /* ---- primed names ------------------------------------------------------------------------------- */
 
-/* Appends (name, ino) to list if the name could be primed. 0, or -1 with an exception. */
+/* Appends an item that Py_BuildValue has made. 0, or -1 with an exception. */
+static int append(PyObject *list, PyObject *item)
+{
+	int err = item ? PyList_Append(list, item) : -1;
+
+	Py_XDECREF(item);
+	return err;
+}
+
+/* Appends (name, ino) to list if the name could be primed, and the node whose answer was given up for it to
+ * evicted. 0, or -1 with an exception. */
 static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *name,
-		     PyObject *list)
+		     PyObject *list, PyObject *evicted)
 {
 	struct fuse_entry_out entry;
 	struct stat st;
-	PyObject *item;
+	uint64_t given_up;
 	char *bytes;
 	Py_ssize_t len;
-	int err;
 
 	if (PyBytes_AsStringAndSize(name, &bytes, &len) < 0)
 		return -1;
@@ -468,12 +477,11 @@ static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *
 	    touch_is_offered(&ch->touch, st.st_ino)) /* its attributes may change at any time */
 		return 0;
 	primed_describe(&entry, &st);
-	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry))
+	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry, &given_up))
 		return 0;
-	item = Py_BuildValue("OK", name, (unsigned long long)st.st_ino);
-	err = item ? PyList_Append(list, item) : -1;
-	Py_XDECREF(item);
-	return err;
+	if (given_up && append(evicted, PyLong_FromUnsignedLongLong(given_up)))
+		return -1;
+	return append(list, Py_BuildValue("OK", name, (unsigned long long)st.st_ino));
 }
 
 static PyObject *Channel_prime(PyObject *self, PyObject *args)
@@ -482,26 +490,29 @@ static PyObject *Channel_prime(PyObject *self, PyObject *args)
 	uint64_t parent;
 	int dir_fd;
 	PyObject *names;
-	PyObject *primed;
+	PyObject *primed, *evicted;
 	int err = 0;
 
 	if (!ch || !PyArg_ParseTuple(args, "O&iO!:prime", to_u64, &parent, &dir_fd, &PyList_Type,
 				     &names))
 		return NULL;
 	primed = PyList_New(0);
-	if (!primed)
-		return NULL;
+	evicted = PyList_New(0);
+	err = primed && evicted ? 0 : -1;
 	/* The GIL is kept: nobody may ask Python about a node before it has entered it. */
-	if (channel_enter(ch)) {
+	if (!err && channel_enter(ch)) {
 		lock_touch(ch);
 		for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names) && !err; i++)
-			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed);
+			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed,
+					evicted);
 		pthread_mutex_unlock(&ch->touch.lock);
 		channel_leave(ch);
 	}
-	if (err)
-		Py_CLEAR(primed);
-	return primed;
+	if (!err)
+		return Py_BuildValue("NN", primed, evicted);
+	Py_XDECREF(primed);
+	Py_XDECREF(evicted);
+	return NULL;
 }
 
 static PyObject *Channel_unprime(PyObject *self, PyObject *args)

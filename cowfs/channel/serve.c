@@ -389,13 +389,15 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 	const char *name = (const char *)rq->body;
 	size_t len = strlen(name); /* well formed: it ends inside the body */
 	struct fuse_entry_out entry;
+	uint64_t evicted;
 
 	if (!primed_take(&ch->primed, rq->head.nodeid, name, len, &entry)) {
 		relay(ch, rq);
 		return;
 	}
+	/* The kernel refuses it when the connection has ended: what is evicted is of no matter then. */
 	if (answer_here(ch, rq, 0, &entry, sizeof(entry)))
-		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry);
+		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry, &evicted);
 }
 
 /* The reply goes out before the lock does: whoever has it, and with it knows that no change of mode or

@@ -762,11 +762,12 @@ static void a_primed_lookup_is_answered_once_without_python(void)
 {
 	struct peer p;
 	struct fuse_entry_out entry = {.nodeid = 55, .attr = {.ino = 55}};
+	uint64_t evicted;
 	struct message *m;
 	uint64_t unique;
 
 	peer_start(&p, true, 16);
-	CHECK(primed_add(&p.ch->primed, 1, "name", 4, &entry));
+	CHECK(primed_add(&p.ch->primed, 1, "name", 4, &entry, &evicted));
 	unique = ask(&p, FUSE_LOOKUP, 1, "name", 5);
 	m = expect_reply(&p, unique, 0, sizeof(entry));
 	CHECK(((struct fuse_entry_out *)BODY(m))->nodeid == 55);

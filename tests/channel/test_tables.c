@@ -454,36 +454,42 @@ static void a_primed_name_is_answered_once(void)
 {
 	struct primed_table t;
 	struct fuse_entry_out in = {.nodeid = 7}, out = {0};
+	uint64_t evicted;
 
 	primed_init(&t);
 	CHECK(!primed_take(&t, 1, "name", 4, &out));
-	CHECK(primed_add(&t, 1, "name", 4, &in));
-	CHECK(!primed_add(&t, 1, "name", 4, &in));
+	CHECK(primed_add(&t, 1, "name", 4, &in, &evicted));
+	CHECK(!primed_add(&t, 1, "name", 4, &in, &evicted));
 	CHECK(!primed_take(&t, 2, "name", 4, &out));
 	CHECK(!primed_take(&t, 1, "names", 5, &out));
 	CHECK(!primed_take(&t, 1, "nam", 3, &out));
 	CHECK(primed_take(&t, 1, "name", 4, &out) && out.nodeid == 7);
 	CHECK(!primed_take(&t, 1, "name", 4, &out));
-	CHECK(!primed_add(&t, 1, "", 0, &in));
+	CHECK(!primed_add(&t, 1, "", 0, &in, &evicted));
 	primed_destroy(&t);
 }
 
-static void primed_names_are_bounded(void)
+static void the_oldest_primed_names_make_room_for_others(void)
 {
 	struct primed_table t;
-	struct fuse_entry_out entry = {.nodeid = 1};
-	uint32_t added = 0;
+	struct fuse_entry_out entry = {0};
+	uint64_t evicted;
+	uint32_t found = 0;
 	char name[16];
 
 	primed_init(&t);
-	for (uint32_t i = 0; i < 40000; i++)
-		added += primed_add(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
-	CHECK(added == 16384);
-	for (uint32_t i = 0; i < 40000; i++)
-		added -= primed_take(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
-	CHECK(added == 0);
-	CHECK(primed_add(&t, 1, "left", 4, &entry)); /* destroy frees it: LeakSanitizer looks */
-	primed_destroy(&t);
+	for (uint32_t i = 1; i <= 2 * MAX_PRIMED; i++) {
+		entry.nodeid = i;
+		CHECK(primed_add(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry, &evicted));
+		CHECK(evicted == (i > MAX_PRIMED ? i - MAX_PRIMED : 0));
+	}
+	for (uint32_t i = 1; i <= 2 * MAX_PRIMED; i += 2)
+		found += primed_take(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
+	CHECK(found == MAX_PRIMED / 2 && t.count == MAX_PRIMED / 2);
+	for (uint32_t i = 0; i < MAX_PRIMED / 2; i++)
+		CHECK(primed_add(&t, 3, name, (size_t)sprintf(name, "%u", i), &entry, &evicted) && !evicted);
+	CHECK(primed_add(&t, 4, "one", 3, &entry, &evicted) && evicted == MAX_PRIMED + 2);
+	primed_destroy(&t); /* frees what is left: LeakSanitizer looks */
 }
 
 static void every_opcode_has_a_row(void)
@@ -520,7 +526,7 @@ int main(void)
 	RUN(a_pending_request_is_taken_once);
 	RUN(thousands_of_pending_requests_are_all_found);
 	RUN(a_primed_name_is_answered_once);
-	RUN(primed_names_are_bounded);
+	RUN(the_oldest_primed_names_make_room_for_others);
 	RUN(every_opcode_has_a_row);
 	return 0;
 }

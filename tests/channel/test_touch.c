@@ -171,6 +171,7 @@ static void a_file_of_the_template_is_copied_up_and_changed(void)
 
 static void a_primed_answer_does_not_outlive_the_change(void)
 {
+	uint64_t evicted;
 	struct fuse_entry_out entry = {.nodeid = 7};
 	struct peer p;
 	struct layers l;
@@ -183,7 +184,7 @@ static void a_primed_answer_does_not_outlive_the_change(void)
 	make_layers(&l);
 	peer_start(&p, true, 10);
 	ino = make_file(l.lower, "a");
-	CHECK(primed_add(&p.ch->primed, DIRECTORY, "a", 1, &entry));
+	CHECK(primed_add(&p.ch->primed, DIRECTORY, "a", 1, &entry, &evicted));
 	offer(&p, &l, DIRECTORY);
 	expect_mode(&p, ino, 0640);
 	CHECK(!primed_take(&p.ch->primed, DIRECTORY, "a", 1, &entry));
