@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cowfs.layers import Layers
 
 KEPT_LISTINGS = 64
+KEPT_NAMES = 1 << 19
 
 # Two names of one directory share a hash once in 2**62 / n**2 directories; the second one in the
 # order of their bytes then has the place after it, or, until the listing is made anew, the one that
@@ -39,66 +41,85 @@ def _hash(name: bytes) -> int:
 
 
 class Listing:
-    """Names of one directory in the order of their cookies, and how many are directories."""
+    """Names of one directory in the order of their cookies, and how many are directories.
 
-    __slots__ = ("_names", "_order", "subdirectories")
+    A name takes some 60 bytes beside its own: two arrays, one of them of numbers.
+    """
+
+    __slots__ = ("_names", "_places", "subdirectories")
 
     def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
-        self._names: dict[int, bytes] = {}
         self.subdirectories = 0
-        names = []
+        found = []
         for name, is_directory in entries:
-            names.append((_hash(name), name))
+            found.append((_hash(name), name))
             self.subdirectories += is_directory
-        names.sort()
-        for place, name in names:
-            self._names[self._place(name, place)] = name
-        self._order = sorted(self._names)
+        found.sort()
+        self._places = array("Q")
+        self._names = [name for _place, name in found]
+        last = -1
+        for place, _name in found:
+            last = max(place, last + 1)
+            self._places.append(last)
 
-    def _place(self, name: bytes, place: int) -> int:
-        """Where a name with the hash *place* is or would be."""
-        while self._names.get(place, name) != name:
-            place += 1
-        return place
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _find(self, name: bytes) -> tuple[int, int, bool]:
+        """The index of a name and its place, and whether it is there; if not: where it would be."""
+        place = _hash(name)
+        at = bisect_left(self._places, place)
+        while at < len(self._places) and self._places[at] == place:
+            if self._names[at] == name:
+                return at, place, True
+            at, place = at + 1, place + 1
+        return at, place, False
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name, _hash(name))
-        if place not in self._names:
-            insort(self._order, place)
-        self._names[place] = name
+        at, place, is_there = self._find(name)
+        if not is_there:
+            self._places.insert(at, place)
+            self._names.insert(at, name)
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._place(name, _hash(name))
-        del self._names[place]
-        del self._order[bisect_left(self._order, place)]
+        at, _place, is_there = self._find(name)
+        if not is_there:  # it came second to one that has gone since
+            at = self._names.index(name)
+        del self._places[at]
+        del self._names[at]
         self.subdirectories -= is_directory
 
     def after(self, place: int) -> Iterator[tuple[int, bytes]]:
         """(place, name) of every name from *place* on."""
-        for i in range(bisect_left(self._order, place), len(self._order)):
-            yield self._order[i], self._names[self._order[i]]
+        for i in range(bisect_left(self._places, place), len(self._places)):
+            yield self._places[i], self._names[i]
 
     def is_empty(self) -> bool:
-        return not self._order
+        return not self._names
 
 
 class Listings:
-    """Makes listings, and keeps those that were used last."""
+    """Makes listings, and keeps those that were used last: `KEPT_LISTINGS` at most, with
+    `KEPT_NAMES` in all; the last one whatever its size."""
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
-        self._kept: OrderedDict[Directory, None] = OrderedDict()
+        self._kept: OrderedDict[Directory, Listing] = OrderedDict()
 
     def of(self, directory: Directory) -> Listing:
         """The listing of a directory; OSError when a layer cannot be read."""
-        if directory.listing is None:
-            directory.listing = Listing(self._merge(directory))
-            if len(self._kept) >= KEPT_LISTINGS:
-                self.drop(next(iter(self._kept)))
-        self._kept[directory] = None
+        listing = directory.listing
+        if listing is None:
+            directory.listing = listing = Listing(self._merge(directory))
+            self._kept[directory] = listing
+            names = sum(len(kept) for kept in self._kept.values())
+            while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
+                oldest, kept = next(iter(self._kept.items()))
+                names -= len(kept)
+                self.drop(oldest)
         self._kept.move_to_end(directory)
-        return directory.listing
+        return listing
 
     def drop(self, directory: Directory) -> None:
         directory.listing = None

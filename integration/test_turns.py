@@ -17,7 +17,7 @@ import pyfuse3
 import pytest
 import trio
 
-from cowfs import syscalls
+from cowfs import listing, syscalls
 from cowfs.inodes import ROOT_ID, Directory
 from cowfs.links import LOOKED_UP
 from cowfs.priming import Priming
@@ -258,3 +258,50 @@ def test_a_primed_name_that_nobody_asks_for_makes_room(world: World) -> None:
     given_up = inodes[1:]
     priming._prime_batch(full, [])
     assert len(nodes) == before
+
+
+def test_listings_are_kept_within_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay = world.overlay
+    monkeypatch.setattr(listing, "KEPT_LISTINGS", 3)
+    directories = [world.lookup(f"d{number}") for number in range(4)]
+    for nodeid in directories:
+        overlay.listings.of(overlay.nodes.directory(nodeid))
+    assert [overlay.nodes.directory(nodeid).listing is None for nodeid in directories] == [
+        *(True, False, False, False)
+    ]
+    monkeypatch.setattr(listing, "KEPT_NAMES", 4)
+    large = overlay.nodes.directory(world.lookup("full"))
+    assert len(overlay.listings.of(large)) == 3
+    assert overlay.nodes.directory(directories[2]).listing is None
+    assert overlay.nodes.directory(directories[3]).listing is not None
+    root = overlay.listings.of(overlay.nodes.root)  # the last one, whatever its size
+    assert len(root) == NAMES + 2
+    assert large.listing is None
+    assert overlay.listings.of(overlay.nodes.root) is root
+
+
+def test_cookies_of_a_listing_say_the_same_however_it_came_about() -> None:
+    names = [b"name%d" % number for number in range(500)]
+    made = listing.Listing((name, False) for name in names)
+    grown = listing.Listing(iter(()))
+    for name in (*names, b"gone"):
+        grown.add(name, is_directory=False)
+    grown.remove(b"gone", is_directory=False)
+    assert list(grown.after(0)) == list(made.after(0))
+    place, _name = list(made.after(0))[250]
+    assert list(made.after(place)) == list(made.after(0))[250:]
+    for name in names:
+        grown.remove(name, is_directory=False)
+    assert grown.is_empty()
+
+
+def test_names_with_one_hash_have_places_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing, "_hash", lambda name: len(name))
+    made = listing.Listing((name, False) for name in (b"b", b"aa", b"a", b"c"))
+    assert list(made.after(0)) == [(1, b"a"), (2, b"b"), (3, b"c"), (4, b"aa")]
+    made.remove(b"a", is_directory=False)
+    made.remove(b"b", is_directory=False)
+    made.remove(b"aa", is_directory=False)
+    assert list(made.after(0)) == [(3, b"c")]
