@@ -6,7 +6,7 @@
 # What pip needs to build pyfuse3 and our own extension, and what makes a volume.
 BUILD_PACKAGES=(gcc libc6-dev pkg-config libfuse3-dev liburing-dev mount xfsprogs)
 # What the tests call besides.
-TEST_PACKAGES=(e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
+TEST_PACKAGES=(btrfs-progs e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
     bash-completion fish zsh man-db mandoc logrotate
     mmdebstrap systemd-container python3 python3-dev python3-venv dpkg
     qemu-system-x86 busybox-static kmod)

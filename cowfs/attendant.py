@@ -6,7 +6,8 @@ when no namespace has it mounted any more and its last file is closed. If it is 
 on. Others are kept from the upper layer then because the kernel says that it is in use
 (overlayfs.py), and the next command that wants the copy puts it away.
 
-    python -m cowfs.attendant watch NAME=FD ...     wait, and act on signals as a daemon would
+    python -m cowfs.attendant watch [background] NAME=FD ...
+                                                    wait, and act on signals as a daemon would
     python -m cowfs.attendant unmount SECONDS DETACH NAME=FD ...
     python -m cowfs.attendant ended NAME=FD ...     put the copy away
 
@@ -25,6 +26,7 @@ import sys
 import time
 from typing import NoReturn
 
+from cowfs import inherited
 from cowfs.keeper import FORWARDED, LEAVE, LOCK, ORDER, Systemd, log, protect_from_oom
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 ATTENDANT = ("-I", "-m", "cowfs.attendant")
 WATCH = "watch"
+# Said to one that nobody supervises.
+BACKGROUND = "background"
 
 # How long SIGTERM asks for an unmount, and how long it waits before it asks again: seconds.
 PERSISTENCE = 10.0
@@ -56,8 +60,9 @@ def _watch(held: dict[str, int]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     protect_from_oom()
     notify = Systemd()
-    for name, fd in held.items():
-        notify.store(name, fd)
+    for name in held:
+        notify.change(name)
+    notify.finish(held)
     notify.say("READY=1\nSTATUS=Mounted, served by the kernel's overlayfs")
     poll = select.poll()
     poll.register(reading, select.POLLIN)
@@ -78,8 +83,7 @@ def _watch(held: dict[str, int]) -> NoReturn:
             order = {ORDER: held[ORDER]}
             words = command("unmount", order, str(patience), str(int(interrupted > 1)))
             os.posix_spawn(words[0], words, os.environ, setpgroup=0)
-    for name in held:
-        notify.remove(name)  # or the next start would go on with what is gone
+    notify.finish({})  # or the next start would go on with what is gone
     # What comes now is quick, and not to be cut short.
     for number in FORWARDED:
         signal.signal(number, signal.SIG_IGN)
@@ -165,6 +169,10 @@ def main(arguments: list[str]) -> int:
             os.set_inheritable(held[name], False)
     os.chdir("/")
     if word == "watch":
+        inherited.drop_limits()
+        inherited.drop_signals()
+        if BACKGROUND in rest:
+            inherited.drop_scheduling()
         _watch(held)
     if word == "unmount":
         return _unmount(held, float(rest[0]), detach=bool(int(rest[1])))

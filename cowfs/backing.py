@@ -67,6 +67,7 @@ from cowfs.turns import Turns, lock_of, taking
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from cowfs.caller import Caller
     from cowfs.inodes import Node
     from cowfs.inplace import InPlace
     from cowfs.options import CloneMode
@@ -96,6 +97,7 @@ class Channel(Protocol):
     def attach(
         self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, uid: int
     ) -> None: ...
+    def is_scarce(self) -> bool: ...
     def require_room(self, uid: int) -> None: ...
     def hold(self, nodeid: int, uid: int) -> None: ...
     def let(self, nodeid: int) -> None: ...
@@ -109,15 +111,6 @@ class Channel(Protocol):
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
     def invalidate_attr(self, nodeid: int) -> None: ...
     def invalidate_listing(self, nodeid: int) -> None: ...
-
-
-class Caller(Protocol):
-    """Who asks: a thread, and the user for whom descriptors are held."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
 
 
 class Backing:
@@ -256,6 +249,10 @@ class Backing:
         with self.until_reply(node, access):
             if access == os.O_RDWR:
                 self._channel.mark_mappable(node.nodeid)
+
+    def needs_to_know(self) -> bool:
+        """Whether it matters who the caller is: few descriptors are left."""
+        return self._channel.is_scarce()
 
     def require_room(self, caller: Caller) -> None:
         """Before a file is made that the caller has open.  OSError: ENFILE when he holds enough."""

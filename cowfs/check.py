@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from cowfs import copies, lowers, removal, runtime, templates
+from cowfs import copies, directories, lowers, removal, runtime, templates
 from cowfs.checkcopy import UpperCheck
 from cowfs.checklower import differences
 from cowfs.checktemplate import Sealed, TemplateCheck
@@ -85,7 +85,7 @@ class _Checker:
         based = {name: self._template_of(name) for name in chosen}
         wanted = set(filter(None, based.values()))
         if names is None:
-            wanted.update(os.listdir(store.templates_fd))
+            wanted.update(directories.names(store.templates_fd))
         self._announce(wanted)
         # The copies of one template one after the other: it is examined once.
         for name in sorted(chosen, key=lambda name: (based[name] or "", name)):
@@ -126,10 +126,10 @@ class _Checker:
             self._closed(store.fd, name, os.path.join(store.path, name))
 
     def _leftovers(self) -> None:
-        """What every command that uses the store removes by itself."""
+        """What a mount has removed by itself, and cowfs gc removes."""
         store = self._store
-        found = [os.path.join("trash", name) for name in os.listdir(store.trash_fd)]
-        for name in os.listdir(store.partial_fd):
+        found = [os.path.join("trash", name) for name in directories.names(store.trash_fd)]
+        for name in directories.names(store.partial_fd):
             try:
                 fd = lock_directory(store.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except NotADirectoryError:
@@ -246,7 +246,7 @@ class _Checker:
             os.close(upper_fd)
 
     def _temporary_files(self, path: str, copy_fd: int) -> None:
-        for name in sorted(set(os.listdir(copy_fd)) - _COPY_ENTRIES):
+        for name in sorted(set(directories.names(copy_fd)) - _COPY_ENTRIES):
             if not name.startswith(f".{copies.RECORD}."):
                 continue  # not ours to judge
             if self._repair:
@@ -293,7 +293,7 @@ class _Checker:
             )
             return set()
         try:
-            orphans = sorted(os.listdir(work_fd))
+            orphans = sorted(directories.names(work_fd))
             unfinished = copies.unfinished(work_fd)
         finally:
             os.close(work_fd)

@@ -84,7 +84,8 @@ def ino_of(value: bytes) -> int | None:
     """The inode number that a mark keeps; None when it is none."""
     if len(value) != _INO_BYTES:
         return None
-    return int.from_bytes(value, "little") or None
+    ino = int.from_bytes(value, "little")
+    return ino if ino >= ondisk.LEAST_INO else None
 
 
 def problems(entry: Entry) -> Iterator[Problem]:

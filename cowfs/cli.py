@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from gc import freeze
@@ -48,10 +49,17 @@ _store_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, message="cowfs %(version)s")
-def cowfs() -> None:
+@click.pass_context
+def cowfs(context: click.Context) -> None:
     """Instant copy-on-write copies of directories, read at the speed of XFS."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cowfs.command(short_help="Mount an instant copy of a directory.")
@@ -469,6 +477,8 @@ def _copies(store: str | None) -> list[dict[str, Any]]:
 
 
 def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
+    from cowfs import runtime
+
     return {
         "name": copy.name,
         "source": copy.source,
@@ -478,8 +488,8 @@ def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
         "persistent": copy.persistent,
         "private_bytes": copy.private_bytes,
         "created": copy.created,
-        "daemon_pid": None if record is None else record.daemon_pid,
-        "keeper_pid": None if record is None else record.keeper_pid,
+        "daemon_pid": None if record is None else runtime.living(record.daemon_pid),
+        "keeper_pid": None if record is None else runtime.living(record.keeper_pid),
         "options": None if record is None else record.options,
         "store": store.path,
     }
@@ -546,13 +556,23 @@ def _holding(stores: list[Store], name: str) -> Store:
     return holding[0]
 
 
+# As click says it: "No such command 'mout'. (Did you mean one of: 'mount', 'umount'?)".
+_SUGGESTION = re.compile(r"\.?\s+\(?Did you mean (?:one of: )?([^?]*)\??\)?\.?$")
+
+
+def _in_words(suggestion: re.Match[str]) -> str:
+    words = suggestion[1].replace("'", "").split(", ")
+    return f": did you mean {' or '.join(words)}?"
+
+
 def _wrong_call(error: click.ClickException) -> UsageError:
-    message = error.format_message().rstrip(".")
+    message = _SUGGESTION.sub(_in_words, error.format_message()).rstrip(".")
     command = "cowfs"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         command = error.ctx.command_path
     message = message[:1].lower() + message[1:]
-    return UsageError(f"{message}: see {command} --help")
+    see = " See" if message.endswith("?") else ": see"
+    return UsageError(f"{message}{see} {command} --help")
 
 
 def _say_error(message: str) -> None:

@@ -10,8 +10,8 @@ import errno
 import os
 import shlex
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Literal
 
 from cowfs import cloning, filedata, mountinfo, origin, staging, workers
@@ -100,12 +100,15 @@ def _tree(
             def clone_all(pieces: list[Chunk], done: Callable[[Chunk], None]) -> None:
                 count = workers.worth_starting(sum(piece.work() for piece in pieces))
 
-                def worker(umask: int) -> Callable[[Chunk], None]:
-                    return kind(scanner.fd, tree_fd, umask).clone_chunk
+                @contextmanager
+                def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
+                    with closing(kind(scanner.fd, tree_fd, umask)) as cloner:
+                        yield cloner.clone_chunk
 
                 workers.do_all(count, worker, pieces, done, workers.cost_of)
 
-            cloning.fill(kind(scanner.fd, tree_fd, 0o777), found, progress, clone_all)
+            with closing(kind(scanner.fd, tree_fd, 0o777)) as cloner:
+                cloning.fill(cloner, found, progress, clone_all)
         finally:
             os.close(tree_fd)
     warn_of_left_out(path, found, warn)
@@ -119,9 +122,9 @@ def _single(path: str, place: Staging, kind: type[Cloner]) -> str:
         mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
         if stat.S_ISSOCK(mode):
             raise CowfsError(f"source {path} is a socket, which belongs to a running program")
-        cloner = kind(scanner.fd, place.fd, 0o777)
         files, special = ([name], []) if stat.S_ISREG(mode) else ([], [name])
-        cloner.clone_chunk(Chunk(Directory(""), files, special, whole=False))
+        with closing(kind(scanner.fd, place.fd, 0o777)) as cloner:
+            cloner.clone_chunk(Chunk(Directory(), files, special, whole=False))
     return name
 
 

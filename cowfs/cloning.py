@@ -19,10 +19,10 @@ from typing import NamedTuple, Protocol
 
 from cowfs import copying, ondisk, syscalls
 from cowfs.scan import Directory, Place, Scan, SourceChanged, changed_or_located
+from cowfs.treewalk import Tree
 
 CHUNK = 256  # files of one directory that are one piece of work
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # O_NONBLOCK: what was a file a moment ago may be a fifo now.
 _SOURCE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,18 +77,24 @@ class Progress(Protocol):
 class Cloner:
     """Copies entries from one source directory to one tree: a template, or a plain copy.
 
-    `source_fd` and `tree_fd` stay the caller's. OSError names the entry, relative to the source.
+    `source_fd` and `tree_fd` stay the caller's; `close` ends it. OSError names the entry, relative
+    to the source.
     """
 
     #: What is copied is made immutable, and loses the marks of cowfs and overlayfs.
     seals = True
 
     def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
-        self.source_fd = source_fd
-        self.tree_fd = tree_fd
+        self.source = Tree(source_fd, syscalls.RESOLVE_NO_XDEV)
+        self.tree = Tree(tree_fd)
         # Bits of a mode that creating a file may drop, by the umask or in the clone ioctl.
         self.dropped = 0o7000 | umask
         self.owner = (os.geteuid(), os.getegid())  # of what is made here
+
+    def close(self) -> None:
+        """Close what was opened below the two."""
+        self.source.close()
+        self.tree.close()
 
     def copy_data(self, target: int, source: int, st: os.stat_result) -> None:  # noqa: ARG002
         """Give a new file the data of the source's, which has some."""
@@ -102,27 +108,21 @@ class Cloner:
         """Make all directories, parents first, and what stands in for mounts."""
         for directory in directories:
             if directory.subdirectories or directory.mounted:
-                fd = syscalls.open_below(self.tree_fd, os.fsencode(directory.path), _DIRECTORY)
-                try:
-                    for name in directory.subdirectories:
-                        with contextlib.suppress(FileExistsError):  # made before, and kept
-                            os.mkdir(name, 0o700, dir_fd=fd)
-                    for name, is_directory in directory.mounted:
-                        if is_directory:
-                            os.mkdir(name, 0o755, dir_fd=fd)
-                        else:
-                            self._make_placeholder(fd, name)
-                finally:
-                    os.close(fd)
+                fd = self.tree.open(directory)
+                for name in directory.subdirectories:
+                    with contextlib.suppress(FileExistsError):  # made before, and kept
+                        os.mkdir(name, 0o700, dir_fd=fd)
+                for name, is_directory in directory.mounted:
+                    if is_directory:
+                        os.mkdir(name, 0o755, dir_fd=fd)
+                    else:
+                        self._make_placeholder(fd, name)
 
     @staticmethod
     def _make_placeholder(dir_fd: int, name: str) -> None:
         fd = os.open(name, _NEW, 0o644, dir_fd=dir_fd)
         try:
-            syscalls.set_immutable(fd, True)
-        except OSError as error:
-            if error.errno not in _NO_FLAGS:
-                raise
+            _set_immutable(fd)
         finally:
             os.close(fd)
 
@@ -152,17 +152,13 @@ class Cloner:
         """Give a file that was made in the first place, of which `pair` is, its other names."""
         first, *others = places
         for other in others:
-            fd = syscalls.open_below(self.tree_fd, os.fsencode(other.directory.path), _DIRECTORY)
-            try:
-                os.link(
-                    first.name,
-                    other.name,
-                    src_dir_fd=pair.target,
-                    dst_dir_fd=fd,
-                    follow_symlinks=False,
-                )
-            finally:
-                os.close(fd)
+            os.link(
+                first.name,
+                other.name,
+                src_dir_fd=pair.target,
+                dst_dir_fd=self.tree.open(other.directory),
+                follow_symlinks=False,
+            )
 
 
 def fill(
@@ -196,19 +192,15 @@ class Pair:
     """A directory of the source and its counterpart in the other tree, open."""
 
     def __init__(self, cloner: Cloner, directory: Directory) -> None:
-        path = os.fsencode(directory.path)
         self._directory = directory
         self._cloner = cloner
         self._dropped = cloner.dropped
-        self._immutable: int | None = None
         try:
-            self.source = syscalls.open_below(
-                cloner.source_fd, path, _DIRECTORY, syscalls.RESOLVE_NO_XDEV
-            )
+            self.source = cloner.source.open_for_caller(directory)
         except OSError as error:
             raise changed_or_located(error, directory.path, also=errno.EXDEV) from None
         try:
-            self.target = syscalls.open_below(cloner.tree_fd, path, _DIRECTORY)
+            self.target = cloner.tree.open_for_caller(directory)
         except BaseException:
             os.close(self.source)
             raise
@@ -247,7 +239,6 @@ class Pair:
 
     def make_linked(self, name: str) -> bool:
         """Make an entry of any kind, not sealed yet; whether it is a regular file."""
-        path = self._directory.path_of(name)
         try:
             st = os.stat(name, dir_fd=self.source, follow_symlinks=False)
             if not stat.S_ISREG(st.st_mode):
@@ -255,14 +246,14 @@ class Pair:
                 return False
             self._clone_file(name, immutable=False)
         except OSError as error:
-            raise changed_or_located(error, path) from None
+            raise changed_or_located(error, self._directory.path_of(name)) from None
         return True
 
     def seal(self, name: str) -> None:
         """Make a finished file immutable."""
         fd = os.open(name, _SOURCE, dir_fd=self.target)
         try:
-            self._set_immutable(fd)
+            _set_immutable(fd)
         finally:
             os.close(fd)
 
@@ -287,7 +278,7 @@ class Pair:
                     self._cloner.copy_data(target, source, st)
                 self.give_attributes(source, target, st)
                 if immutable:
-                    self._set_immutable(target)
+                    _set_immutable(target)
             finally:
                 os.close(target)
         finally:
@@ -338,12 +329,10 @@ class Pair:
         times = (st.st_atime_ns, st.st_mtime_ns)
         os.utime(name, ns=times, dir_fd=self.target, follow_symlinks=False)
 
-    def _set_immutable(self, fd: int) -> None:
-        # Other flags are inherited from the directory, so those of one new file are those of all.
-        try:
-            if self._immutable is None:
-                self._immutable = syscalls.get_file_flags(fd) | syscalls.FS_IMMUTABLE_FL
-            syscalls.set_file_flags(fd, self._immutable)
-        except OSError as error:
-            if error.errno not in _NO_FLAGS:  # a safety net, and not every filesystem has it
-                raise
+
+def _set_immutable(fd: int) -> None:
+    try:
+        syscalls.set_immutable(fd, True)
+    except OSError as error:
+        if error.errno not in _NO_FLAGS:  # a safety net, and not every filesystem has it
+            raise

@@ -23,6 +23,7 @@ at most one descriptor.
                        able | unable REASON   what a check has shown
                        watch SECONDS          ping me, and end me after so long without a pong
                        ready JSON             the mount answers
+                       done NUMBER            what this signal asks for was done, or refused
                        failed JSON            it never will: {"error": ..., "exit_code": ...}
                        bye CODE               it has ended, and all is put away
                        pong
@@ -112,13 +113,23 @@ def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
     return answer
 
 
-def send_packet(sock: socket.socket, verb: str, argument: str = "", fd: int | None = None) -> None:
-    """Either side of keeper and daemon. OSError when the other one is gone."""
-    packet = f"{verb} {argument}".encode("utf-8", "surrogateescape")
+def encoded(text: str) -> bytes:
+    """What is said or logged, as bytes: paths in it may be any, and never end who says it."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def send_packet(
+    sock: socket.socket, verb: str, argument: str = "", fd: int | None = None, flags: int = 0
+) -> None:
+    """Either side of keeper and daemon. OSError when the other one is gone.
+
+    BlockingIOError with MSG_DONTWAIT, or after SO_SNDTIMEO, when it takes nothing.
+    """
+    packet = encoded(f"{verb} {argument}")
     if fd is None:
-        sock.send(packet)
+        sock.send(packet, flags)
     else:  # socket.send_fds takes twice as long
-        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),))
+        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),), flags)
 
 
 def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int | None] | None:

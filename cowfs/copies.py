@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cowfs import jsonfile, ondisk, overlayfs, removal, syscalls, templates
+from cowfs import directories, jsonfile, ondisk, overlayfs, removal, syscalls, templates
 from cowfs.errors import MountFailure
 from cowfs.storedir import StoreDirectory, lock_directory
 from cowfs.templates import Template
@@ -170,7 +170,7 @@ class Copy:
         Access times do not count, nor do the marks of cowfs and overlayfs.
         """
         with _opened(self._store.copies_fd, self.name) as copy, _opened(copy, UPPER) as upper:
-            if os.listdir(upper):
+            if directories.names(upper):
                 return True
             with (
                 _opened(self._store.templates_fd, self.template.id) as template,
@@ -198,7 +198,7 @@ def path_of(store: StoreDirectory, name: str) -> str:
 
 def names(store: StoreDirectory) -> list[str]:
     """The names of all copies, whatever their state."""
-    return sorted(os.listdir(store.copies_fd))
+    return sorted(directories.names(store.copies_fd))
 
 
 def read(store: StoreDirectory, name: str) -> CopyRecord:
@@ -363,7 +363,7 @@ def make(
             if replace:
                 # Another process that clears `partial` may be quicker.
                 with contextlib.suppress(FileNotFoundError):
-                    removal.remove(store.trash_fd, store.trash(store.partial_fd, building))
+                    store.trash(store.partial_fd, building)
         return Copy(store, record, template, lock_fd)
     finally:
         os.close(in_use)
@@ -383,7 +383,7 @@ def unfinished(work_fd: int) -> set[int]:
     """The inode numbers of files whose names `recover` will take back, by what is in work/."""
     names = [
         name
-        for name in os.listdir(work_fd)
+        for name in directories.names(work_fd)
         if os.fsencode(name).startswith(ondisk.UNFINISHED_GROUP)
     ]
     return {os.stat(name, dir_fd=work_fd, follow_symlinks=False).st_ino for name in names}

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
-from cowfs import __version__, copies, descriptors, mountinfo, runtime, syscalls
+from cowfs import __version__, copies, descriptors, inherited, mountinfo, runtime, syscalls
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
@@ -57,6 +57,9 @@ RESEND_VARIABLE = "COWFS_RESEND"
 # How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
 # down, its users are told to end in the same moment.
 PERSISTENCE = 10.0
+
+# umount -f aborts the connection, and takes the mount away in the next moment: seconds.
+ABORTING = 1.0
 
 
 class DrainReplies(trio.abc.Instrument):
@@ -108,17 +111,19 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
-    limit = descriptors.raise_limit()
+    limit = descriptors.limit()
     store = Store.open(config.store)
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
     resumes = DEVICE in held
+    private = -1
     try:
         if resumes and not options.read_only:
             copies.recover(store, config.copy)  # what the one before left half done
         tree, upper, work = copy.directories()
         if options.passthrough != "off":
             tree = _read_only(tree, upper)
+            private = _with_times(upper, options.mount_flags)
         if options.read_only:
             os.close(work)
         overlay = Overlay(
@@ -135,6 +140,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
             passthrough=options.passthrough != "off",
             root_ino=overlay.nodes.root_ino,
             ledger_fd=held.pop(LEDGER, -1),
+            private_mount_fd=private,
         )
     except OSError as error:
         raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
@@ -157,7 +163,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     overlay.close()
     if mount.failure is not None:
         raise mount.failure
-    if not mount.was_ready:
+    if not (mount.was_ready or resumes):
         raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
@@ -167,17 +173,34 @@ def _read_only(tree: int, upper: int) -> int:
     """The template's tree, *tree* taken over, where the kernel itself opens nothing for writing.
 
     It opens a backing file again as the user opens ours, past every check of permissions, the
-    immutable flag's too: one wrong backing id would have users write into the template.  A kernel
-    that has no such mount, or does not clone from it into *upper*, has no passthrough either.
+    immutable flag's too: one wrong backing id would have users write into the template.  And what
+    it reads by itself moves no access time, which all copies would show.  A kernel that has no such
+    mount, or does not clone from it into *upper*, has no passthrough either.
     """
     try:
-        view = syscalls.open_read_only(tree)
+        view = syscalls.mount_apart(tree, syscalls.MS_RDONLY | syscalls.MS_NOATIME)
     except OSError:
         return tree
     if not syscalls.clones_between(upper, view):
         tree, view = view, tree
     os.close(tree)
     return view
+
+
+def _with_times(upper: int, flags: int) -> int:
+    """The upper directory in a mount that keeps access times as the copy's mount says.
+
+    The kernel asks the mount of a file that it reads by itself, which is the volume's.  -1: there
+    can be none, and the volume's says how.
+    """
+    try:
+        apart = syscalls.mount_apart(upper, flags & ~syscalls.MS_RDONLY)
+    except OSError:
+        return -1
+    try:
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=apart)
+    finally:
+        os.close(apart)
 
 
 class _Mount:
@@ -201,12 +224,16 @@ class _Mount:
         self._place = Mountpoint(config.mountpoint)
         self._device = ""
         self._resumed = False
+        # Whether the keeper has our log: then that is where the standard streams of daemons lead.
+        self._has_log = False
         # Whether another daemon could go on with it.
         self._replaceable = True
         # What takes long and is done in pieces; and how many there were at the last ping.
         self._turns = Turns()
         self._turns_taken = 0
         self.was_ready = False
+        # Whether the kernel has said that the connection has ended.
+        self._is_over = False
         self.failure: CowfsError | None = None
 
     def make(self) -> None:
@@ -232,6 +259,7 @@ class _Mount:
             if mounted is None:
                 raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
             self._device = mounted.device
+            runtime.claim(self._device)
             self._start_libfuse()
             self._entrust()
         except BaseException as error:
@@ -248,6 +276,7 @@ class _Mount:
         place = Place.from_fd(held[PLACE])
         self._device = place.device
         self._resumed = True
+        self._has_log = LOG in held
         self._place.found(place.mount_id)
         device = held.pop(DEVICE)
         files = {name: fd for name, fd in held.items() if name not in _OF_THE_MOUNT}
@@ -340,6 +369,7 @@ class _Mount:
                 await nursery.start(self._watch_signals)
                 nursery.start_soon(self._watch_connection)
                 nursery.start_soon(self._heed_keeper)
+                nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._announce)
         except BaseException:
             if not (self.was_ready or self._resumed):
@@ -349,10 +379,17 @@ class _Mount:
 
     async def _serve_requests(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
+        if not self._is_over:
+            raise RuntimeError("libfuse ended, and the mount did not")
         scope.cancel()
 
     async def _watch_connection(self) -> None:
+        """Nothing but the kernel's word is the end of the mount, after which its copy is put away;
+        after every other error the next daemon goes on."""
         await trio.lowlevel.wait_readable(self._channel.closed_fd)
+        if number := self._channel.read_error:
+            raise OSError(number, os.strerror(number), "/dev/fuse")
+        self._is_over = True
         pyfuse3.terminate()
 
     async def _heed_keeper(self) -> None:
@@ -368,6 +405,13 @@ class _Mount:
                 self._vault.say("pong")
             elif word == "undo":
                 self._detach()
+
+    async def _catch_up(self) -> None:
+        """Whenever a keeper was stopped and goes on."""
+        while self._vault.is_alive:
+            await self._vault.is_late.wait()
+            await trio.lowlevel.wait_writable(self._vault)
+            self._vault.catch_up()
 
     def _makes_progress(self, seconds: float) -> bool:
         """Whether requests are answered: the oldest is young, waits for a thread (a clone, an
@@ -399,10 +443,12 @@ class _Mount:
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
+        # Whoever waits for the mount may wait for the end of our output, too. If the first daemon
+        # ended before it had answered, that is the next one's to see to.
+        if not (config.foreground or self._has_log):
+            self._redirect_standard_streams()
         if not self._resumed:
             os.chdir("/")
-            if not config.foreground:
-                self._redirect_standard_streams()
             log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
@@ -455,7 +501,12 @@ class _Mount:
                 async for number in signals:
                     asked += number == signal.SIGINT
                     patience = PERSISTENCE if number == signal.SIGTERM else 0.0
-                    attempts.start_soon(self._unmount, patience, asked > 1)
+                    attempts.start_soon(self._do_as_told, number, patience, asked > 1)
+
+    async def _do_as_told(self, number: int, patience: float, detach: bool) -> None:
+        """What a signal asks for, which the next daemon has to do if this one is killed at it."""
+        await self._unmount(patience, detach)
+        self._vault.say("done", str(int(number)))
 
     async def _unmount(self, patience: float, detach: bool) -> None:
         """As soon as nobody uses it, within so many seconds."""
@@ -493,15 +544,18 @@ class _Mount:
     def put_away(self) -> None:
         """After the unmount: the copy is kept or discarded, and its lock let go."""
         runtime.remove(self._device)
+        is_mounted = self._is_mounted_yet()
+        what = "kept"
         if self._copy.persistent:
             self._copy.release()
+        elif is_mounted:
+            self._copy.release()
+            what = "left for cowfs gc to discard"
         else:
             self._copy.discard()
-        what = "kept" if self._copy.persistent else "discarded"
+            what = "discarded"
         where, name = self._config.mountpoint, self._config.copy
-        # By the mount table: an automounter lets nobody pass at the path until the unmount is done,
-        # and that waits for us.
-        if any(mount.device == self._device for mount in mountinfo.read()):
+        if is_mounted:
             log.warning(
                 "the connection of %s was aborted, and the copy %s is %s: unmount it with "
                 "cowfs umount %s; until then it answers ENOTCONN",
@@ -509,6 +563,25 @@ class _Mount:
             )
         else:
             log.info("%s is unmounted, and the copy %s is %s", where, name, what)
+
+    def _is_mounted_yet(self) -> bool:
+        """Whether the connection has ended without an unmount: it was aborted.
+
+        The path is not asked: an automounter lets nobody pass there until the unmount is done, and
+        that waits for us.
+        """
+        deadline = time.monotonic() + ABORTING
+        while self._is_in_tree():
+            if time.monotonic() >= deadline:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _is_in_tree(self) -> bool:
+        try:
+            return syscalls.is_mounted(self._place.mount_id)
+        except OSError:  # before Linux 6.8: the next mount may have our device's number by now
+            return any(mount.device == self._device for mount in mountinfo.read())
 
 
 def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
@@ -568,6 +641,8 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
 def main(arguments: list[str]) -> int:
     """The process that the keeper starts."""
     vault = KeeperLink(socket.socket(fileno=int(arguments[0])))
+    inherited.drop_limits()  # a keeper of another version may not have done it
+    inherited.drop_signals()
     _set_up_log()
     # Asked for by a keeper that has waited in vain, just before it ends us.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
@@ -575,7 +650,7 @@ def main(arguments: list[str]) -> int:
     if told is None:
         return 0
     config, held = told
-    if config.foreground and not _in_journal():
+    if config.foreground and not inherited.is_journal(2):
         log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
     return _serve_or_say_why_not(config, vault, held)
 
@@ -588,12 +663,8 @@ def _set_up_log() -> None:
         format="%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s",
         stream=sys.stderr,
     )
-    if _in_journal():
+    if inherited.is_journal(2):
         logging.getLogger().handlers[0].setFormatter(_JournalFormatter())
-
-
-def _in_journal() -> bool:
-    return "JOURNAL_STREAM" in os.environ
 
 
 class _JournalFormatter(logging.Formatter):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cowfs import descriptors, mountinfo, preflight, probes
+from cowfs import descriptors, mountinfo, preflight, privileges, probes
 from cowfs.errors import CowfsError, UsageError
 
 Status = Literal["ok", "degraded", "failed"]
@@ -25,18 +25,6 @@ Status = Literal["ok", "degraded", "failed"]
 _OLDEST_KERNEL = (5, 10)
 # FALLOC_FL_ZERO_RANGE in FUSE, of which INIT says nothing.
 _ZERO_RANGE_KERNEL = (5, 14)
-
-# What sealing and copy-up do beside mounting, by number of <linux/capability.h>.
-_CAPABILITIES = {
-    0: "CHOWN",
-    1: "DAC_OVERRIDE",
-    2: "DAC_READ_SEARCH",
-    3: "FOWNER",
-    4: "FSETID",
-    9: "LINUX_IMMUTABLE",
-    27: "MKNOD",
-    31: "SETFCAP",
-}
 
 # To raise the number of descriptors above the hard limit.
 _CAP_SYS_RESOURCE = 24
@@ -69,7 +57,7 @@ def examine(path: str | None) -> list[Finding]:
     reflink, volume = _reflink(directory)
     return [
         _kernel(),
-        _privileges(),
+        _privileges(volume),
         _fuse_device(),
         _passthrough(volume or "/dev/shm"),  # noqa: S108 -- only a volume to try it with
         *_fuse_features(),
@@ -119,20 +107,28 @@ def _kernel_version() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _privileges() -> Finding:
+def _privileges(volume: str | None) -> Finding:
+    """volume: where it is tried; None: there is none that would do."""
     try:
         preflight.require_privilege()
+        if volume is None:
+            return Finding("privileges", "ok", "may mount; the rest needs a volume to be tried on")
+        lacking = _lacking(volume)
     except CowfsError as error:
         return _from_error("privileges", error)
-    missing = [name for bit, name in _CAPABILITIES.items() if not preflight.has_capability(bit)]
-    if missing:
-        return Finding(
-            "privileges",
-            "degraded",
-            f"CAP_SYS_ADMIN, but not CAP_{', CAP_'.join(missing)}: files of others may be refused",
-            "run cowfs as root with all capabilities, a container with --privileged",
-        )
-    return Finding("privileges", "ok", "root's capabilities in the initial user namespace")
+    except OSError as error:
+        return Finding("privileges", "failed", f"cannot be tried in {volume}: {error.strerror}")
+    if lacking:
+        return _from_error("privileges", privileges.refusal(lacking))
+    return Finding("privileges", "ok", f"all that a mount needs, tried in {volume}")
+
+
+def _lacking(directory: str) -> list[str]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return privileges.missing(fd)
+    finally:
+        os.close(fd)
 
 
 def _fuse_device() -> Finding:
@@ -200,12 +196,10 @@ def _fuse_features() -> Iterator[Finding]:
 
 
 def _io_uring() -> Finding:
-    effect = "reads and writes that are not passed through are slower"
+    effect = "cowfs import of large files is slower"
     try:
-        from cowfs import channel
-
-        refusal = channel.probe_io_uring()
-    except Exception as error:  # a channel that cannot be loaded has its own line below
+        refusal = probes.io_uring()
+    except Exception as error:  # a module that cannot be loaded has its own line below
         refusal = str(error)
     if refusal is None:
         return Finding("io_uring", "ok", "liburing sets up a ring")
@@ -320,7 +314,7 @@ def _channel() -> str:
 
 
 def _liburing() -> str:
-    from cowfs import channel  # noqa: F401 -- it brings liburing in
+    from cowfs import copying  # noqa: F401 -- it brings liburing in
 
     name = os.path.basename(_mapped("liburing"))
     return name.partition(".so.")[2] or name

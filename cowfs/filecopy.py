@@ -29,9 +29,9 @@ class Region(NamedTuple):
     end: int
 
     @property
-    def path(self) -> str:
-        """The file's, relative to the source."""
-        return self.directory.path_of(self.name)
+    def key(self) -> str:
+        """The file's: see `scan.key_below`."""
+        return self.directory.key_of(self.name)
 
 
 Piece = Chunk | Region

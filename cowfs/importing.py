@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 from cowfs import origin, plan, scan, staging, syscalls, workers
@@ -93,7 +93,7 @@ def import_(
             raise _with_ways_on(changed, path, place, journal) from None
         except OSError as error:
             if error.errno == DIFFERS:
-                journal.add_again(os.fsdecode(error.filename))
+                journal.add_again(scan.key_of_path(os.fsdecode(error.filename)))
             told = origin.failure(path, place.destination, error)
             raise _with_ways_on(told, path, place, journal) from None
         except SystemFailure as error:
@@ -175,7 +175,8 @@ class _Import:
         tree_fd = os.open(staging.TREE, _OPEN_TREE, dir_fd=self._place.fd)
         try:
             kept = plan.keep(todo, self._journal, tree_fd, self._place.fd)
-            self._copy(todo, kept, tree_fd)
+            with closing(self._copier(tree_fd, 0o777)) as copier:
+                self._copy(copier, todo, kept, tree_fd)
             syscalls.syncfs(tree_fd)
             if self._options.verify:
                 self._verify(todo, tree_fd)
@@ -187,43 +188,40 @@ class _Import:
         scan.warn_of_left_out(self._scanner.source, found, warn)
         return Result(found.entries, found.bytes, len(kept.files))
 
-    def _copy(self, todo: Plan, kept: Kept, tree_fd: int) -> None:
-        copier = Copier(self._scanner.fd, tree_fd, 0o777, self._options.depth)
+    def _copy(self, copier: Copier, todo: Plan, kept: Kept, tree_fd: int) -> None:
         copier.make_directories(todo.found.directories)
         small = plan.left(todo, kept)
-        large = [p for p in todo.large if p.directory.path_of(p.name) not in kept.files]
+        large = [p for p in todo.large if p.key not in kept.files]
         regions = [
             region
             for place in large
             for region in todo.regions(place)
-            if region.start not in kept.regions.get(region.path, ())
+            if region.start not in kept.regions.get(region.key, ())
         ]
         pieces: list[Piece] = [*regions, *small]  # the large ones first, for an even end
         self._begin("copying", todo, pieces)
         cloned = set()
         for place in large:
-            path = place.directory.path_of(place.name)
-            if path not in kept.regions and copier.begin_large(place.directory, place.name):
-                cloned.add(path)
-                self._advance(0, todo.size(path))
-        pieces = [p for p in pieces if not (isinstance(p, Region) and p.path in cloned)]
+            if place.key not in kept.regions and copier.begin_large(place.directory, place.name):
+                cloned.add(place.key)
+                self._advance(0, todo.size(place.key))
+        pieces = [p for p in pieces if not (isinstance(p, Region) and p.key in cloned)]
 
         def done(piece: Piece) -> None:
             if isinstance(piece, Region):
-                self._journal.add_region(piece.path, todo.records[piece.path], piece.start)
+                self._journal.add_region(piece.key, todo.records[piece.key], piece.start)
                 self._advance(0, piece.end - piece.start)
             else:
-                paths = [piece.directory.path_of(name) for name in piece.files]
-                self._journal.add_files((path, todo.records[path]) for path in paths)
-                self._advance(len(paths), todo.bytes_of(piece))
+                keys = [piece.directory.key_of(name) for name in piece.files]
+                self._journal.add_files((key, todo.records[key]) for key in keys)
+                self._advance(len(keys), todo.bytes_of(piece))
             self._sync_at_times(tree_fd)
 
         self._share_out(todo, pieces, tree_fd, done, verify=False)
-        for directory, name in large:
-            path = directory.path_of(name)
-            if path not in cloned:
-                copier.finish_large(directory, name)
-            self._journal.add_files([(path, todo.records[path])])
+        for place in large:
+            if place.key not in cloned:
+                copier.finish_large(place.directory, place.name)
+            self._journal.add_files([(place.key, todo.records[place.key])])
             self._advance(1, 0)
         for places in todo.links:
             with Pair(copier, places[0].directory) as pair:
@@ -232,6 +230,9 @@ class _Import:
             copier.clone_links(places)
         for unfinished in todo.unfinished:
             copier.finish(unfinished)
+
+    def _copier(self, tree_fd: int, umask: int) -> Copier:
+        return Copier(self._scanner.fd, tree_fd, umask, self._options.depth)
 
     def _verify(self, todo: Plan, tree_fd: int) -> None:
         regions = [region for place in todo.large for region in todo.regions(place)]
@@ -253,11 +254,12 @@ class _Import:
         *,
         verify: bool,
     ) -> None:
-        source_fd, depth, region = self._scanner.fd, self._options.depth, self._journal.region
+        region = self._journal.region
 
-        def worker(umask: int) -> Callable[[Piece], None]:
-            copier = Copier(source_fd, tree_fd, umask, depth)
-            return copier.verify if verify else copier.copy
+        @contextmanager
+        def worker(umask: int) -> Iterator[Callable[[Piece], None]]:
+            with closing(self._copier(tree_fd, umask)) as copier:
+                yield copier.verify if verify else copier.copy
 
         def cost(piece: Piece) -> int:
             # A process is given one region at a time, or small files of as many bytes at most.
@@ -272,7 +274,7 @@ class _Import:
     def _begin(self, doing: str, todo: Plan, pieces: list[Piece]) -> None:
         if self._progress is not None:
             names = sum(len(piece.files) for piece in pieces if not isinstance(piece, Region))
-            files = names + len({piece.path for piece in pieces if isinstance(piece, Region)})
+            files = names + len({piece.key for piece in pieces if isinstance(piece, Region)})
             self._progress.begin(doing, files, sum(map(todo.bytes_of, pieces)))
 
     def _advance(self, files: int, size: int) -> None:

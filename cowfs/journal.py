@@ -6,7 +6,8 @@ and attributes are there; `region`, a part of a large file; `again`, a file that
 synced before the machine went down may be missing on disk, so such lines do not count.
 
 A file is named together with its record, as a scan makes it: one that was changed since is not
-done. Paths are relative to the source, as os.fsdecode gives them.
+done. Paths are relative to the source, as os.fsdecode gives them; what stands for one that is too
+long says `scan.key_below`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import struct
 import sys
 import time
 
-from cowfs import conversation, descriptors
+from cowfs import conversation, inherited
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
@@ -49,6 +49,8 @@ LONGEST_PAUSE = 5.0
 HOPELESS = 10
 # A daemon that says nothing for so long is stuck before it begins: seconds.
 STARTING = 60.0
+# A word of the daemon is waited for in so many steps: see `Patience`.
+STEPS = 4
 # Between the end of what a daemon says and its own, and how long a ping has no answer before a
 # daemon may be one that cannot end: seconds.
 ENDING = 0.5
@@ -58,6 +60,10 @@ LOOK = 15.0
 STACKS = 0.5
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
 BUNCH = 0.005
+# What is held for less is no business of the service manager, and how often it hears of the rest at
+# most: seconds.
+LASTING = 2 * BUNCH
+SETTLING = 0.1
 # What may lie in a daemon's socket, bytes; and how long one that takes nothing is waited for.
 BUFFER = 8 << 20
 HANDOVER = 5
@@ -70,14 +76,39 @@ _SO_SNDBUFFORCE = 32
 
 
 def log(line: str) -> None:
-    if "JOURNAL_STREAM" in os.environ:  # the journal knows when, and who
+    if inherited.is_journal(2):  # it knows when, and who
         line = f"<5>{line}\n"
     else:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
     try:
-        os.write(2, os.fsencode(line))
+        os.write(2, conversation.encoded(line))
     except OSError:
         pass
+
+
+class Patience:
+    """How long a word of the daemon is waited for: seconds in which we ran, and it could.
+
+    No clock tells for how long the two of us were suspended, paused or frozen.  So the time is made
+    of steps, each of which begins when we look: such a pause takes one of them at most, and if we
+    slept through a whole one ourselves, the counting begins again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._step = seconds / STEPS
+        self._left = STEPS
+        #: When to look again.
+        self.next = time.monotonic() + self._step
+
+    def is_over(self) -> bool:
+        """Whether all of it has passed; to be asked whenever `next` has come."""
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        late = now - self.next
+        self._left = STEPS if late >= self._step else self._left - 1
+        self.next = now + self._step
+        return self._left == 0
 
 
 class Daemon:
@@ -105,14 +136,18 @@ class Daemon:
             pass  # not without CAP_NET_ADMIN
         self.started = time.monotonic()
         self.ready = False
-        # As a standby: whether it has said that it can take over.
+        # As a standby: whether it has said that it can take over; and whether it did.
         self.able = False
+        self.took_over = False
         # Set by its last word: the exit code that it wants us to have.
         self.bye: int | None = None
+        # How long it may take before it serves; None: it does, or has nothing to serve yet.
+        self.beginning: Patience | None = None
         self.watchdog = 0.0
         self.next_ping = 0.0
-        # When the ping was sent that has had no answer; 0: none is under way.
-        self.pinged = 0.0
+        # How long it may owe the answer to a ping; None: it owes none.
+        self.silence: Patience | None = None
+        self.killed = self.ended = False
         # When it is seen next whether it is one that cannot end.
         self.next_look = self.started + LOOK
 
@@ -128,13 +163,35 @@ class Daemon:
         """All descriptors, and what to do with them.  One that does not take them is ended."""
         taken = all(self.tell("fd", name, fd) for name, fd in held.items())
         if not (taken and self.tell(verb, argument)):
-            self.signal(signal.SIGKILL)
+            self.kill()
+
+    def ping(self) -> None:
+        """Ask whether it answers requests; again, in steps, until it has said so."""
+        if self.silence is None:
+            self.silence = Patience(self.watchdog)
+        self.next_ping = self.silence.next
+        self.next_look = time.monotonic() + ENDING
+        self.tell("ping")
+
+    def answered(self) -> None:
+        """It has said that it does, or what its watchdog is."""
+        self.silence = None
+        self.next_ping = time.monotonic() + self.watchdog / STEPS
+
+    def kill(self) -> None:
+        """SIGKILL; whoever waits for its end sees soon whether it can."""
+        self.killed = True
+        self.watchdog = 0.0  # it has had its last chance
+        self.beginning = self.silence = None
+        self.next_look = time.monotonic() + ENDING
+        self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
+        if not self.ended:  # what was reaped has no pid any more
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass
 
 
 class Keeper:
@@ -152,7 +209,10 @@ class Keeper:
         self.fallback: list[str] | None = None
         self.deaths = 0
         self.restart_at = 0.0
-        self.told_to_end = 0
+        # What we were asked for by signals and is not done: what the daemon has been told of, and
+        # what the next one will be.
+        self.told: list[int] = []
+        self.untold: list[int] = []
         self.leaves = False
         # Started by an automounter: both of us are in its process group until the mount is made.
         self.automounted = launcher is not None and os.getpgrp() != os.getpid()
@@ -178,9 +238,11 @@ class Keeper:
         while self.exit_code is None:
             self._wait(reading)
             self._look_after()
+            self.notify.settle(self.held)
         if not self.leaves:
-            for name in self.held:
-                self.notify.remove(name)  # or the next start would go on with what is gone
+            self._reply("ended")
+        # What it still had the next start would go on with.
+        self.notify.finish(self.held if self.leaves else {})
         return self.exit_code
 
     # ---------------------------------------------------------------- the loop
@@ -210,17 +272,18 @@ class Keeper:
         times = [self.restart_at] if self.daemon is None else []
         daemon = self.daemon
         if daemon is not None and daemon.watchdog:
-            times.append(daemon.pinged + daemon.watchdog if daemon.pinged else daemon.next_ping)
+            times.append(daemon.next_ping)
         if daemon is not None and DEVICE in self.held:
             times.append(daemon.next_look)
-        times += [starting.started + STARTING for starting in self._starting()]
+        if (due := self.notify.due()) is not None:
+            times.append(due)
+        times += [beginning.next for _, beginning in self._beginners()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
-    def _starting(self) -> list[Daemon]:
-        """Those that have to say something soon; the first one seals, which takes what it takes."""
-        daemon, standby = self.daemon, self.standby
-        found = [daemon] if daemon is not None and not daemon.ready and DEVICE in self.held else []
-        return found + ([standby] if standby is not None else [])
+    def _beginners(self) -> list[tuple[Daemon, Patience]]:
+        """Those that have to say something soon."""
+        both = (self.daemon, self.standby)
+        return [(one, one.beginning) for one in both if one is not None and one.beginning]
 
     def _look_after(self) -> None:
         """Start, ping or end the daemon, as the time has come."""
@@ -228,11 +291,10 @@ class Keeper:
         daemon = self.daemon
         if self.exit_code is not None:
             return
-        for starting in self._starting():
-            if now >= starting.started + STARTING:
-                log(f"the daemon {starting.pid} does not begin to serve, and is ended")
-                starting.started = now
-                starting.signal(signal.SIGKILL)
+        for beginner, beginning in self._beginners():
+            if beginning.is_over():
+                log(f"the daemon {beginner.pid} does not begin to serve, and is ended")
+                beginner.kill()
         if daemon is None:
             if now >= self.restart_at:
                 self._start()
@@ -240,14 +302,12 @@ class Keeper:
                     self._hand_over(self.daemon)
         elif DEVICE in self.held and now >= daemon.next_look and _cannot_end(daemon.pid):
             self._go_on_without(daemon)
-        elif daemon.watchdog and daemon.pinged and now >= daemon.pinged + daemon.watchdog:
+        elif daemon.silence is not None and daemon.silence.is_over():
             self._end_stuck(daemon)
-        elif daemon.watchdog and not daemon.pinged and now >= daemon.next_ping:
-            daemon.pinged = now
-            daemon.next_look = now + ENDING
-            daemon.tell("ping")
+        elif daemon.watchdog and now >= daemon.next_ping:
+            daemon.ping()
         elif now >= daemon.next_look:
-            daemon.next_look = now + (ENDING if daemon.pinged else LOOK)
+            daemon.next_look = now + (ENDING if daemon.silence or daemon.killed else LOOK)
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -263,11 +323,17 @@ class Keeper:
             self._leave()
         elif number in (*FORWARDED, LEAVE):
             self.notify.say("STOPPING=1")
-            number = signal.SIGTERM if number == LEAVE else number
-            if DEVICE in self.held and (self.daemon is None or not self.daemon.ready):
-                self.told_to_end = number  # it would only kill one that is about to take over
-            elif self.daemon is not None:
-                self.daemon.signal(number)
+            self.untold.append(signal.SIGTERM if number == LEAVE else number)
+            # It would only kill one that is about to take over.
+            if self.daemon is not None and (self.daemon.ready or DEVICE not in self.held):
+                self._pass_on(self.daemon)
+
+    def _pass_on(self, daemon: Daemon) -> None:
+        """What we were asked for is the daemon's to do, and the next one's if this one dies of it
+        or before it: until it says so, it is not done."""
+        while self.untold:
+            self.told.append(self.untold.pop(0))
+            daemon.signal(self.told[-1])
 
     def _leave(self) -> None:
         """The mount stays, and the next keeper goes on with it."""
@@ -298,7 +364,8 @@ class Keeper:
         _restore_oom_score(self.daemon.pid)
 
     def _hand_over(self, daemon: Daemon) -> None:
-        daemon.started = time.monotonic()  # it had nothing to do while a source was sealed
+        if DEVICE in self.held:  # the first one waits for its source, and then for a mount
+            daemon.beginning = Patience(STARTING)
         daemon.give(self.held, "go", f"bound {os.getpid()}" if self.notify.stores else "")
 
     def _listen(self, daemon: Daemon) -> None:
@@ -330,38 +397,42 @@ class Keeper:
         elif verb == "drop":
             self._let_go(argument)
         elif verb == "pong":
-            daemon.pinged = 0.0
+            daemon.answered()
             daemon.next_look = time.monotonic() + LOOK
-            daemon.next_ping = time.monotonic() + daemon.watchdog / 4
         elif verb == "watch":
             daemon.watchdog = float(argument)
-            daemon.next_ping = time.monotonic() + daemon.watchdog / 4
+            daemon.answered()
         elif verb == "ready":
             self._is_ready(daemon, argument)
         elif verb == "failed":
             self._answer(argument)
         elif verb == "bye":
             daemon.bye = int(argument)
-        elif verb == "able" and daemon is self.standby and self.daemon is not None:
+        elif verb == "done":
+            self.told = [number for number in self.told if number != int(argument)]
+        elif verb == "able" and daemon is self.standby:
             daemon.able = True
-            self.daemon.signal(signal.SIGKILL)  # its end brings the other one on
-            self.daemon.next_look = time.monotonic() + ENDING
-        elif verb == "unable" and daemon is self.standby:
-            self._refuse(argument)
+            if self.daemon is None:  # between two of the last version
+                self._swap()
+            else:
+                self.daemon.kill()  # its end brings the other one on
+        elif verb == "unable":
+            self._reply(f"refused {argument}")
+            if daemon is self.standby:
+                daemon.kill()
 
     def _is_ready(self, daemon: Daemon, answer: str) -> None:
         daemon.ready = True
         daemon.started = time.monotonic()
+        daemon.beginning = None
         self.fallback = None
-        if self.told_to_end:
-            daemon.signal(self.told_to_end)
-            self.told_to_end = 0
+        self._pass_on(daemon)
         if self.automounted:
             os.setsid()
             self.automounted = False
         self._answer(answer)
         self.notify.say(f"READY=1\nSTATUS=Mounted, served by process {daemon.pid}")
-        if self.asking is not None and daemon.command == self.command:
+        if daemon.took_over:
             self._reply(f"ok {daemon.pid}")
 
     def _go_on_without(self, daemon: Daemon) -> None:
@@ -375,17 +446,20 @@ class Keeper:
 
     def _gone(self, pid: int, how: str) -> None:
         if self.standby is not None and pid == self.standby.pid:
-            self.standby.sock.close()
-            self.standby = None
-            if self.asking is not None:
-                self._reply(f"refused the new version does not start ({how}): see the log")
+            standby, self.standby = self.standby, None
+            standby.ended = True
+            self._drain(standby)
+            standby.sock.close()
+            self._reply(f"refused the new version does not start ({how}): see the log")
             return
         daemon = self.daemon
         if daemon is None or pid != daemon.pid:
             return
+        daemon.ended = True
         self._drain(daemon)
         daemon.sock.close()
         self.daemon = None
+        self.told, self.untold = [], self.told + self.untold
         if daemon.bye is not None:
             self.exit_code = daemon.bye
             return
@@ -405,7 +479,7 @@ class Keeper:
             self.exit_code = INTERNAL_ERROR
             return
         if self.standby is not None and self.standby.able:
-            self._swap(daemon)
+            self._swap()
             return
         served = time.monotonic() - daemon.started if daemon.ready else 0.0
         how = f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s"
@@ -446,13 +520,11 @@ class Keeper:
         )
         for task, state, frames in _threads(daemon.pid):
             log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
-        daemon.pinged = time.monotonic() + 3600  # it has had its last chance
-        daemon.next_look = 0.0
         # It writes the stacks of its Python threads (faulthandler), if it still can.
         daemon.signal(signal.SIGUSR2)
         daemon.signal(signal.SIGCONT)
         time.sleep(STACKS)
-        daemon.signal(signal.SIGKILL)
+        daemon.kill()
 
     # ---------------------------------------------------------------- what is held
 
@@ -461,9 +533,11 @@ class Keeper:
             os.close(self.held[name])
         self.held[name] = fd
         if name == DEVICE:
+            if self.daemon is not None:
+                self.daemon.beginning = Patience(STARTING)  # the mount is made: it begins to serve
             self._store()
         elif DEVICE in self.held:
-            self.notify.store(name, fd)
+            self.notify.change(name)
         if name == LOG:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
@@ -473,14 +547,14 @@ class Keeper:
         its duplicate of the lock would keep the copy from the next start.
         """
         if DEVICE in self.held:
-            for name, fd in self.held.items():
-                self.notify.store(name, fd)
+            for name in self.held:
+                self.notify.change(name)
 
     def _let_go(self, name: str) -> None:
         fd = self.held.pop(name, None)
         if fd is not None:
             os.close(fd)
-            self.notify.remove(name)
+            self.notify.change(name)
 
     # ---------------------------------------------------------------- the launcher
 
@@ -506,7 +580,7 @@ class Keeper:
         launcher, self.launcher = self.launcher, None
         try:
             with launcher:
-                launcher.sendall(line.encode("ascii") + b"\n")
+                launcher.sendall(conversation.encoded(f"{line}\n"))
         except OSError:
             if self.daemon is not None:
                 self.daemon.tell("undo")  # who wanted the mount is gone
@@ -539,18 +613,15 @@ class Keeper:
             self._reply(f"refused cannot start {words[0]}: {error.strerror}")
             return
         _restore_oom_score(self.standby.pid)
+        self.standby.beginning = Patience(STARTING)
         self.standby.give(self.held, "check")
 
-    def _refuse(self, reason: str) -> None:
-        assert self.standby is not None
-        self._reply(f"refused {reason}")
-        self.standby.signal(signal.SIGKILL)
-
-    def _swap(self, old: Daemon) -> None:
-        """The one that has just ended makes room for the one that waits."""
+    def _swap(self) -> None:
+        """The one that has ended makes room for the one that waits."""
         assert self.standby is not None
         self.daemon, self.standby = self.standby, None
-        self.fallback, self.command = old.command, self.daemon.command
+        self.daemon.took_over = True
+        self.fallback, self.command = self.command, self.daemon.command
         self.deaths = 0
         self._hand_over(self.daemon)
 
@@ -559,7 +630,7 @@ class Keeper:
             asking, self.asking = self.asking, None
             try:
                 with asking:
-                    asking.sendall(text.encode())
+                    asking.sendall(conversation.encoded(text))
             except OSError:
                 pass
 
@@ -572,7 +643,12 @@ class Keeper:
 
 
 class Systemd:
-    """What the service manager is told: sd_notify(3)."""
+    """What the service manager is told: sd_notify(3).
+
+    Its store is to have what is held here.  What comes and goes at once (most files without a name
+    do) it is not told of: a change waits for some time, and what it has come to by then is said.
+    So nothing is lost either when the manager takes nothing: it is told later.
+    """
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -581,38 +657,101 @@ class Systemd:
         # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
         limit = os.environ.get("FDSTORE", "")
         self._limit = int(limit) if limit.isdecimal() else 0
-        self._stored: set[str] = set()
         self.stores = bool(self._address) and self._limit > 0
+        # What it has by our knowledge, and the names of which that may not be true any more.
+        self._stored: set[str] = set()
+        self._changed: dict[str, None] = {}
+        # What it has no room for: whoever has such a file open loses it with this process.
+        self._crowded: dict[str, None] = {}
+        # What it could not be told, in the order.
+        self._unsaid: list[str] = []
+        self._pause = SETTLING
+        self._next = 0.0
 
-    def say(self, text: str, fd: int | None = None) -> None:
-        if not self._address:
+    def say(self, text: str) -> None:
+        """Have it said, now or as soon as it is heard."""
+        if self._address:
+            self._unsaid.append(text)
+            self._say_unsaid()
+
+    def change(self, name: str) -> None:
+        """What is held under this name is another one, or nothing, from now on."""
+        if self.stores:
+            if not self._changed:
+                self._next = max(self._next, time.monotonic() + LASTING)
+            self._changed[name] = None
+            self._crowded.pop(name, None)
+
+    def due(self) -> float | None:
+        """When `settle` has something to do; None: never."""
+        return self._next if self._unsaid or self._changed else None
+
+    def settle(self, held: dict[str, int]) -> None:
+        """Have it store what is held now, if the time has come."""
+        due = self.due()
+        now = time.monotonic()
+        if due is None or now < due:
             return
+        self._next = now + SETTLING
+        if self._say_unsaid():
+            for name in list(self._changed):
+                if not self._say_change(name, held.get(name)):
+                    break
+
+    def finish(self, held: dict[str, int]) -> None:
+        """The same as the last thing, for which there is no later."""
+        for name in self._stored - held.keys():
+            self.change(name)
+        deadline = time.monotonic() + _LAST_PATIENCE
+        while (due := self.due()) is not None and time.monotonic() < deadline:
+            time.sleep(max(0.0, min(due, deadline) - time.monotonic()))
+            self.settle(held)
+        if self.due() is not None:
+            log(f"systemd was not told of everything: it took nothing for {_LAST_PATIENCE:g} s")
+
+    def _say_change(self, name: str, fd: int | None) -> bool:
+        """Whether it was taken, or need not be said."""
+        if name in self._stored:
+            if not self._send(f"FDSTOREREMOVE=1\nFDNAME={name}"):
+                return False
+            self._stored.remove(name)
+            self._changed.update(self._crowded)
+            self._crowded.clear()
+        if fd is not None and len(self._stored) >= self._limit:
+            self._crowded[name] = None
+        elif fd is not None:
+            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
+            if not self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd):
+                return False
+            self._stored.add(name)
+        del self._changed[name]
+        return True
+
+    def _say_unsaid(self) -> bool:
+        while self._unsaid:
+            if not self._send(self._unsaid[0]):
+                return False
+            del self._unsaid[0]
+        return True
+
+    def _send(self, text: str, fd: int | None = None) -> bool:
+        """Whether it was taken; else it is tried again, after a pause that grows."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(_NOTIFY_PATIENCE)
                 sock.connect(self._address)
                 if fd is None:
-                    sock.sendall(text.encode())
+                    sock.sendall(conversation.encoded(text))
                 else:
-                    socket.send_fds(sock, [text.encode()], [fd])
+                    socket.send_fds(sock, [conversation.encoded(text)], [fd])
         except OSError as error:
-            log(f"cannot tell systemd: {error.strerror}")
-
-    def store(self, name: str, fd: int) -> None:
-        if not self.stores:
-            return
-        if name in self._stored:
-            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
-        elif len(self._stored) >= self._limit:
-            return  # systemd would refuse it; whoever has that file open loses it with this process
-        self._stored.add(name)
-        # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
-        self.say(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
-
-    def remove(self, name: str) -> None:
-        if name in self._stored:
-            self._stored.remove(name)
-            self.say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            if self._pause == SETTLING:
+                log(f"cannot tell systemd, which is told later: {error.strerror or error}")
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._next = time.monotonic() + self._pause
+            return False
+        self._pause = SETTLING
+        return True
 
 
 def _wait_for_end(pid: int, patience: float) -> bool:
@@ -630,12 +769,14 @@ def _wait_for_end(pid: int, patience: float) -> bool:
 
 def _environment() -> dict[str, str]:
     """Ours, without what is for us alone."""
-    ours = ("NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
+    ours = inherited.OF_THE_MANAGER
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-# A service manager that takes nothing for so long is done without: seconds.
-_NOTIFY_PATIENCE = 2.0
+# How long a service manager that takes nothing is waited for: by what can be said later, and by the
+# last thing that is said: seconds.
+_NOTIFY_PATIENCE = 0.2
+_LAST_PATIENCE = 10.0
 
 _OOM = "/proc/{}/oom_score_adj"
 _inherited_oom_score: str | None = None
@@ -713,7 +854,11 @@ def main(arguments: list[str]) -> int:
             name, _, fd = argument.rpartition("=")
             held[name] = int(fd)
             os.set_inheritable(held[name], False)
-    descriptors.raise_limit()  # there is one for each file that has no name any more
+    inherited.drop_limits()
+    inherited.drop_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if launcher is not None:
+        inherited.drop_scheduling()
     os.chdir("/")
     return Keeper(launcher, held).run()
 

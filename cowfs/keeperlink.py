@@ -11,10 +11,14 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from typing import Any
+
+import trio
 
 from cowfs.conversation import receive_packet, send_packet
 
@@ -22,8 +26,10 @@ log = logging.getLogger("cowfs")
 
 # Packets that wait for a keeper that is not scheduled, in bytes of the socket's memory.
 _BUFFER = 8 << 20
-# A keeper that takes nothing for so long, in seconds, is as good as dead.
-_PATIENCE = 10
+# A keeper that takes nothing for so long, in seconds, is stopped: it is told later.
+_PATIENCE = 2
+# Its answer to our last word is waited for no longer than this, in seconds.
+_LAST_PATIENCE = 10
 _TIMEVAL = struct.Struct("ll")  # seconds, microseconds
 
 
@@ -31,7 +37,8 @@ class KeeperLink:
     """The keeper, as its daemon sees it.
 
     A keeper that dies takes nothing from a mount that runs: it is said once, and the daemon goes on
-    without one.
+    without one. One that is stopped is waited for once. What it is to hold waits here from then on,
+    until it takes something: if this daemon is killed before, files without a name are lost.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -44,6 +51,12 @@ class KeeperLink:
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(_PATIENCE, 0))
         self.is_alive = True
+        #: Set as long as something waits for the keeper.
+        self.is_late = trio.Event()
+        # What waits, in the order; by name what is to be held there (None: nothing), else by verb.
+        self._waiting: dict[tuple[str, str], tuple[str, int | None]] = {}
+        # The names under which the keeper holds something, when it has taken all that was sent.
+        self._sent: set[str] = set()
         #: Whether the connection is gone, and nothing is left for another daemon to serve.
         self.unmounted = False
 
@@ -59,6 +72,7 @@ class KeeperLink:
         while (packet := receive_packet(self._sock)) is not None:
             verb, argument, fd = packet
             if verb != "fd":
+                self._sent = set(held)
                 return verb, argument, held
             if fd is not None:
                 held[argument] = fd
@@ -100,18 +114,79 @@ class KeeperLink:
     def bye(self, exit_code: int) -> None:
         """All is put away; to be followed by the end of this process."""
         self._say("bye", str(exit_code))
+        deadline = time.monotonic() + _LAST_PATIENCE
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        while self.is_late.is_set() and (left := deadline - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Tell the keeper what it has not taken so far, as far as it takes it now."""
+        while self._waiting:
+            key, (argument, fd) = next(iter(self._waiting.items()))
+            if not self._send(key[0], argument, fd, socket.MSG_DONTWAIT):
+                return
+            if self._waiting.pop(key, None) and fd is not None:
+                os.close(fd)
+        if self.is_late.is_set():
+            self.is_late = trio.Event()
+            log.warning("the keeper takes what it is told again")
 
     def _say(self, verb: str, argument: str, fd: int | None = None) -> None:
         if not self.is_alive:
             return
+        if self.is_late.is_set():
+            self._put_off(verb, argument, fd)
+            self.catch_up()
+        elif not self._send(verb, argument, fd) and self.is_alive:
+            log.warning(
+                "the keeper takes nothing, and is told later: it is stopped, or has no time"
+            )
+            self.is_late.set()
+            self._put_off(verb, argument, fd)
+
+    def _send(self, verb: str, argument: str, fd: int | None, flags: int = 0) -> bool:
+        """Whether it was taken, or never will be."""
         try:
-            send_packet(self._sock, verb, argument, fd)
+            send_packet(self._sock, verb, argument, fd, flags)
+        except BlockingIOError:
+            return False
         except (BrokenPipeError, ConnectionResetError):
             self._lost()
-        except OSError as error:  # it is busy, or the kernel is out of memory: it may hear the next
+            return False
+        except OSError as error:  # the kernel is out of memory: it may hear the next
             log.warning("the keeper was not told: %s %s: %s", verb, argument, error.strerror)
+            return True
+        if verb == "put":
+            self._sent.add(argument)
+        elif verb == "drop":
+            self._sent.discard(argument)
+        return True
+
+    def _put_off(self, verb: str, argument: str, fd: int | None) -> None:
+        """What comes and goes before the keeper takes anything, it need not know."""
+        if verb not in ("put", "drop"):
+            self._waiting[verb, ""] = argument, None
+            return
+        for key in (("put", argument), ("drop", argument)):
+            _, old = self._waiting.pop(key, ("", None))
+            if old is not None:
+                os.close(old)
+        if fd is None:
+            if argument in self._sent:
+                self._waiting["drop", argument] = argument, None
+            return
+        try:
+            self._waiting["put", argument] = argument, os.dup(fd)
+        except OSError as error:
+            log.warning("the keeper will not be told: %s %s: %s", verb, argument, error.strerror)
 
     def _lost(self) -> None:
         if self.is_alive:
             self.is_alive = False
+            for _, fd in self._waiting.values():
+                if fd is not None:
+                    os.close(fd)
+            self._waiting.clear()
             log.warning("the keeper is gone: the mount goes on, and ends with this daemon")

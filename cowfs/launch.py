@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from cowfs import attendant, engine, mountinfo, names, preflight
+from cowfs import attendant, engine, inherited, mountinfo, names, preflight, privileges
 from cowfs.config import Config
 from cowfs.conversation import receive_answer, send_order
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
@@ -75,10 +75,13 @@ class Keeper:
                 pid = os.posix_spawn(
                     command[0],
                     command,
-                    os.environ,
+                    inherited.environment(foreground=False),
                     file_actions=[
                         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(theirs.fileno())),
+                        *(
+                            (os.POSIX_SPAWN_CLOSE, fd)
+                            for fd in inherited.descriptors(theirs.fileno())
+                        ),
                     ],
                     setsid=not automounted,
                     setsigmask=[],
@@ -164,6 +167,12 @@ def mount(
     process behind.
     """
     preflight.require_privilege()
+    inherited.drop_limits()
+    if (largest := inherited.largest_file()) is not None:
+        warn(
+            f"nobody can make a file of {mountpoint} larger than {largest} bytes: this process has "
+            "that limit (ulimit -H -f), and may not raise it without CAP_SYS_RESOURCE"
+        )
     by_overlayfs = engine.prefers_overlayfs(options)
     if not by_overlayfs:
         preflight.require_fuse_device()
@@ -172,7 +181,7 @@ def mount(
             from cowfs import overlaymount
 
             overlaymount.go_on(held)
-            _become(attendant.command("watch", held))
+            _become(attendant.command("watch", held), held)
         if _is_mounted(held):
             _become_keeper(held)
         for fd in held.values():
@@ -267,8 +276,10 @@ class _Launch:
                 signal.pthread_sigmask(signal.SIG_BLOCK, [*FORWARDED, LEAVE])
                 self.interrupts.check()
                 self._write_record(made, os.getpid())
-                _become(attendant.command("watch", made.held))
+                self._empty_trash()
+                _become(attendant.command("watch", made.held), made.held)
             config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
+            self._empty_trash()
             order = os.memfd_create("cowfs-order")
             os.write(order, config.to_json())
             _become_keeper({ORDER: order, LOCK: config.lock_fd})
@@ -320,6 +331,7 @@ class _Launch:
         from cowfs.store import Store
 
         store = self.store = Store.for_source(self.source, self.options.store)
+        _require_privileges(store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
 
         def prepare() -> Template:
@@ -343,8 +355,17 @@ class _Launch:
         if self.copy is not None:
             self.copy.release()
         if self.store is not None:
+            self._empty_trash()
             self.store.close()
         self.store = self.copy = self.keeper = None
+
+    def _empty_trash(self) -> None:
+        """What was found there, and what was put there, is removed while others use the mount."""
+        from cowfs import emptying
+
+        assert self.store is not None
+        with contextlib.suppress(OSError):  # cowfs gc will
+            emptying.start(self.store.trash_fd)
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
@@ -359,12 +380,14 @@ class _Launch:
                 self._remove_mount()
                 self._give_back(self.copy)
             if self.store is not None:
+                self._empty_trash()
                 self.store.close()
             raise
 
     def _remove_mount(self) -> None:
         """Detach a cowfs mount that has appeared at our mountpoint since we looked."""
         from cowfs import runtime, syscalls
+        from cowfs.mountpoint import Mountpoint
 
         record = runtime.find(self.mountpoint)
         if record is not None and record.copy != self.name:
@@ -373,7 +396,7 @@ class _Launch:
         before = self.mounted_before
         if now is not None and now.is_cowfs and (before is None or now.mount_id != before.mount_id):
             with contextlib.suppress(OSError):
-                syscalls.umount2(os.fsencode(self.mountpoint), syscalls.MNT_DETACH)
+                Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
@@ -383,17 +406,29 @@ class _Launch:
             copy.release()
 
 
+def _require_privileges(store: Store) -> None:
+    """UsageError that names what this process lacks on the store's volume."""
+    try:
+        lacking = privileges.missing(store.fd)
+    except OSError:
+        return  # there is no room to try it; who needs it will say so
+    if lacking:
+        raise privileges.refusal(lacking)
+
+
 def _become_keeper(held: dict[str, int]) -> NoReturn:
     """Go on as the keeper, in this process, with these descriptors. SystemFailure."""
     for fd in held.values():
         os.set_inheritable(fd, True)
-    _become([*KEEPER_COMMAND, "holding", *(f"{name}={fd}" for name, fd in held.items())])
+    _become([*KEEPER_COMMAND, "holding", *(f"{name}={fd}" for name, fd in held.items())], held)
 
 
-def _become(command: list[str]) -> NoReturn:
-    """Go on as another program. SystemFailure."""
+def _become(command: list[str], held: dict[str, int]) -> NoReturn:
+    """Go on as another program, with these descriptors and no others. SystemFailure."""
+    for fd in inherited.descriptors(*held.values()):
+        os.set_inheritable(fd, False)
     try:
-        os.execv(command[0], command)  # noqa: S606
+        os.execve(command[0], command, inherited.environment(foreground=True))  # noqa: S606
     except OSError as error:
         raise SystemFailure(f"cannot start {command[0]}: {error.strerror}") from None
 
@@ -406,19 +441,22 @@ def _start_attendant(overlay: OverlayMount) -> int:
     """
     from cowfs import runtime
 
-    command = attendant.command("watch", overlay.held)
+    command = attendant.command("watch", overlay.held, attendant.BACKGROUND)
     try:
         log = runtime.open_log(overlay.record.device)
         try:
             return os.posix_spawn(
                 command[0],
                 command,
-                os.environ,
+                inherited.environment(foreground=False),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),
                     (os.POSIX_SPAWN_DUP2, log, 2),
-                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable(*overlay.held.values())),
+                    *(
+                        (os.POSIX_SPAWN_CLOSE, fd)
+                        for fd in inherited.descriptors(*overlay.held.values())
+                    ),
                 ],
                 setsid=True,
                 setsigmask=[*FORWARDED, LEAVE],
@@ -470,13 +508,3 @@ def _failure(message: str, exit_code: int) -> CowfsError:
     error = MountFailure(message)
     error.exit_code = exit_code
     return error
-
-
-def _inheritable(*but: int) -> Iterator[int]:
-    """Descriptors that our caller left open; a keeper must not keep their pipes and locks."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd not in but:
-            with contextlib.suppress(OSError):  # the one that listed the directory is closed
-                if os.get_inheritable(fd):
-                    yield fd

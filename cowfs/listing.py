@@ -4,7 +4,8 @@ readdir(2) may be interrupted at any entry and go on later, while names are crea
 while this file gives the listing up and makes it again, or another daemon does.  So the place of a
 name follows from the name alone: it is its hash.  A stream that goes on behind cookie *n* misses
 nothing that was there all the time, and sees nothing twice.  The cookie of a name is its place plus
-three: `.` and `..` come first.
+three: `.` and `..` come first.  Cookies have 31 bits, as XFS's have: that is what readdir(3) of a
+32-bit program can hold, which without large-file support fails with EOVERFLOW for any more.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
 themselves, since nothing else changes a copy that is mounted.
@@ -20,6 +21,8 @@ from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from cowfs import directories
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -29,15 +32,18 @@ if TYPE_CHECKING:
 KEPT_LISTINGS = 64
 KEPT_NAMES = 1 << 19
 
-# Two names of one directory share a hash once in 2**62 / n**2 directories; the second one in the
-# order of their bytes then has the place after it, or, until the listing is made anew, the one that
-# came second.
-_PLACES = (1 << 62) - 1
+# Of n names some n**2 / 2**32 have the hash of another one.  The second in the order of their bytes
+# has the next place that is free; what is created later, until the listing is made anew, takes the
+# next one, too.  So a stream can miss or repeat a name if it was interrupted between two such names
+# and one of them changed.  The last places are only for those that found theirs taken.
+_HASHES = (1 << 31) - (1 << 16)
+
+LAST_COOKIE = (1 << 31) - 1
 
 
 def _hash(name: bytes) -> int:
     """The same in every process."""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") & _PLACES
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % _HASHES
 
 
 class Listing:
@@ -46,46 +52,53 @@ class Listing:
     A name takes some 60 bytes beside its own: two arrays, one of them of numbers.
     """
 
-    __slots__ = ("_names", "_places", "subdirectories")
+    __slots__ = ("_displaced", "_names", "_places", "subdirectories")
 
     def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
+        # Where those are whose place another name had.
+        self._displaced: dict[bytes, int] = {}
         self.subdirectories = 0
         found = []
         for name, is_directory in entries:
             found.append((_hash(name), name))
             self.subdirectories += is_directory
         found.sort()
-        self._places = array("Q")
+        self._places = array("I")
         self._names = [name for _place, name in found]
         last = -1
-        for place, _name in found:
+        for place, name in found:
             last = max(place, last + 1)
             self._places.append(last)
+            if last != place:
+                self._displaced[name] = last
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def _find(self, name: bytes) -> tuple[int, int, bool]:
-        """The index of a name and its place, and whether it is there; if not: where it would be."""
-        place = _hash(name)
+    def _index(self, name: bytes) -> int | None:
+        place = self._displaced.get(name)
+        if place is None:
+            place = _hash(name)
         at = bisect_left(self._places, place)
-        while at < len(self._places) and self._places[at] == place:
-            if self._names[at] == name:
-                return at, place, True
-            at, place = at + 1, place + 1
-        return at, place, False
+        return at if at < len(self._names) and self._names[at] == name else None
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        at, place, is_there = self._find(name)
-        if not is_there:
+        if self._index(name) is None:
+            wanted = place = _hash(name)
+            at = bisect_left(self._places, place)
+            while at < len(self._places) and self._places[at] == place:
+                at, place = at + 1, place + 1
+            if place != wanted:
+                self._displaced[name] = place
             self._places.insert(at, place)
             self._names.insert(at, name)
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        at, _place, is_there = self._find(name)
-        if not is_there:  # it came second to one that has gone since
-            at = self._names.index(name)
+        at = self._index(name)
+        if at is None:
+            raise KeyError(name)
+        self._displaced.pop(name, None)
         del self._places[at]
         del self._names[at]
         self.subdirectories -= is_directory
@@ -156,18 +169,14 @@ _WHITEOUT = 0
 
 def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
     """(name, file type) of every entry; the type of a whiteout is `_WHITEOUT`."""
-    real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME, dir_fd=fd)
-    try:
-        with os.scandir(real) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    mode = stat.S_IFDIR
-                elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                    mode = stat.S_IFREG
-                else:
-                    st = entry.stat(follow_symlinks=False)
-                    is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
-                    mode = _WHITEOUT if is_whiteout else stat.S_IFREG
-                yield os.fsencode(entry.name), mode
-    finally:
-        os.close(real)
+    with directories.entries(fd, os.O_NOATIME) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                mode = stat.S_IFDIR
+            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                mode = stat.S_IFREG
+            else:
+                st = entry.stat(follow_symlinks=False)
+                is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+                mode = _WHITEOUT if is_whiteout else stat.S_IFREG
+            yield os.fsencode(entry.name), mode

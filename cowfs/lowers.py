@@ -17,9 +17,9 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from cowfs import cloning, removal, syscalls, templates, workers
+from cowfs import cloning, directories, removal, syscalls, templates, workers
 from cowfs.cloning import Chunk, Cloner, Progress
 from cowfs.scan import Scanner, SourceChanged
 from cowfs.storedir import StoreDirectory, lock_directory
@@ -65,7 +65,7 @@ def trash(
     except NotADirectoryError:
         return False  # not made by us
     if fd is None:
-        return template_id not in os.listdir(store.lowers_fd)
+        return template_id not in directories.names(store.lowers_fd)
     try:
         if unless():
             return False
@@ -78,7 +78,8 @@ def trash(
 def trash_orphans(store: StoreDirectory) -> None:
     """Those whose template another version has removed, that knows nothing of them. OSError."""
     if store.has_lowers():
-        for orphan in set(os.listdir(store.lowers_fd)) - set(os.listdir(store.templates_fd)):
+        kept = set(directories.names(store.templates_fd))
+        for orphan in set(directories.names(store.lowers_fd)) - kept:
             trash(store, orphan)
 
 
@@ -88,7 +89,7 @@ def _make(store: StoreDirectory, template: Template, progress: Progress | None) 
         with contextlib.suppress(FileNotFoundError):
             os.stat(template.id, dir_fd=store.lowers_fd, follow_symlinks=False)
             return  # made by whoever had the lock before us
-        removal.empty(fd, store.trash_fd)
+        removal.clear(fd, store.trash_fd)
         os.mkdir(TREE, 0o700, dir_fd=fd)
         tree_fd = os.open(TREE, _DIRECTORY, dir_fd=fd)
         try:
@@ -120,11 +121,14 @@ def _fill(
             def clone_all(pieces: list[Chunk], done: Callable[[Chunk], None]) -> None:
                 count = workers.worth_starting(sum(piece.work() for piece in pieces))
 
-                def worker(umask: int) -> Callable[[Chunk], None]:
-                    return _PlainCloner(source_fd, tree_fd, umask).clone_chunk
+                @contextlib.contextmanager
+                def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
+                    with contextlib.closing(_PlainCloner(source_fd, tree_fd, umask)) as cloner:
+                        yield cloner.clone_chunk
 
                 workers.do_all(count, worker, pieces, done, workers.cost_of)
 
-            cloning.fill(_PlainCloner(source_fd, tree_fd, 0o777), found, progress, clone_all)
+            with contextlib.closing(_PlainCloner(source_fd, tree_fd, 0o777)) as cloner:
+                cloning.fill(cloner, found, progress, clone_all)
         except SourceChanged as change:
             raise OSError(errno.ESTALE, "a sealed template changes", change.path) from None

@@ -131,7 +131,9 @@ def _cowfs_5() -> str:
     page.table(options.DESCRIPTIONS)
     generic = [name for name in options.GENERIC if name not in options.DESCRIPTIONS]
     page.item(
-        ", ".join(generic), "As in mount(8). nosuid and nodev are on unless suid or dev is given."
+        ", ".join(generic),
+        "As in mount(8). nosuid and nodev are on unless suid or dev is given; "
+        "mount(8) and fstab do not hand these two words on, but allow_suid and allow_dev.",
     )
     words = ", ".join([*options.FSTAB_WORDS, "comment=TEXT", "x-NAME", "X-NAME"])
     page.item(

@@ -12,6 +12,7 @@ import errno
 import os
 
 from cowfs import ondisk, syscalls
+from cowfs.mountinfo import Mount
 
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -31,6 +32,19 @@ class Mountpoint:
             os.close(root)
         self._name = os.fsencode(name)
         self._mount_id = -1
+
+    @classmethod
+    def of(cls, mount: Mount) -> Mountpoint:
+        """That of a mount in the table.  OSError: EINVAL when something else is there by now."""
+        place = cls(mount.mountpoint)
+        fd = place._open()
+        try:
+            if syscalls.statx_mount_id(fd) != mount.mount_id:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            place._mount_id = syscalls.statx_unique_mount_id(fd)
+        finally:
+            os.close(fd)
+        return place
 
     @property
     def path(self) -> bytes:
@@ -63,9 +77,12 @@ class Mountpoint:
             return False
 
     def _top(self) -> int:
-        # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
-        fd = os.open(self._name, _ENTRY, dir_fd=self._parent_fd)
+        fd = self._open()
         try:
             return syscalls.statx_unique_mount_id(fd)
         finally:
             os.close(fd)
+
+    def _open(self) -> int:
+        # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
+        return os.open(self._name, _ENTRY, dir_fd=self._parent_fd)

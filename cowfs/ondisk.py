@@ -35,9 +35,17 @@ UNFINISHED_GROUP = b"#group"
 
 INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
+LEAST_INO = 2  # 1 is the node id of the root, whatever number that has
 _INO_VALUE = struct.Struct("<Q")
 _BTIME_VALUE = struct.Struct("<q")
 _DATA_HEAD = struct.Struct("<q")
+
+
+class DamagedMark(OSError):  # noqa: N818 -- an OSError that says what is damaged
+    """A mark whose value means nothing."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(errno.EIO, "damaged attribute " + os.fsdecode(name))
 
 
 def proc_path(dir_fd: int, name: bytes | None = None) -> bytes:
@@ -174,13 +182,22 @@ def set_redirect(where: int | bytes, path: bytes) -> None:
 
 
 def get_ino(where: int | bytes) -> int | None:
-    """The st_ino presented for this upper file, when not its own. OSError: EIO when damaged."""
+    """The st_ino presented for this upper file, when not its own. OSError; DamagedMark."""
     value = _get_mark(where, INO)
     if value is None:
         return None
-    if len(value) != _INO_VALUE.size:
-        raise OSError(errno.EIO, "damaged attribute " + os.fsdecode(INO))
+    if len(value) != _INO_VALUE.size or _INO_VALUE.unpack(value)[0] < LEAST_INO:
+        raise DamagedMark(INO)
     return int(_INO_VALUE.unpack(value)[0])
+
+
+def shown_ino(where: int | bytes, own: int) -> int:
+    """The st_ino of this upper file that users see, its own being *own*: a damaged mark counts as
+    none. OSError."""
+    try:
+        return get_ino(where) or own
+    except DamagedMark:
+        return own
 
 
 def set_ino(where: int | bytes, ino: int) -> None:
@@ -244,13 +261,13 @@ def birth_time(where: bytes, *, follow: bool) -> int | None:
     """When the file was made that this one stands for, in nanoseconds since the epoch.
 
     *where* is a path as `proc_path` gives it; *follow* tells whether it ends in a link of /proc.
-    None where the filesystem does not say. OSError: EIO when the mark is damaged.
+    None where the filesystem does not say. OSError; DamagedMark.
     """
     value = _get_mark(where, BTIME)
     if value is None:
         return syscalls.birth_time(where, follow=follow)
     if len(value) != _BTIME_VALUE.size:
-        raise OSError(errno.EIO, "damaged attribute " + os.fsdecode(BTIME))
+        raise DamagedMark(BTIME)
     return int(_BTIME_VALUE.unpack(value)[0])
 
 

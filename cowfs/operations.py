@@ -33,7 +33,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from cowfs import ondisk, syscalls
 from cowfs.backing import Backing
+from cowfs.caller import UNSAID, Caller, is_in_group, uid_of
 from cowfs.inodes import Directory, Node
+from cowfs.listing import LAST_COOKIE
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
@@ -192,16 +194,31 @@ class Operations(pyfuse3.Operations):
             return
         if start_id <= 1 and not self._reply_dot(token, b"..", directory.parent or directory, 2):
             return
+        if start_id > LAST_COOKIE:
+            raise failure(errno.ESTALE)  # from the daemon of a version with other cookies
         # The kernel holds the directory's lock while it reads, and a change of it waits: the
         # listing does not change under this loop.
         overlay = self._overlay
         for place, name in overlay.listings.of(directory).after(max(0, start_id - 2)):
-            node, st = overlay.lookup(directory, name)
+            try:
+                node, st = overlay.lookup(directory, name)
+            except OSError:
+                # What cannot be read has its name in the listing, and the error when it is used.
+                if not self._reply_name(token, name, place + 3):
+                    return
+                continue
             if not pyfuse3.readdir_reply(token, name, self._attributes(node, st), place + 3):
                 if node.lookups == 0:
                     overlay.prune(node)
                 return
             node.lookups += 1
+
+    @staticmethod
+    def _reply_name(token: Any, name: bytes, next_id: int) -> bool:
+        """A name without a node: the kernel asks for that when somebody uses the name."""
+        attributes = EntryAttributes()
+        attributes.st_ino = 0  # a number for the listing comes from the channel
+        return bool(pyfuse3.readdir_reply(token, name, attributes, next_id))
 
     @staticmethod
     def _reply_dot(token: Any, name: bytes, node: Node, next_id: int) -> bool:
@@ -253,22 +270,22 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._writable_directory(parent_inode)
         owner, access = (ctx.uid, ctx.gid), flags & os.O_ACCMODE
-        self._backing.require_room(ctx)
+        self._backing.require_room(self._caller(ctx))
         if name == UNNAMED:
             # Done twice, it leaves the first one behind, empty, until the mount ends.
             node, fd = self._overlay.create_unnamed(parent, mode, ctx.umask, owner)
         else:
             name, again = _unmark(name)
             if again and (made := self._find(parent, name)) is not None:
-                await self._backing.open_changing(made, access, ctx, truncate=False)
+                await self._backing.open_changing(made, access, self._caller(ctx), truncate=False)
                 with self._backing.until_reply(made, access):
                     return FileInfo(fh=made.nodeid), self._entry(made)
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
         try:
-            self._backing.created(node, fd, access, ctx)
+            self._backing.created(node, fd, access, self._caller(ctx))
             with self._backing.until_reply(node, access):
                 if node.held_fd >= 0:
-                    self._backing.held(node, ctx)
+                    self._backing.held(node, self._caller(ctx))
                 return FileInfo(fh=node.nodeid), self._entry(node)
         except BaseException:
             self._overlay.prune(node)  # nobody was told of it, and nobody will forget it
@@ -301,7 +318,7 @@ class Operations(pyfuse3.Operations):
             await self._in_upper(node)  # its other names count as links from now on
         self._priming.take_back(node)
         self.touching.take_back(node)
-        with self._backing.losing_a_name(node, ctx):
+        with self._backing.losing_a_name(node, self._caller(ctx)):
             self._overlay.unlink(parent, name)
         self._backing.removed(node)
 
@@ -313,7 +330,7 @@ class Operations(pyfuse3.Operations):
             return
         node = self._held(parent, name)
         self.touching.take_back(node)
-        with self._backing.losing_a_name(node, ctx):
+        with self._backing.losing_a_name(node, self._caller(ctx)):
             self._overlay.rmdir(parent, name)
         await self._clear_away()
 
@@ -360,7 +377,11 @@ class Operations(pyfuse3.Operations):
             self.touching.take_back(source)
             # Whoever has no name afterwards: the target, unless they are exchanged.
             loses = target if target is not None and not flags else None
-            with nullcontext() if loses is None else self._backing.losing_a_name(loses, ctx):
+            with (
+                nullcontext()
+                if loses is None
+                else self._backing.losing_a_name(loses, self._caller(ctx))
+            ):
                 replaced = overlay.rename(
                     old_parent, name_old, new_parent, name_new, flags, request
                 )
@@ -476,7 +497,7 @@ class Operations(pyfuse3.Operations):
         names = ondisk.list_xattrs(self._overlay.layers.path(node))
         # xattr(7): only the privileged see trusted attributes; the volume's filesystem shows them
         # to the daemon.
-        hidden = (b"trusted.",) if ctx.uid != 0 else ondisk.INTERNAL
+        hidden = (b"trusted.",) if uid_of(ctx) != 0 else ondisk.INTERNAL
         return [name for name in names if not name.startswith(hidden)]
 
     @handler
@@ -518,10 +539,10 @@ class Operations(pyfuse3.Operations):
         access = flags & os.O_ACCMODE
         truncate = bool(flags & os.O_TRUNC)
         if access == os.O_RDONLY and not truncate:
-            await self._backing.open_reading(node, ctx)
+            await self._backing.open_reading(node, self._caller(ctx))
         else:
             self._refuse_read_only()
-            await self._backing.open_changing(node, access, ctx, truncate=truncate)
+            await self._backing.open_changing(node, access, self._caller(ctx), truncate=truncate)
         with self._backing.until_reply(node, access):
             if truncate:
                 self._drop_privileges(self._overlay.current(node), ctx)
@@ -565,6 +586,12 @@ class Operations(pyfuse3.Operations):
             os.close(fd)
 
     # ---------------------------------------------------------------- helpers
+
+    def _caller(self, ctx: RequestContext) -> Caller:
+        uid = ctx.uid
+        if uid == UNSAID and self._backing.needs_to_know():
+            uid = uid_of(ctx)
+        return Caller(ctx.pid, uid)
 
     def _refuse_read_only(self) -> None:
         # The kernel refuses by itself, until somebody remounts the mount read-write.
@@ -613,7 +640,7 @@ class Operations(pyfuse3.Operations):
         bits, whoever calls; the channel takes them away then.
         """
         st = self._overlay.getattr(node)
-        if ctx.uid in (0, st.st_uid):
+        if uid_of(ctx) in (0, st.st_uid):
             self._drop_privileges(node, ctx)
             self._overlay.set_owner(node, -1, -1)
 
@@ -622,14 +649,13 @@ class Operations(pyfuse3.Operations):
 
         The daemon has it, so the volume's filesystem does not do it by itself.
         """
-        if ctx.uid == 0:
-            return
         st = self._overlay.getattr(node)
-        if stat.S_ISDIR(st.st_mode):
+        special = st.st_mode & (stat.S_ISUID | stat.S_ISGID)
+        if not special or stat.S_ISDIR(st.st_mode) or uid_of(ctx) == 0:
             return
         drop = st.st_mode & stat.S_ISUID
         if st.st_mode & stat.S_ISGID and (
-            st.st_mode & stat.S_IXGRP or not _is_in_group(ctx, st.st_gid)
+            st.st_mode & stat.S_IXGRP or not is_in_group(ctx, st.st_gid)
         ):
             drop |= stat.S_ISGID
         if drop:
@@ -695,20 +721,3 @@ def _numbered(name: bytes) -> tuple[int | None, bytes]:
         return None, name
     number, _, name = name.removeprefix(EXCHANGE_NUMBER).partition(b"/")
     return int(number), name
-
-
-def _is_in_group(ctx: RequestContext, gid: int) -> bool:
-    """Whether the caller, who waits for us, is in the group; one that cannot be seen is not.
-
-    As bytes: the first line is the name of the thread, which the user chooses.
-    """
-    if gid == ctx.gid:
-        return True
-    try:
-        with open(f"/proc/{ctx.pid}/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Groups:"):
-                    return b"%d" % gid in line.split()[1:]
-    except OSError:
-        pass
-    return False

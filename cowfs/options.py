@@ -55,6 +55,8 @@ GENERIC: dict[str, tuple[int, int]] = {
     "suid": (MS_NOSUID, 0),
     "nodev": (0, MS_NODEV),
     "dev": (MS_NODEV, 0),
+    "allow_suid": (MS_NOSUID, 0),
+    "allow_dev": (MS_NODEV, 0),
     "noexec": (0, MS_NOEXEC),
     "exec": (MS_NOEXEC, 0),
     "noatime": (_ATIME, MS_NOATIME),
@@ -102,6 +104,9 @@ DESCRIPTIONS: dict[str, str] = {
     "ro": "Read-only. The daemon then keeps every file as it is: such a mount cannot become "
     "writable by a remount.",
     "rw": "Writable (default).",
+    "allow_suid": "As suid, which mount(8) and fstab do not hand on: programs in the copy may "
+    "change user and group. A remount keeps it.",
+    "allow_dev": "As dev, in the same way: device nodes in the copy may be opened.",
     "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, as "
     "systemd-escape --path does.",
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",
@@ -227,7 +232,7 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         elif sloppy:
             given.pop()
         else:
-            raise UsageError(f"unknown option {item!r}: known are {known_options()}")
+            raise UsageError(f"unknown option {item!r}: {_suggestion(name)}")
     parsed = Options(
         read_only=bool(flags & MS_RDONLY),
         copy=values.get("copy"),
@@ -297,9 +302,13 @@ def parse_seconds(option: str, text: str) -> int:
     )
 
 
-def known_options() -> str:
-    """Every word that says how to mount, for messages and help."""
-    return ", ".join([*_VALUES.values(), "ephemeral", *GENERIC])
+def _suggestion(name: str) -> str:
+    from difflib import get_close_matches
+
+    forms = {form.partition("=")[0]: form for form in (*DESCRIPTIONS, *GENERIC)}
+    close = [forms[match] for match in get_close_matches(name.lower(), forms, n=2)]
+    see = "cowfs(5), or cowfs mount --help"
+    return f"did you mean {' or '.join(close)}? See {see}" if close else f"see {see}"
 
 
 def _checked_value(item: str, name: str, value: str | None) -> str:

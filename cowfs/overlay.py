@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import stat
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from cowfs import ondisk, syscalls
+from cowfs import directories, ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
 from cowfs.inodes import ROOT_ID, Directory, Node, NodeTable
 from cowfs.layers import Layers
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 NAME_MAX = 255
+MOST_TOLD = 100  # damaged entries that are logged
 
 # Names that a file is given in one piece of work: about a millisecond.
 LINKED = 16
@@ -66,6 +70,14 @@ def alone(
             return method(self, *args, **kwargs)
 
     return guarded
+
+
+class _Group(NamedTuple):
+    """Names of one file that are to be there together: those that are, and the link in work/ that
+    marks them."""
+
+    mark: bytes
+    names: list[tuple[Directory, bytes]]
 
 
 class Overlay:
@@ -105,6 +117,8 @@ class Overlay:
         # Shared nodes whose clone is being given its names, one by one: until it has all of them,
         # what each name shows is the template's file.
         self._rising: set[int] = set()
+        self._unfinished: _Group | None = None
+        self._told: set[tuple[bytes, bytes]] = set()
         if work_fd is not None:
             self._empty(self.layers.work_fd)
 
@@ -120,6 +134,8 @@ class Overlay:
         """
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
+        if self._unfinished is not None:
+            self._take_back()
         layers = self.layers
         if parent.upper:
             st = layers.upper_entry(parent, name)
@@ -146,6 +162,8 @@ class Overlay:
         if stat.S_ISDIR(st.st_mode):
             assert parent.lower is not None
             lower = _join(parent.lower, name)
+        if node is not None and isinstance(node, Directory) != (lower is not None):
+            raise failure(errno.EIO)  # a file of the upper layer has its number, by a damaged mark
         if node is None:
             node = Node(st.st_ino) if lower is None else Directory(st.st_ino, lower)
             self.nodes.add(node)
@@ -170,13 +188,26 @@ class Overlay:
             lower = self.merged_with(parent.lower, name, where)
             ino = st.st_ino if lower is None else lower[1]
             node = self.nodes.by_ino(ino)
+            moves = isinstance(node, Directory) and node.parent is not parent
+            if moves and _is_within(parent, node):
+                self._damaged(ondisk.REDIRECT, parent, name)
+                lower, ino = None, st.st_ino
+                node = self.nodes.by_ino(ino)
             if node is None:
                 node = Directory(ino, None if lower is None else lower[0])
                 self.nodes.add(node)
         else:
             lower = None
-            ino = ondisk.get_ino(where) or st.st_ino
+            try:
+                ino = ondisk.get_ino(where) or st.st_ino
+            except ondisk.DamagedMark:
+                self._damaged(ondisk.INO, parent, name)
+                ino = st.st_ino
             node = self.nodes.by_ino(ino)
+            if isinstance(node, Directory):
+                self._damaged(ondisk.INO, parent, name)
+                ino = st.st_ino
+                node = self.nodes.by_ino(ino)
             if node is None:
                 node = Node(ino)
                 self.nodes.add(node)
@@ -192,12 +223,14 @@ class Overlay:
         *where* leads to the upper one; *parent_lower* is the same path of the directory it is in.
         """
         path = ondisk.lower_path(where, name, parent_lower)
-        if path is None:
+        if not path or b"\0" in path:  # a redirect to the root is none, nor is what is no path
             return None
         try:
             fd = self.layers.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in _NO_SUCH_PATH:
+                return None
+            raise
         try:
             st = os.fstat(fd)
         finally:
@@ -219,7 +252,26 @@ class Overlay:
     def birth_time(self, node: Node) -> int | None:
         """When the file was made, in nanoseconds since the epoch; None: not known."""
         node, layers = self.current(node), self.layers
-        return ondisk.birth_time(layers.path(node), follow=layers.follows(node))
+        where, follow = layers.path(node), layers.follows(node)
+        try:
+            return ondisk.birth_time(where, follow=follow)
+        except ondisk.DamagedMark:
+            self._damaged(ondisk.BTIME, node.parent, node.name)
+            return syscalls.birth_time(where, follow=follow)
+
+    def _damaged(self, mark: bytes, parent: Directory | None, name: bytes) -> None:
+        """Say once that an entry is shown as if it had no such mark."""
+        steps = [name]
+        while parent is not None:
+            steps.append(parent.name)
+            parent = parent.parent
+        place = (mark, b"/".join(reversed(steps)))
+        if place not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(place)
+            log.warning(
+                "%s has a damaged mark (%s), and is shown as if it had none: see cowfs check",
+                *(os.fsdecode(part) for part in reversed(place)),
+            )
 
     def current(self, node: Node) -> Node:
         """The node that has taken over the name of a replaced one; else the node itself."""
@@ -230,7 +282,12 @@ class Overlay:
         if node.parent is None and node.nodeid != ROOT_ID:
             # Its last known name is gone.  A file of the upper layer counts its other names itself.
             return st.st_nlink if node.upper and not isinstance(node, Directory) else 0
-        if isinstance(node, Directory) and node.upper and node.lower is not None:
+        if (
+            isinstance(node, Directory)
+            and node.upper
+            and node.lower is not None
+            and st.st_nlink > 1  # btrfs counts no subdirectories: 1
+        ):
             return 2 + self.listings.of(node).subdirectories
         return st.st_nlink
 
@@ -288,10 +345,10 @@ class Overlay:
                     os.rename(
                         temporary, child.name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd
                     )
+                    child.upper = True
             except OSError:
-                self._discard(layers.work_fd, temporary)
+                self._clean_up(layers.work_fd, temporary)
                 raise
-            child.upper = True
 
     def begin_copy_up(
         self, node: Node, *, keep_data: bool, to_write: bool
@@ -391,7 +448,7 @@ class Overlay:
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
         layers.hold_by(node, fd, upper=True)
         node.upper = True
 
@@ -402,35 +459,54 @@ class Overlay:
         under none.
 
         A crash in between would leave two files where there was one; the link in work/ says that
-        the names are to be taken back (`copies.recover`).  Nobody sees some of them meanwhile.
+        the names are to be taken back (`copies.recover`).  So the removal of that link is what
+        makes them last: as long as it has not succeeded nobody may write to the file.  Nobody sees
+        some of the names meanwhile.
         """
+        if self._unfinished is not None:
+            self._take_back()
         if len(names) == 1:
             self._link(fd, *names[0])
         if len(names) <= 1:
             return
         layers = self.layers
-        group = layers.temp_name(ondisk.UNFINISHED_GROUP)
-        done: list[tuple[Directory, bytes]] = []
+        group = _Group(layers.temp_name(ondisk.UNFINISHED_GROUP), [])
         self._rising.add(node.nodeid)
         try:
-            syscalls.link_fd(fd, layers.work_fd, group)
+            syscalls.link_fd(fd, layers.work_fd, group.mark)
             for parent, name in names:
                 self._link(fd, parent, name)
-                done.append((parent, name))
-                if len(done) % LINKED == 0:
+                group.names.append((parent, name))
+                if len(group.names) % LINKED == 0:
                     yield
-            self._discard(layers.work_fd, group)
+            os.unlink(group.mark, dir_fd=layers.work_fd)
         except OSError:
-            while done:
-                parent, name = done.pop()
-                os.unlink(name, dir_fd=layers.upper(parent))
-                if len(done) % LINKED == 0:
-                    yield
-            with suppress(OSError):
-                self._discard(layers.work_fd, group)
-            self._rising.discard(node.nodeid)
+            if self._unfinished is None:  # else they are hidden until the next daemon
+                self._rising.discard(node.nodeid)
+                for parent, _name in group.names:
+                    parent.lookups += 1  # it stays in the table until the name is taken back
+                self._unfinished = group
+                with suppress(OSError):
+                    self._take_back()
             raise
         self._rising.discard(node.nodeid)
+
+    @alone
+    def _take_back(self) -> None:
+        """Take the names of a group away that could not be finished.
+
+        As long as the disk refuses that, nothing is looked up, so that nobody comes to the file.
+        """
+        group = self._unfinished
+        assert group is not None
+        while group.names:
+            parent, name = group.names[-1]
+            with self._keeping_times(parent) as parent_fd, suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent_fd)
+            group.names.pop()
+            parent.lookups -= 1
+        self._unfinished = None
+        self._clean_up(self.layers.work_fd, group.mark)
 
     @alone
     def _link(self, fd: int, parent: Directory, name: bytes) -> None:
@@ -485,7 +561,7 @@ class Overlay:
             finally:
                 os.close(fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
         node.upper = True
 
     # ---------------------------------------------------------------- creating
@@ -505,12 +581,7 @@ class Overlay:
         parent_fd = layers.upper(parent)
         fd = self._open_new(parent_fd, mode, umask, owner)
         try:
-            if covered:
-                temporary = layers.temp_name()
-                syscalls.link_fd(fd, layers.work_fd, temporary)
-                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
-            else:
-                syscalls.link_fd(fd, parent_fd, name)
+            self._link_new(fd, parent_fd, name, covered=covered)
         except BaseException:
             os.close(fd)
             raise
@@ -605,17 +676,25 @@ class Overlay:
             os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
         )
         try:
-            if covered:
-                temporary = layers.temp_name()
-                syscalls.link_fd(fd, layers.work_fd, temporary)
-                os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
-            else:
-                syscalls.link_fd(fd, parent_fd, name)
+            self._link_new(fd, parent_fd, name, covered=covered)
         finally:
             os.close(fd)
         self._place(node, parent, name, None)
         self.names_changed += 1
         self.listings.added(parent, name, is_directory=False)
+
+    def _link_new(self, fd: int, parent_fd: int, name: bytes, *, covered: bool) -> None:
+        """Give a file a name in an upper directory, in the place of a whiteout if it is covered."""
+        if not covered:
+            syscalls.link_fd(fd, parent_fd, name)
+            return
+        work_fd, temporary = self.layers.work_fd, self.layers.temp_name()
+        syscalls.link_fd(fd, work_fd, temporary)
+        try:
+            os.rename(temporary, name, src_dir_fd=work_fd, dst_dir_fd=parent_fd)
+        except BaseException:
+            self._clean_up(work_fd, temporary)
+            raise
 
     def _free_name(self, parent: Directory, name: bytes) -> bool:
         """Prepare *parent* for a new name; true when a whiteout is in its place.
@@ -664,11 +743,11 @@ class Overlay:
                     syscalls.renameat2(
                         stage_fd, temporary, parent_fd, name, syscalls.RENAME_EXCHANGE
                     )
-                    os.unlink(temporary, dir_fd=stage_fd)  # the whiteout
+                    self._clean_up(stage_fd, temporary)  # the whiteout
                 else:
                     os.rename(temporary, name, src_dir_fd=stage_fd, dst_dir_fd=parent_fd)
             except OSError:
-                self._discard(stage_fd, temporary)
+                self._clean_up(stage_fd, temporary)
                 raise
 
     @contextmanager
@@ -696,7 +775,7 @@ class Overlay:
             finally:
                 os.close(fd)
         finally:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
 
     def _created(self, parent: Directory, name: bytes, node: Node) -> Node:
         node.upper = node.written = True
@@ -752,7 +831,7 @@ class Overlay:
                 try:
                     syscalls.renameat2(parent_fd, name, layers.work_fd, left, flags)
                 except OSError:
-                    self._discard(layers.work_fd, left)
+                    self._clean_up(layers.work_fd, left)
                     raise
             else:
                 ondisk.make_whiteout(parent_fd, name)
@@ -772,8 +851,7 @@ class Overlay:
         What cannot be removed is there until the copy is mounted again.
         """
         for name in names:
-            with suppress(OSError):
-                self._discard(self.layers.work_fd, name)
+            self._clean_up(self.layers.work_fd, name)
 
     def _cover(self, parent: Directory, name: bytes) -> None:
         """Put a whiteout in the place of *name*, over a file of the upper layer if there is one."""
@@ -787,7 +865,7 @@ class Overlay:
         try:
             os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
         except OSError:
-            self._discard(layers.work_fd, temporary)
+            self._clean_up(layers.work_fd, temporary)
             raise
 
     @contextmanager
@@ -941,7 +1019,7 @@ class Overlay:
                 # whiteout, which is right there too or does no harm until it is taken away.
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
                 if not leaves_whiteout:
-                    os.unlink(old_name, dir_fd=old_fd)
+                    self._clean_up(old_fd, old_name)
             else:
                 flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
@@ -1040,6 +1118,11 @@ class Overlay:
         yield fd
         os.utime(ondisk.proc_path(fd), ns=(st.st_atime_ns, st.st_mtime_ns))
 
+    def _clean_up(self, dir_fd: int, name: bytes) -> None:
+        """Remove what is of no use any more, if that can be done: nothing depends on it."""
+        with suppress(OSError):
+            self._discard(dir_fd, name)
+
     def _discard(self, dir_fd: int, name: bytes) -> None:
         """Remove an entry of work/ with all that is in it; one that is not there is fine."""
         try:
@@ -1057,25 +1140,25 @@ class Overlay:
 
     def _empty(self, fd: int) -> None:
         """Remove every entry of a directory."""
-        real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            for name in os.listdir(real):
-                self._discard(real, os.fsencode(name))
-        finally:
-            os.close(real)
+        for name in directories.names(fd):
+            self._discard(fd, os.fsencode(name))
 
 
 def _is_empty(fd: int) -> bool:
-    real = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-    try:
-        with os.scandir(real) as entries:
-            return next(entries, None) is None
-    finally:
-        os.close(real)
+    with directories.entries(fd) as entries:
+        return next(iter(entries), None) is None
 
 
 def _is_removed(directory: Directory) -> bool:
     return directory.parent is None and directory.nodeid != ROOT_ID
+
+
+def _is_within(directory: Directory, other: Node | None) -> bool:
+    """Whether a directory is another one, or is reached through it."""
+    step: Directory | None = directory
+    while step is not None and step is not other:
+        step = step.parent
+    return step is not None
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

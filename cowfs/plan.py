@@ -10,17 +10,16 @@ import os
 import stat
 from typing import NamedTuple
 
-from cowfs import ondisk, removal, scan, syscalls
+from cowfs import directories, ondisk, removal, scan, syscalls
 from cowfs.cloning import CHUNK, Chunk
 from cowfs.filecopy import Piece, Region
 from cowfs.journal import Journal
 from cowfs.scan import Directory, Place, Scan
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+from cowfs.treewalk import Tree
 
 
 class Plan:
-    """The work. `records` has every entry's record by its path."""
+    """The work. `records` has every entry's record by its key (`scan.key_below`)."""
 
     def __init__(self, source_fd: int, found: Scan, region: int) -> None:
         self.found = found
@@ -33,24 +32,25 @@ class Plan:
         self.special_links: list[list[Place]] = []
         more: dict[int, list[str]] = {}
         linked: set[int] = set()
-        for places in found.links:
-            linked.update(id(place.directory) for place in places)
-            if _is_regular(source_fd, places[0]):
-                self.links.append(places)
-                more.setdefault(id(places[0].directory), []).append(places[0].name)
-            else:
-                self.special_links.append(places)
+        with Tree(source_fd, syscalls.RESOLVE_NO_XDEV) as source:
+            for places in found.links:
+                linked.update(id(place.directory) for place in places)
+                if _is_regular(source, places[0]):
+                    self.links.append(places)
+                    more.setdefault(id(places[0].directory), []).append(places[0].name)
+                else:
+                    self.special_links.append(places)
         for directory in found.directories:
             self._add(directory, more.get(id(directory), []), id(directory) in linked)
 
-    def size(self, path: str) -> int:
+    def size(self, key: str) -> int:
         """The bytes of a file when it was scanned."""
-        return scan.size_and_mtime(self.records[path])[0]
+        return scan.size_and_mtime(self.records[key])[0]
 
     def regions(self, place: Place) -> list[Region]:
         """The parts of a large file."""
         directory, name = place
-        end = self.size(directory.path_of(name))
+        end = self.size(place.key)
         return [
             Region(directory, name, start, min(start + self._region, end))
             for start in range(0, end, self._region)
@@ -60,16 +60,16 @@ class Plan:
         """What a piece adds to the progress."""
         if isinstance(piece, Region):
             return piece.end - piece.start
-        return sum(self.size(piece.directory.path_of(name)) for name in piece.files)
+        return sum(self.size(piece.directory.key_of(name)) for name in piece.files)
 
     def _add(self, directory: Directory, more: list[str], linked: bool) -> None:
         for name, record in scan.records(directory):
-            self.records[directory.path_of(name)] = record
+            self.records[directory.key_of(name)] = record
         groups: list[list[str]] = [[]]
         size = 0
         whole = not linked
         for name in directory.files + more:
-            length = self.size(directory.path_of(name))
+            length = self.size(directory.key_of(name))
             if length > self._region:
                 self.large.append(Place(directory, name))
                 whole = False
@@ -89,7 +89,7 @@ class Plan:
 
 
 class Kept(NamedTuple):
-    """What an earlier try has left that is good: paths, and the first bytes of regions."""
+    """What an earlier try has left that is good: keys, and the first bytes of regions."""
 
     files: set[str]
     regions: dict[str, set[int]]
@@ -98,26 +98,24 @@ class Kept(NamedTuple):
 def keep(plan: Plan, journal: Journal, tree_fd: int, trash_fd: int) -> Kept:
     """Find out what can be kept in the tree, and remove the rest. OSError."""
     kept = Kept(set(), {})
-    for directory in plan.found.directories:
-        try:
-            fd = syscalls.open_below(tree_fd, os.fsencode(directory.path), _DIRECTORY)
-        except FileNotFoundError:
-            continue
-        try:
+    with Tree(tree_fd) as tree:
+        for directory in plan.found.directories:
+            try:
+                fd = tree.open(directory)
+            except FileNotFoundError:
+                continue
             os.fchmod(fd, 0o700)  # it may have its final attributes already
             for acl in set(ondisk.ACLS).intersection(ondisk.list_xattrs(fd)):
                 ondisk.remove_xattr(fd, acl)
             subdirectories = set(directory.subdirectories)
-            for name in os.listdir(fd):
+            for name in directories.names(fd):
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if not (
                     name in subdirectories
                     if stat.S_ISDIR(st.st_mode)
-                    else _is_good(plan, journal, directory.path_of(name), st, kept)
+                    else _is_good(plan, journal, directory.key_of(name), st, kept)
                 ):
                     removal.remove(trash_fd, removal.trash(fd, name, trash_fd))
-        finally:
-            os.close(fd)
     return kept
 
 
@@ -125,37 +123,34 @@ def left(plan: Plan, kept: Kept) -> list[Chunk]:
     """The small files' pieces without the files that are kept."""
     return [
         piece._replace(
-            files=[name for name in piece.files if piece.directory.path_of(name) not in kept.files]
+            files=[name for name in piece.files if piece.directory.key_of(name) not in kept.files]
         )
         for piece in plan.small
     ]
 
 
-def _is_good(plan: Plan, journal: Journal, path: str, st: os.stat_result, kept: Kept) -> bool:
+def _is_good(plan: Plan, journal: Journal, key: str, st: os.stat_result, kept: Kept) -> bool:
     """Whether an entry of the tree can stay; if so it is noted."""
-    record = plan.records.get(path)
+    record = plan.records.get(key)
     if record is None or not stat.S_ISREG(st.st_mode):
         return False
     size, mtime_ns = scan.size_and_mtime(record)
     if st.st_size != size:
         return False
-    if journal.files.get(path) == record and st.st_mtime_ns == mtime_ns:
-        kept.files.add(path)
+    if journal.files.get(key) == record and st.st_mtime_ns == mtime_ns:
+        kept.files.add(key)
         return True
-    known = journal.regions.get(path)
+    known = journal.regions.get(key)
     if known is not None and known[0] == record:
-        kept.regions[path] = known[1]
+        kept.regions[key] = known[1]
         return True
     return False
 
 
-def _is_regular(source_fd: int, place: Place) -> bool:
-    path = os.fsencode(place.directory.path)
-    fd = syscalls.open_below(source_fd, path, _DIRECTORY, syscalls.RESOLVE_NO_XDEV)
+def _is_regular(source: Tree, place: Place) -> bool:
     try:
+        fd = source.open(place.directory)
         mode = os.stat(place.name, dir_fd=fd, follow_symlinks=False).st_mode
     except OSError as error:
-        raise scan.changed_or_located(error, place.directory.path_of(place.name)) from None
-    finally:
-        os.close(fd)
+        raise scan.changed_or_located(error, place.path) from None
     return stat.S_ISREG(mode)

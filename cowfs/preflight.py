@@ -12,10 +12,13 @@ import errno
 import os
 import stat
 
-from cowfs import mountinfo
+from cowfs import mountinfo, privileges
 from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 
 FUSE_DEVICE = "/dev/fuse"
+
+# Which file a unit has its source and mountpoint from.
+CONFIGURATION_VARIABLE = "COWFS_CONFIGURATION"
 
 CAP_SYS_ADMIN = 21  # <linux/capability.h>
 
@@ -52,10 +55,7 @@ def in_initial_user_namespace() -> bool:
 def require_privilege() -> None:
     """UsageError (mount(8): no permission) unless mount(2) and trusted.* attributes work."""
     if not has_capability(CAP_SYS_ADMIN):
-        raise UsageError(
-            "no permission to mount: cowfs needs CAP_SYS_ADMIN; run it as root (sudo), in a "
-            "container with --privileged or --cap-add SYS_ADMIN"
-        )
+        raise privileges.refusal(["SYS_ADMIN"])
     if not in_initial_user_namespace():
         raise UsageError(
             "no permission to mount: this is a user namespace (a rootless container or unshare "
@@ -142,8 +142,14 @@ def check_apart_from_store(source: str, mountpoint: str, store: str) -> None:
 
 def _require_name(role: str, path: str) -> None:
     """UsageError for an empty path: a variable that was not set is not the present directory."""
-    if not path:
-        raise UsageError(f"the {role} has no name: name a directory")
+    if path:
+        return
+    remedy = "name a directory"
+    if configuration := os.environ.get(CONFIGURATION_VARIABLE):
+        remedy = f"say {role.upper()}=DIRECTORY in {configuration}"
+        if not os.path.exists(configuration):
+            remedy += ", which is not there"
+    raise UsageError(f"the {role} has no name: {remedy}")
 
 
 def _unusable(role: str, path: str, error: OSError) -> CowfsError:

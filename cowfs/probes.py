@@ -36,6 +36,12 @@ _BACKING_CLOSE = 0x4004E502
 
 _PATIENCE_MS = 2000
 
+_URING_HINTS = {
+    errno.EPERM: " (switched off by the sysctl kernel.io_uring_disabled or a seccomp filter)",
+    errno.ENOSYS: " (the kernel was built without it, or a seccomp filter hides it)",
+    errno.ENOMEM: " (the limit of locked memory, RLIMIT_MEMLOCK, is too small)",
+}
+
 
 def reflink(directory: str) -> None:
     """Clone a block between two nameless files in the directory.
@@ -108,6 +114,18 @@ def passthrough(directory: str) -> str | None:
             return f"FUSE 7.{offered.minor} of this kernel does not have it; Linux 6.9 does"
         _agree_on_passthrough(device, offered, unique)
         return _register(device, directory)
+
+
+def io_uring() -> str | None:
+    """None when a ring can be set up; else why not, in a few words."""
+    from cowfs.copying import Ring
+
+    try:
+        Ring(2, 4096)
+    except OSError as error:
+        hint = _URING_HINTS.get(error.errno or 0, "")
+        return f"io_uring_setup: {error.strerror}{hint}"
+    return None
 
 
 class _tmpfile:  # noqa: N801 -- used as a function

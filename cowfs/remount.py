@@ -13,15 +13,17 @@ import os
 
 from cowfs import mountinfo, options, runtime, syscalls
 from cowfs.errors import CowfsError, MountFailure, UsageError
+from cowfs.mountinfo import Mount
 from cowfs.options import Options
 from cowfs.runtime import Record
+from cowfs.syscalls import MS_NODEV, MS_NOSUID
 
 
 def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> None:
     """Give the copy of source at mountpoint the flags of *wanted*; with *pretend* only check it.
 
-    As in mount(8), flags that are not wanted are taken away, but nosuid and nodev stay the
-    default, and those about atime stay as they are when none of them is given. MountFailure.
+    As in mount(8), flags that are not wanted are taken away, but nosuid, nodev and those about
+    atime stay as they are when they are not spoken of. MountFailure.
     """
     path = os.path.realpath(mountpoint)
     mount = mountinfo.mounted_at(path)
@@ -38,9 +40,19 @@ def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> 
     if pretend:
         return
     try:
-        syscalls.remount(os.fsencode(path), wanted.mount_flags)
+        syscalls.remount(os.fsencode(path), _flags(wanted, mount))
     except OSError as error:
         raise _failure(mountpoint, error) from None
+
+
+def _flags(wanted: Options, mount: Mount) -> int:
+    """mount(8) never says "suid" to its helpers, so its silence takes nothing away."""
+    flags = wanted.mount_flags
+    for bit, kept in ((MS_NOSUID, "nosuid"), (MS_NODEV, "nodev")):
+        spoken_of = any(bit in options.GENERIC.get(word, ()) for word in wanted.given)
+        if not spoken_of:
+            flags = flags & ~bit | (bit if kept in mount.options.split(",") else 0)
+    return flags
 
 
 def _check_fixed(mountpoint: str, wanted: Options, record: Record) -> None:

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from cowfs import syscalls
+from cowfs import directories, syscalls
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -43,9 +43,15 @@ def remove(trash_fd: int, name: str) -> None:
         pending += _take_apart(trash_fd, pending.pop())
 
 
+def clear(dir_fd: int, trash_fd: int) -> None:
+    """Move everything in a directory into the trash. OSError."""
+    for name in directories.names(dir_fd):
+        trash(dir_fd, name, trash_fd)
+
+
 def empty(dir_fd: int, trash_fd: int) -> None:
     """Remove everything in a directory, by way of the trash. OSError."""
-    for name in os.listdir(dir_fd):
+    for name in directories.names(dir_fd):
         remove(trash_fd, trash(dir_fd, name, trash_fd))
 
 
@@ -62,7 +68,7 @@ def _take_apart(trash_fd: int, name: str) -> list[str]:
         return []
     moved = []
     try:
-        with os.scandir(fd) as entries:
+        with directories.entries(fd) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     _unlink(fd, entry.name)

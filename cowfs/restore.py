@@ -40,7 +40,7 @@ from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from cowfs import ondisk, syscalls, vault
+from cowfs import directories, ondisk, syscalls, vault
 from cowfs.inodes import Directory, Node
 from cowfs.pieces import at_once
 
@@ -199,7 +199,7 @@ class Restoration:
 
 def _number(fd: int) -> int:
     """The inode number that users see of a file of the upper layer."""
-    return ondisk.get_ino(ondisk.proc_path(fd)) or os.fstat(fd).st_ino
+    return ondisk.shown_ino(ondisk.proc_path(fd), os.fstat(fd).st_ino)
 
 
 class Places:
@@ -246,7 +246,7 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
         if upper is not None:
             fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
             try:
-                with os.scandir(fd) as entries:
+                with directories.entries(fd, os.O_NOATIME) as entries:
                     for entry in entries:
                         name = os.fsencode(entry.name)
                         covered.add(name)
@@ -266,7 +266,7 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
         if lower is not None:
             fd = syscalls.open_below(layers.tree_fd, lower, _READ_DIRECTORY)
             try:
-                with os.scandir(fd) as entries:
+                with directories.entries(fd, os.O_NOATIME) as entries:
                     for entry in entries:
                         name = os.fsencode(entry.name)
                         if name in covered:
@@ -294,4 +294,4 @@ def _upper_entry(
         entry.stat(follow_symlinks=False)
     ):
         return None
-    return ondisk.get_ino(where) or entry.inode(), None
+    return ondisk.shown_ino(where, entry.inode()), None

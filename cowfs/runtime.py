@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cowfs import jsonfile, mountinfo
+from cowfs import directories, jsonfile, mountinfo
 from cowfs.mountinfo import Mount
 
 RUN_DIR = "/run/cowfs"
@@ -103,6 +103,16 @@ def open_log(device: str) -> int:
         return os.open(device + ".log", flags, 0o600, dir_fd=directory)
 
 
+def claim(device: str) -> None:
+    """A mount that was just made has this device: whose record of it is there yet has ended, and is
+    not to remove ours, nor our socket. OSError."""
+    with _open_directory(create=True) as directory:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        for suffix in (*_SUFFIXES.values(), _SOCKET):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(device + suffix, dir_fd=directory)
+
+
 def control_socket(device: str) -> socket.socket:
     """Listen for who asks the keeper of a mount for something; only root may.  OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,12 +139,33 @@ def find(mountpoint: str) -> Record | None:
     return next((record for record in all() if record.device == mount.device), None)
 
 
+def living(pid: int) -> int | None:
+    """The pid of a daemon, keeper or attendant as long as it is that: between two daemons it is of
+    none, or of another process by now."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            ours = any(word.startswith(b"cowfs.") for word in words.read().split(b"\0"))
+    except OSError:
+        return None
+    return pid if ours else None
+
+
 def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
     """The records of all running mounts. Those of mounts that are gone are deleted."""
+    return [record for record in _every() if _is_running(record)]
+
+
+def elsewhere() -> list[Record]:
+    """The records of copies that are served on, and that are mounted here no more: another
+    namespace has them, or a process a file of them, or they are just being put away."""
+    return [record for record in _every() if not _is_running(record)]
+
+
+def _every() -> list[Record]:
     found = []
     try:
         with _open_directory(create=False) as directory:
-            for name in sorted(os.listdir(directory)):
+            for name in sorted(directories.names(directory)):
                 if name.endswith(tuple(_SUFFIXES.values())) and not name.startswith("."):
                     record = _read(directory, name)
                     if record is not None:
@@ -190,7 +221,11 @@ def _parse(directory: int, name: str) -> Record | None:
 
 
 def _is_true(record: Record | None, name: str) -> bool:
-    return record is not None and name == record.file_name and _is_running(record)
+    return (
+        record is not None
+        and name == record.file_name
+        and (_is_running(record) or any(map(living, (record.daemon_pid, record.keeper_pid))))
+    )
 
 
 def _is_running(record: Record) -> bool:

@@ -4,13 +4,14 @@ One walk gives the fingerprint (design section 5: relative path, inode, size, mt
 every entry) and the lists that sealing works from. File data is never read.
 
 The source belongs to users who may change it at any moment, and may mean harm: directories are
-opened below the source's descriptor without following a link (openat2(2)), entries are looked at
+opened below the source's descriptor without following a link (treewalk.py), entries are looked at
 with lstat only, and other mounts are not entered. An entry that vanishes between two steps is
 `SourceChanged`, which the caller answers by starting again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -20,7 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs import mountinfo, ondisk, syscalls
+from cowfs import directories, mountinfo, ondisk, syscalls
+from cowfs.treewalk import Tree
 
 # How far two writes can be apart and still get the same ctime: one tick of the kernel's coarse
 # clock (10 ms at HZ=100), with some room.
@@ -57,12 +59,28 @@ class SourceChanged(Exception):  # noqa: N818 -- not an error: the reason to sta
 
 
 class Directory:
-    """One directory of the source. `path` is relative to the source, "" for the source itself."""
+    """One directory of the source, known by its name and its parent; the source itself has none.
 
-    __slots__ = ("files", "mounted", "names", "path", "records", "special", "subdirectories")
+    Full paths of all would be quadratic in the depth of the tree, which is whatever users make it.
+    `key` stands for the path where one has to be kept: see `key_below`.
+    """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    __slots__ = (
+        "files",
+        "key",
+        "mounted",
+        "name",
+        "names",
+        "parent",
+        "records",
+        "special",
+        "subdirectories",
+    )
+
+    def __init__(self, name: str = "", parent: Directory | None = None) -> None:
+        self.name = name
+        self.parent = parent
+        self.key: str = "" if parent is None else key_below(parent.key, name)
         self.files: list[str] = []  # regular files, but for those in Scan.links
         self.special: list[str] = []  # symlinks, fifos and devices, in the same way
         self.subdirectories: list[str] = []
@@ -70,9 +88,26 @@ class Directory:
         self.names: list[str] = []  # every entry, in order
         self.records = b""  # a _RECORD for each of the names
 
+    @property
+    def path(self) -> str:
+        """Its path relative to the source, "" for the source itself: made anew each time."""
+        return "/".join(self._steps([]))
+
     def path_of(self, name: str) -> str:
-        """The path of an entry, relative to the source."""
-        return f"{self.path}/{name}" if self.path else name
+        """The path of an entry, made in the same way."""
+        return "/".join(self._steps([name]))
+
+    def key_of(self, name: str) -> str:
+        """What stands for the path of an entry."""
+        return _joined(self.key, name)
+
+    def _steps(self, names: list[str]) -> list[str]:
+        step: Directory = self
+        while step.parent is not None:
+            names.append(step.name)
+            step = step.parent
+        names.reverse()
+        return names
 
 
 class Place(NamedTuple):
@@ -80,6 +115,45 @@ class Place(NamedTuple):
 
     directory: Directory
     name: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the source."""
+        return self.directory.path_of(self.name)
+
+    @property
+    def key(self) -> str:
+        """What stands for the path: see `key_below`."""
+        return self.directory.key_of(self.name)
+
+
+def key_below(key: str, name: str) -> str:
+    """The key of a directory, from that of its parent.
+
+    It is the path, or, where that is longer than the system takes one, a hash of it (which no path
+    is taken for: no name has a NUL): so keys are of bounded length.
+    """
+    path = _joined(key, name)
+    if len(path) < syscalls.PATH_MAX:
+        return path
+    return "\0" + hashlib.blake2b(_encoded(path), digest_size=32).hexdigest()
+
+
+def key_of_path(path: str) -> str:
+    """What `Directory.key_of` gives for the entry with that path."""
+    *above, name = path.split("/")
+    key = ""
+    for step in above:
+        key = key_below(key, step)
+    return _joined(key, name)
+
+
+def _joined(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 class Scan:
@@ -93,8 +167,8 @@ class Scan:
         self.bytes = 0  # st_size of the regular files, each once
         self.newest_ctime = 0  # nanoseconds since the epoch
         self.mounts: list[str] = []  # left out, with an empty entry in their place
-        self.sockets: list[str] = []  # left out
-        self.whiteouts: list[str] = []  # left out
+        self.sockets: list[Place] = []  # left out
+        self.whiteouts: list[Place] = []  # left out
 
 
 class Scanner:
@@ -144,13 +218,14 @@ class Scanner:
 
     def scan(self) -> Scan:
         """Walk the source once. SourceChanged; OSError with the entry's relative path."""
-        walk = _Walk(self.fd, self._mounted_below(), self._leave_out, self._whiteouts)
-        return walk.run()
+        with Tree(self.fd, syscalls.RESOLVE_NO_XDEV) as tree:
+            return _Walk(tree, self._mounted_below(), self._leave_out, self._whiteouts).run()
 
     def _mounted_below(self) -> frozenset[str]:
+        """The keys of what other mounts hide."""
         prefix = self.source.rstrip("/") + "/"
         return frozenset(
-            mount.mountpoint[len(prefix) :]
+            key_of_path(mount.mountpoint[len(prefix) :])
             for mount in mountinfo.read()
             if mount.mountpoint.startswith(prefix)
         )
@@ -162,7 +237,7 @@ def first_difference(old: Scan, new: Scan) -> str | None:
         return None
     # A file first, when one can be named: each change of an entry also changes its directory.
     for before, after in zip(old.directories, new.directories, strict=False):
-        if before.path != after.path:
+        if before.key != after.key:
             return before.path
         known = dict(records(before))
         for name, record in records(after):
@@ -194,13 +269,13 @@ def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> N
             "left out of the copy, an empty place is kept for each: what is mounted at "
             + ", ".join(os.path.join(source, path) for path in sorted(found.mounts))
         )
-    for kind, paths in (
+    for kind, places in (
         ("sockets, which belong to running programs", found.sockets),
         ("overlayfs whiteouts (character devices 0:0)", found.whiteouts),
     ):
-        if paths:
-            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-            named = ", ".join(os.path.join(source, path) for path in paths[:_NAMED])
+        if places:
+            more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+            named = ", ".join(os.path.join(source, place.path) for place in places[:_NAMED])
             warn(f"left out of the copy: {kind}: {named}{more}")
 
 
@@ -215,12 +290,12 @@ class _Walk:
 
     def __init__(
         self,
-        root_fd: int,
+        tree: Tree,
         mounted: frozenset[str],
         leave_out: tuple[int, int] | None,
         whiteouts: bool,
     ) -> None:
-        self._root_fd = root_fd
+        self._tree = tree
         self._whiteouts = whiteouts
         self._mounted = mounted
         self._leave_out = leave_out
@@ -231,14 +306,16 @@ class _Walk:
 
     def run(self) -> Scan:
         scan = self._scan
-        st = os.fstat(self._root_fd)
+        root = Directory()
+        st = os.fstat(self._tree.open(root))
         self._digest.update(_record(st))
         scan.newest_ctime = st.st_ctime_ns
         scan.entries = 1
-        pending = [""]
+        pending = [root]
         while pending:
-            directory = self._read(pending.pop())
-            pending += map(directory.path_of, reversed(directory.subdirectories))
+            directory = pending.pop()
+            self._read(directory)
+            pending += [Directory(name, directory) for name in reversed(directory.subdirectories)]
         for key, places in self._linked.items():
             if len(places) > 1:
                 scan.links.append(places)
@@ -250,28 +327,22 @@ class _Walk:
         scan.digest = self._digest.digest()
         return scan
 
-    def _read(self, path: str) -> Directory:
-        directory = Directory(path)
-        try:
-            fd = syscalls.open_below(
-                self._root_fd, os.fsencode(path), _OPEN_DIRECTORY, syscalls.RESOLVE_NO_XDEV
-            )
-        except OSError as error:
-            # EXDEV: mounted since the mount table was read
-            raise changed_or_located(error, path, also=errno.EXDEV) from None
-        try:
-            # The entries' stat() goes through this descriptor, by name.
-            with os.scandir(fd) as entries:
+    def _read(self, directory: Directory) -> None:
+        with contextlib.ExitStack() as opened:
+            try:
+                fd = self._tree.open(directory)
+                # The entries' stat() goes through what is open here, by name.
+                entries = opened.enter_context(directories.entries(fd))
                 listing = sorted([(entry.name, entry) for entry in entries])
+            except OSError as error:
+                # EXDEV: mounted since the mount table was read
+                raise changed_or_located(error, directory.path, also=errno.EXDEV) from None
             self._look_at(directory, listing)
-        finally:
-            os.close(fd)
-        names = "\0".join(directory.names).encode("utf-8", "surrogateescape")
-        place = path.encode("utf-8", "surrogateescape")
+        names = _encoded("\0".join(directory.names))
+        place = _encoded(directory.key)
         self._digest.update(_LENGTHS.pack(len(place), len(names), len(directory.records)))
         self._digest.update(place + names + directory.records)
         self._scan.directories.append(directory)
-        return directory
 
     def _look_at(self, directory: Directory, listing: list[tuple[str, os.DirEntry[str]]]) -> None:
         # The innermost loop of a mount: one lstat for each entry, and little else.
@@ -281,7 +352,7 @@ class _Walk:
         newest = scan.newest_ctime
         total = 0
         for name, entry in listing:
-            if self._mounted and directory.path_of(name) in self._mounted:
+            if self._mounted and directory.key_of(name) in self._mounted:
                 # Not even looked at: what is mounted there may hang.
                 directory.names.append(name)
                 directory.mounted.append((name, entry.is_dir(follow_symlinks=False)))
@@ -301,10 +372,10 @@ class _Walk:
                     continue
                 directory.subdirectories.append(name)
             elif kind == stat.S_IFSOCK:
-                scan.sockets.append(directory.path_of(name))
+                scan.sockets.append(Place(directory, name))
                 scan.entries -= 1
             elif ondisk.is_whiteout(st) and not self._whiteouts:
-                scan.whiteouts.append(directory.path_of(name))
+                scan.whiteouts.append(Place(directory, name))
                 scan.entries -= 1
             elif st.st_nlink > 1:
                 total += self._remember_link(directory, name, st)

@@ -12,12 +12,23 @@ template that has its name after a power failure is whole.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Callable
 
-from cowfs import cloning, garbage, mountinfo, removal, scan, syscalls, templates, workers
+from cowfs import (
+    cloning,
+    directories,
+    garbage,
+    mountinfo,
+    removal,
+    scan,
+    syscalls,
+    templates,
+    workers,
+)
 from cowfs.cloning import Progress
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.scan import Scan, Scanner, SourceChanged
@@ -109,7 +120,7 @@ def _build(
         existing = templates.read(store, template_id)
         if existing is not None:  # made by whoever had the lock before us
             return existing
-        removal.empty(fd, store.trash_fd)
+        removal.clear(fd, store.trash_fd)
         template = Template(
             id=template_id,
             path=templates.path_of(store, template_id),
@@ -117,10 +128,7 @@ def _build(
             created=time.time(),
             entries=found.entries,
             bytes=found.bytes,
-            hard_links=[
-                [os.fsencode(place.directory.path_of(place.name)) for place in places]
-                for places in found.links
-            ],
+            hard_links=[[os.fsencode(place.path) for place in places] for places in found.links],
         )
         templates.write(fd, template)
         os.mkdir(templates.TREE, 0o700, dir_fd=fd)
@@ -144,18 +152,17 @@ def _build(
 
 
 def _fill(source_fd: int, tree_fd: int, found: Scan, progress: Progress | None) -> None:
-    cloner = cloning.Cloner(source_fd, tree_fd, umask=0o777)
-
     def clone_all(pieces: list[cloning.Chunk], done: Callable[[cloning.Chunk], None]) -> None:
         workers.clone_all(source_fd, tree_fd, pieces, done)
 
-    cloning.fill(cloner, found, progress, clone_all)
+    with contextlib.closing(cloning.Cloner(source_fd, tree_fd, umask=0o777)) as cloner:
+        cloning.fill(cloner, found, progress, clone_all)
 
 
 def _trash_older(store: StoreDirectory, template: Template) -> None:
     """The source has moved on: no mount will ever look for its earlier templates again."""
     older = []
-    for other_id in os.listdir(store.templates_fd):
+    for other_id in directories.names(store.templates_fd):
         if other_id == template.id:
             continue
         try:

@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from cowfs import mountinfo, ondisk, removal, syscalls
+from cowfs import directories, mountinfo, ondisk, removal, syscalls
 from cowfs.errors import CowfsError, UsageError
 from cowfs.names import NAME_MAX
 
@@ -80,7 +80,7 @@ class Staging:
 
     def empty(self) -> None:
         """Remove everything in it, for good. OSError."""
-        while names := os.listdir(self.fd):
+        while names := directories.names(self.fd):
             for name in names:
                 removal.remove(self.fd, name)
 

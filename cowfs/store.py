@@ -19,7 +19,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs import copies, garbage, lowers, mountinfo, removal, runtime, seal, storedir, templates
+from cowfs import (
+    copies,
+    directories,
+    garbage,
+    lowers,
+    mountinfo,
+    processes,
+    removal,
+    runtime,
+    seal,
+    storedir,
+    templates,
+)
 from cowfs.copies import Copy, CopyInfo, CopyRecord
 from cowfs.errors import CowfsError, MountFailure, UsageError
 from cowfs.names import check_name, default_name
@@ -136,7 +148,7 @@ class Store(StoreDirectory):
     def templates(self) -> list[Template]:
         """All templates; one that is damaged is left out, and logged."""
         found = []
-        for template_id in sorted(os.listdir(self.templates_fd)):
+        for template_id in sorted(directories.names(self.templates_fd)):
             try:
                 template = templates.read(self, template_id)
             except MountFailure as error:
@@ -184,8 +196,8 @@ class Store(StoreDirectory):
         check_name(name)
         source = os.path.realpath(source)
         with _translated(self.path):
-            self.remove_rubbish()
-            self._discard_stale()
+            self.trash_leftovers()
+            self._trash_stale()
             while True:
                 lock_fd = self._lock(name)
                 if lock_fd is None:
@@ -212,9 +224,10 @@ class Store(StoreDirectory):
                     f"there is no copy {name} in {self.path}: cowfs list shows those that are"
                 )
             try:
-                self._drop(name)
+                rubbish = self._drop(name)
             finally:
                 os.close(lock_fd)
+            removal.remove(self.trash_fd, rubbish)
 
     def settle(self, name: str) -> None:
         """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
@@ -232,7 +245,7 @@ class Store(StoreDirectory):
                 if copies.read(self, name).persistent:
                     copies.recover(self, name)
                 else:
-                    self._drop(name)
+                    removal.remove(self.trash_fd, self._drop(name))
             finally:
                 os.close(lock_fd)
 
@@ -243,7 +256,7 @@ class Store(StoreDirectory):
         now; while the source is as it was, the next mount of it will want that template.
         """
         with _translated(self.path):
-            dropped = self._discard_stale()
+            dropped = self._trash_stale()
             needed = copies.references(self)
             unused = [
                 template
@@ -325,11 +338,11 @@ class Store(StoreDirectory):
                 f"{copy.source} had at {made}; the source has moved on since"
             )
 
-    def _drop(self, name: str) -> None:
-        """Remove a copy whose lock we have."""
-        removal.remove(self.trash_fd, self.trash(self.copies_fd, name))
+    def _drop(self, name: str) -> str:
+        """Discard a copy whose lock we have; returns its name in the trash."""
+        return self.trash(self.copies_fd, name)
 
-    def _discard_stale(self) -> list[str]:
+    def _trash_stale(self) -> list[str]:
         """Discard ephemeral copies that nobody serves: their daemons were killed."""
         discarded = []
         for name in copies.names(self):
@@ -361,9 +374,24 @@ class Store(StoreDirectory):
                     f"{record.daemon_pid}); unmount that, or choose another name with -o copy=NAME"
                 )
         raise MountFailure(
-            f"the copy {name} is in use by a mount that is just being made or ended: try again, or "
-            "choose another name with -o copy=NAME"
+            f"the copy {name} is in use: {self._used(name)}, or choose another name with -o "
+            "copy=NAME"
         )
+
+    def _used(self, name: str) -> str:
+        """By whom a copy is that is mounted nowhere that we see, and what to do about it."""
+        for record in runtime.elsewhere():
+            if record.copy != name or not self._is(record.store):
+                continue
+            if place := next(iter(processes.places(record.device)), None):
+                return f"it is still mounted {place}; unmount that, or end the container"
+            if user := next(processes.users(record.device), None):
+                return f"it was detached, and {user} has something of it open; end that"
+        path = os.path.join(copies.path_of(self, name), copies.LOCK)
+        with contextlib.suppress(OSError):
+            if process := next(processes.openers(path), None):
+                return f"{process} is just making or ending a mount of it; try again"
+        return "by a mount that is just being made or ended; try again"
 
     def _is(self, path: str) -> bool:
         try:

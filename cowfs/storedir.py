@@ -7,7 +7,8 @@
     <store>/trash/       what is to be removed
 
 Things appear in `templates`, `lowers` and `copies`, and leave them, by one rename each. So whatever
-lies in `trash`, and what lies in `partial` without a lock, is rubbish that a crash has left.
+lies in `trash`, and what lies in `partial` without a lock, is rubbish. A mount moves what it finds
+or has left into the trash, and empties it never: see emptying.py.
 
 The store lies on a volume where users may have rights, so it is trusted only when it is root's and
 closed to everybody else, and everything in it is reached from descriptors that were opened once.
@@ -23,7 +24,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from cowfs import mountinfo, removal, syscalls
+from cowfs import directories, emptying, mountinfo, removal, syscalls
 from cowfs.errors import CowfsError, MountFailure, UsageError
 
 STORE_NAME = ".cowfs"
@@ -129,7 +130,12 @@ class StoreDirectory:
 
     def remove_rubbish(self) -> None:
         """Remove what crashes have left, and empty the trash. OSError."""
-        for name in os.listdir(self.partial_fd):
+        self.trash_leftovers()
+        emptying.empty(self.trash_fd)
+
+    def trash_leftovers(self) -> None:
+        """Move what crashes have left half made into the trash. OSError."""
+        for name in directories.names(self.partial_fd):
             try:
                 fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except NotADirectoryError:
@@ -139,8 +145,6 @@ class StoreDirectory:
                     self.trash(self.partial_fd, name)
                 finally:
                     os.close(fd)
-        for name in os.listdir(self.trash_fd):
-            removal.remove(self.trash_fd, name)
 
 
 def lock_directory(dir_fd: int, name: str, operation: int) -> int | None:

@@ -39,7 +39,9 @@ RESOLVE_BENEATH = 0x08
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
+FS_COMPR_FL = 0x4
 FS_IMMUTABLE_FL = 0x10
+FS_NOCOW_FL = 0x800000
 
 # linux/fiemap.h
 FIEMAP_EXTENT_LAST = 0x1
@@ -71,6 +73,9 @@ CLONE_NEWNS = 0x20000
 # linux/mount.h
 _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR_STRICTATIME = 0x20
+_MOUNT_ATTR__ATIME = 0x70  # the bits of all of them; relatime is none of these bits
 
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
@@ -96,14 +101,19 @@ _SYS_FSCONFIG = 431
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
+_SYS_STATMOUNT = 457
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
+_MAX_HANDLE_SZ = 128
 _STATX_BTIME = 0x800
 _STATX_BTIME_OFFSET = 0x50  # seconds (signed), nanoseconds
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE = 256
+_STATX_INO_OFFSET = 0x20
+_STATX_DEV_OFFSET = 0x88  # major, minor
 _STATX_MNT_ID_OFFSET = 0x90
+_STATMOUNT_SIZE = 512
 _UTIME_OMIT = (1 << 30) - 2
 
 _FIEMAP_FLAG_SYNC = 1
@@ -136,6 +146,23 @@ class _MountAttr(ctypes.Structure):
         ("attr_clr", ctypes.c_uint64),
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_char * _MAX_HANDLE_SZ),
+    )
+
+
+class _MntIdReq(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("spare", ctypes.c_uint32),
+        ("mnt_id", ctypes.c_uint64),
+        ("param", ctypes.c_uint64),
     )
 
 
@@ -225,11 +252,37 @@ def _call(function: Callable[..., int], *args: object, filename: bytes | None = 
 def ficlone(dst_fd: int, src_fd: int) -> None:
     """Make `dst_fd` share every block of `src_fd`, as ioctl_ficlone(2).
 
-    Dirty pages of the source are written out first. OSError: EXDEV other filesystem (before Linux
-    5.18 also another mount of the same one), EOPNOTSUPP no reflink, ENOSPC, EINVAL, ETXTBSY (a swap
-    file).
+    Dirty pages of the source are written out first. On btrfs an empty `dst_fd` becomes a file
+    without checksums (chattr +C) where the source is one, as in copying/clone.c. OSError: EXDEV
+    other filesystem (before Linux 5.18 also another mount of the same one), EOPNOTSUPP no reflink,
+    ENOSPC, EINVAL, ETXTBSY (a swap file).
     """
-    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    try:
+        fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not _clone_in_kind(dst_fd, src_fd):
+            raise
+
+
+def _clone_in_kind(dst_fd: int, src_fd: int) -> bool:
+    try:
+        nocow = get_file_flags(src_fd) & FS_NOCOW_FL
+    except OSError:  # not every filesystem has flags
+        return False
+    for wanted in (nocow, nocow ^ FS_NOCOW_FL):
+        try:
+            flags = get_file_flags(dst_fd) & ~FS_NOCOW_FL
+            set_file_flags(dst_fd, flags & ~FS_COMPR_FL | wanted if wanted else flags)
+        except OSError:
+            continue
+        try:
+            fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return True
+    return False
 
 
 def clones_between(to_fd: int, from_fd: int) -> bool:
@@ -248,6 +301,19 @@ def clones_between(to_fd: int, from_fd: int) -> bool:
     finally:
         os.close(target)
     return True
+
+
+def open_by_handle(fd: int, mount_fd: int, flags: int) -> int:
+    """Open the file of *fd* again through its handle, in the mount of *mount_fd* (no O_PATH).
+
+    name_to_handle_at(2), open_by_handle_at(2). OSError: EPERM without CAP_DAC_READ_SEARCH,
+    EOPNOTSUPP where the filesystem has no handles.
+    """
+    handle = _FileHandle(_MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    place = ctypes.byref(handle), ctypes.byref(mount_id)
+    _call(_libc.name_to_handle_at, fd, b"", *place, AT_EMPTY_PATH)
+    return _call(_libc.open_by_handle_at, mount_fd, place[0], flags | os.O_CLOEXEC)
 
 
 def fiemap(fd: int, sync: bool = True) -> list[Extent]:
@@ -315,16 +381,15 @@ def open_below(dir_fd: int, path: bytes, flags: int, resolve: int = 0) -> int:
     Never follows a symlink or leaves the tree; `resolve` adds to that.
     """
     resolve |= RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-    start = dir_fd
+    start, at = dir_fd, 0
     try:
-        while len(path) >= PATH_MAX:
-            cut = path.rindex(b"/", 0, PATH_MAX)
-            head, path = path[:cut], path[cut + 1 :]
-            step = openat2(start, head, os.O_PATH | os.O_DIRECTORY, 0, resolve)
+        while len(path) - at >= PATH_MAX:
+            cut = path.rindex(b"/", at, at + PATH_MAX)
+            step = openat2(start, path[at:cut], os.O_PATH | os.O_DIRECTORY, 0, resolve)
             if start != dir_fd:
                 os.close(start)
-            start = step
-        return openat2(start, path or b".", flags, 0, resolve)
+            start, at = step, cut + 1
+        return openat2(start, path[at:] or b".", flags, 0, resolve)
     finally:
         if start != dir_fd:
             os.close(start)
@@ -430,6 +495,39 @@ def statx_unique_mount_id(fd: int) -> int:
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
 
 
+def statx_identity(path: bytes) -> tuple[str, int]:
+    """Device ("major:minor") and inode number of what a path leads to, as the kernel knows them.
+
+    A filesystem that may not answer is not asked (AT_STATX_DONT_SYNC).
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call(_libc.statx, _AT_FDCWD, path, _AT_STATX_DONT_SYNC, 0, buffer, filename=path)
+    major, minor = struct.unpack_from("=II", buffer, _STATX_DEV_OFFSET)
+    return f"{major}:{minor}", int(struct.unpack_from("=Q", buffer, _STATX_INO_OFFSET)[0])
+
+
+def is_mounted(mount_id: int) -> bool:
+    """Whether the mount of a unique id is in the tree of this mount namespace; statmount(2), which
+    asks the mount itself nothing.
+
+    OSError: ENOSYS before Linux 6.8, where ids are not unique, EPERM if a filter does not know it.
+    """
+    asked = _MntIdReq(size=ctypes.sizeof(_MntIdReq), mnt_id=mount_id)
+    answer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    try:
+        _call(
+            _libc.syscall,
+            ctypes.c_long(_SYS_STATMOUNT),
+            ctypes.byref(asked),
+            answer,
+            ctypes.c_size_t(_STATMOUNT_SIZE),
+            ctypes.c_uint(0),
+        )
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def birth_time(path: bytes, *, follow: bool) -> int | None:
     """When a file was made, in nanoseconds since the epoch (stx_btime of statx(2)).
 
@@ -456,12 +554,20 @@ def outlive_parent() -> None:
     _call(_libc.prctl, _PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
-def open_read_only(dir_fd: int) -> int:
-    """A descriptor (O_PATH) of the same directory in a mount of its own, which nobody else sees and
-    in which nothing can be opened for writing: EROFS, whoever asks, the kernel included.
+def mount_apart(dir_fd: int, flags: int) -> int:
+    """A descriptor (O_PATH) of the same directory in a mount of its own, which nobody else sees.
 
+    *flags*: with MS_RDONLY nothing can be opened there for writing: EROFS, whoever asks, the kernel
+    included. MS_NOATIME, MS_STRICTATIME or neither (relatime) say how access times change there.
     OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN; open_tree(2), mount_setattr(2).
     """
+    attributes = _MountAttr(attr_clr=_MOUNT_ATTR__ATIME)
+    if flags & MS_RDONLY:
+        attributes.attr_set |= _MOUNT_ATTR_RDONLY
+    if flags & MS_NOATIME:
+        attributes.attr_set |= _MOUNT_ATTR_NOATIME
+    elif flags & MS_STRICTATIME:
+        attributes.attr_set |= _MOUNT_ATTR_STRICTATIME
     fd = _call(
         _libc.syscall,
         ctypes.c_long(_SYS_OPEN_TREE),
@@ -469,7 +575,6 @@ def open_read_only(dir_fd: int) -> int:
         ctypes.c_char_p(b""),
         ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH),
     )
-    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
     try:
         _call(
             _libc.syscall,

@@ -8,7 +8,6 @@ has noted of the mount it takes away itself, so -n changes nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -43,14 +42,14 @@ def _run(arguments: Sequence[str]) -> int:
         helper.enter_namespace(namespaces[-1])
     lazy = call.has("l")
     try:
-        mount, record = unmount.take_away(mountpoint, lazy=lazy, force=call.has("f"))
+        taken = unmount.take_away(mountpoint, lazy=lazy, force=call.has("f"))
     except MountFailure as error:
         if not call.has("r") or not _made_read_only(mountpoint):
             raise
         messages.warn(PROGRAM, f"{error}; it is read-only now")
         return 0
     if call.has("v"):
-        print(report.printable(f"{PROGRAM}: {unmount.outcome_of(mount, record, lazy=lazy)}"))
+        print(report.printable(f"{PROGRAM}: {unmount.outcome_of(taken, lazy=lazy)}"))
     return 0
 
 
@@ -58,11 +57,12 @@ def _made_read_only(mountpoint: str) -> bool:
     """What umount -r asks for when a mount is busy; False when it is no mount any more, or written
     to just now."""
     from cowfs import options, syscalls
+    from cowfs.mountpoint import Mountpoint
 
     mount = unmount.find(mountpoint)
     flags = options.parse([mount.options, "ro"], sloppy=True).mount_flags
     try:
-        syscalls.remount(os.fsencode(mount.mountpoint), flags)
+        syscalls.remount(Mountpoint.of(mount).path, flags)
     except OSError:
         return False
     return True

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from cowfs import mountinfo, report
 from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 from cowfs.mountinfo import Mount
+from cowfs.processes import Process
 
 if TYPE_CHECKING:
+    from cowfs.processes import Place
     from cowfs.runtime import Record
 
 # A daemon syncs what was written and deletes an ephemeral copy before it ends.
@@ -27,11 +29,12 @@ FINISH_SECONDS = 60.0
 _SHOWN_HOLDERS = 5
 
 
-class Holder(NamedTuple):
-    """A process that keeps a mount busy."""
+class Taken(NamedTuple):
+    """What was unmounted. elsewhere: where the same copy is mounted yet."""
 
-    pid: int
-    name: str
+    mount: Mount
+    record: Record | None
+    elsewhere: Place | None
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> str:
@@ -40,11 +43,10 @@ def unmount(mountpoint: str, *, lazy: bool) -> str:
     With lazy the mount leaves the tree at once and ends when its last user is gone; then nobody
     waits. Raises UsageError (not ours, or no permission) or MountFailure (busy).
     """
-    mount, record = take_away(mountpoint, lazy=lazy)
-    return outcome_of(mount, record, lazy=lazy)
+    return outcome_of(take_away(mountpoint, lazy=lazy), lazy=lazy)
 
 
-def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Mount, Record | None]:
+def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
     """Unmount, wait until the daemon has put the copy away, and return what was mounted.
 
     force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
@@ -52,26 +54,32 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> tuple[Moun
     unmount().
     """
     mount = find(mountpoint)
-    from cowfs import runtime, syscalls
+    from cowfs import processes, runtime, syscalls
+    from cowfs.mountpoint import Mountpoint
 
     record = runtime.find(mount.mountpoint)
     waiting = [] if record is None else _pidfds(record)
-    flags = syscalls.UMOUNT_NOFOLLOW
-    flags |= syscalls.MNT_DETACH if lazy else 0
+    flags = syscalls.MNT_DETACH if lazy else 0
     flags |= syscalls.MNT_FORCE if force else 0
+    # The device number is free as soon as the mount is gone: what has it later is another mount.
+    before = {place.key for place in processes.places(mount.device)}
+    elsewhere = None
     try:
         try:
-            syscalls.umount2(os.fsencode(mount.mountpoint), flags)
+            Mountpoint.of(mount).unmount(flags)
         except OSError as error:
             raise _refused(mount, error, record) from None
-        if not (lazy or force) and _elsewhere(mount) is None:
-            _wait(waiting, mount)
-            if record is not None and record.engine == "overlay":
+        if not force:
+            after = processes.places(mount.device)
+            elsewhere = next((place for place in after if place.key in before), None)
+        if not (lazy or force or elsewhere):
+            elsewhere = _wait(waiting, mount)
+            if record is not None and record.engine == "overlay" and elsewhere is None:
                 _settle(record)
     finally:
         for fd in waiting:
             os.close(fd)
-    return mount, record
+    return Taken(mount, record, elsewhere)
 
 
 def _settle(record: Record) -> None:
@@ -103,11 +111,11 @@ def find(mountpoint: str) -> Mount:
     return mount
 
 
-def outcome_of(mount: Mount, record: Record | None, *, lazy: bool) -> str:
+def outcome_of(taken: Taken, *, lazy: bool) -> str:
     """What take_away() has come to, in one line."""
+    mount, record, elsewhere = taken
     if lazy:
         return _detached(mount, record)
-    elsewhere = _elsewhere(mount)
     if elsewhere is not None:
         return f"unmounted {mount.mountpoint}; the copy is still mounted {elsewhere}"
     if record is None:
@@ -144,7 +152,7 @@ def outcome(record: Record) -> str:
     return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
 
 
-def holders(mount: Mount, proc: str = "/proc") -> Iterator[Holder]:
+def holders(mount: Mount, proc: str = "/proc") -> Iterator[Process]:
     """Processes with a file, directory or mapping of the mount; those that we may look into."""
     own = os.getpid()
     for entry in os.listdir(proc):
@@ -153,7 +161,7 @@ def holders(mount: Mount, proc: str = "/proc") -> Iterator[Holder]:
             try:
                 if _holds(directory, mount):
                     with open(os.path.join(directory, "comm"), "rb") as comm:
-                        yield Holder(int(entry), os.fsdecode(comm.read().rstrip(b"\n")))
+                        yield Process(int(entry), os.fsdecode(comm.read().rstrip(b"\n")))
             except OSError:
                 continue  # it has ended, or is none of our business
 
@@ -186,6 +194,11 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     path = mount.mountpoint
     if error.errno in (errno.EPERM, errno.EACCES):
         return UsageError(f"no permission to unmount {path}: run cowfs umount as root")
+    if error.errno in (errno.EINVAL, errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+        return MountFailure(
+            f"{path} leads to something else than the mount, which is left alone: somebody has "
+            "moved it, unmounted it, or mounted over it just now"
+        )
     if error.errno != errno.EBUSY:
         return MountFailure(f"cannot unmount {path}: {error.strerror}")
     inner = [m.mountpoint for m in mountinfo.read() if m.mountpoint.startswith(path + "/")]
@@ -193,7 +206,7 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
         return MountFailure(f"{path} is busy: {inner[-1]} is mounted in it; unmount that first")
     daemon = () if record is None else (record.daemon_pid, record.keeper_pid)
     found = [holder for holder in holders(mount) if holder.pid not in daemon]
-    names = ", ".join(f"{holder.name} (pid {holder.pid})" for holder in found[:_SHOWN_HOLDERS])
+    names = ", ".join(map(str, found[:_SHOWN_HOLDERS]))
     if len(found) > _SHOWN_HOLDERS:
         names += f" and {len(found) - _SHOWN_HOLDERS} more"
     if not found:
@@ -202,32 +215,6 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
         f"{path} is busy, held by {names}: end what uses it, or detach it with: cowfs umount "
         f"--lazy {path}"
     )
-
-
-def _elsewhere(mount: Mount, proc: str = "/proc") -> str | None:
-    """Where the filesystem of this mount, which is gone, is still mounted.
-
-    A container that was started meanwhile may have a mount of its own of all that was there.
-    """
-    seen = set()
-    for process in ("self", *sorted(filter(str.isdecimal, os.listdir(proc)), key=int)):
-        directory = os.path.join(proc, process)
-        try:
-            namespace = os.readlink(os.path.join(directory, "ns/mnt"))
-            if namespace in seen:
-                continue
-            seen.add(namespace)
-            mounts = mountinfo.read(os.path.join(directory, "mountinfo"))
-            for found in mounts:
-                if found.device == mount.device and process == "self":
-                    return f"at {found.mountpoint}"
-                if found.device == mount.device:
-                    with open(os.path.join(directory, "comm"), "rb") as comm:
-                        name = os.fsdecode(comm.read().rstrip(b"\n"))
-                    return f"at {found.mountpoint} in the mount namespace of {name} (pid {process})"
-        except (OSError, ValueError):
-            continue  # it has ended, or is none of our business
-    return None
 
 
 def _detached(mount: Mount, record: Record | None) -> str:
@@ -253,16 +240,22 @@ def _pidfds(record: Record) -> list[int]:
     return fds
 
 
-def _wait(pidfds: list[int], mount: Mount) -> None:
-    from cowfs import runtime
+def _wait(pidfds: list[int], mount: Mount) -> Place | None:
+    """Until keeper and daemon have ended, or for FINISH_SECONDS; then where it is mounted yet."""
+    from cowfs import processes, runtime
 
     deadline = time.monotonic() + FINISH_SECONDS
     for fd in pidfds:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise MountFailure(
-                f"unmounted {mount.mountpoint}, but its daemon has not ended within "
-                f"{FINISH_SECONDS:g} s, and the copy is in use until it does: see "
-                f"{runtime.log_path(mount.device)}"
-            )
+        if poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            continue
+        # A container that was started in that very moment has one, too.
+        if place := next(iter(processes.places(mount.device)), None):
+            return place
+        raise MountFailure(
+            f"unmounted {mount.mountpoint}, but its daemon has not ended within "
+            f"{FINISH_SECONDS:g} s, and the copy is in use until it does: see "
+            f"{runtime.log_path(mount.device)}"
+        )
+    return None

@@ -63,6 +63,13 @@ def upgrade(record: Record) -> str:
             f"{error.strerror or error}; the mount is served as before"
         ) from None
     verb, _, argument = reply.partition(" ")
+    if verb in ("ended", ""):
+        raise MountFailure(
+            f"the mount {record.mountpoint} ended, or its keeper did, while it was asked: cowfs "
+            "list shows what is there"
+        )
+    if verb == "ok" and not _is_ours(argument):
+        verb, argument = "refused", "another daemon than the new one serves it: try again"
     if verb != "ok":
         raise MountFailure(
             f"{record.mountpoint} is not upgraded: {argument or 'the keeper gave no reason'}; "
@@ -78,5 +85,20 @@ def _ask(record: Record) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(runtime.control_path(record.device))
-        sock.sendall(os.fsencode("\0".join((sys.executable, *DAEMON))))
-        return sock.recv(1 << 16).decode(errors="replace")
+        sock.sendall(os.fsencode("\0".join(_command())))
+        return os.fsdecode(sock.recv(1 << 16))
+
+
+def _command() -> tuple[str, ...]:
+    """The daemon of this installation."""
+    return sys.executable, *DAEMON
+
+
+def _is_ours(pid: str) -> bool:
+    """Whether the daemon that serves is of this installation.  A keeper is as old as its mount, and
+    some have taken the last version's next daemon for ours."""
+    try:
+        with open(f"/proc/{int(pid)}/cmdline", "rb") as words:
+            return words.read().startswith(os.fsencode("\0".join((*_command(), ""))))
+    except (OSError, ValueError):
+        return False

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cowfs import syscalls
+from cowfs import directories, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def walk(
             failed(path, error)
             continue
         try:
-            with os.scandir(fd) as entries:
+            with directories.entries(fd) as entries:
                 for entry in entries:
                     found = Found(path, fd, entry)
                     yield found

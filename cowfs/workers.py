@@ -45,6 +45,8 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM)
 
 _Piece = TypeVar("_Piece")
 
+Worker = Callable[[int], "contextlib.AbstractContextManager[Callable[[_Piece], None]]"]
+
 
 def clone_all(
     source_fd: int, tree_fd: int, pieces: list[Chunk], done: Callable[[Chunk], None]
@@ -53,10 +55,13 @@ def clone_all(
 
     SourceChanged; OSError with the entry's path; SystemFailure when a worker dies.
     """
-    count = worth_starting(sum(piece.work() for piece in pieces))
-    do_all(
-        count, lambda umask: Cloner(source_fd, tree_fd, umask).clone_chunk, pieces, done, cost_of
-    )
+
+    @contextlib.contextmanager
+    def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
+        with contextlib.closing(Cloner(source_fd, tree_fd, umask)) as cloner:
+            yield cloner.clone_chunk
+
+    do_all(worth_starting(sum(piece.work() for piece in pieces)), worker, pieces, done, cost_of)
 
 
 def worth_starting(files: int) -> int:
@@ -66,22 +71,22 @@ def worth_starting(files: int) -> int:
 
 def do_all(
     count: int,
-    worker: Callable[[int], Callable[[_Piece], None]],
+    worker: Worker[_Piece],
     pieces: list[_Piece],
     done: Callable[[_Piece], None],
     cost: Callable[[_Piece], int],
 ) -> None:
     """Do every piece in `count` processes; `done` hears of each from this process.
 
-    `worker` is called once in each process that works, with the umask there; what it returns does
-    a piece. `cost` says how many of them are given away at once: as many as cost BATCH together.
-    Fewer than two processes means none but this one. Errors as in `clone_all`.
+    `worker` is called once in each process that works, with the umask there; what its context gives
+    does a piece. `cost` says how many of them are given away at once: as many as cost BATCH
+    together. Fewer than two processes means none but this one. Errors as in `clone_all`.
     """
     if count < 2:
-        do = worker(0o777)
-        for piece in pieces:
-            do(piece)
-            done(piece)
+        with worker(0o777) as do:
+            for piece in pieces:
+                do(piece)
+                done(piece)
         return
     batches = list(_batches(pieces, cost))
     with _Workers(count, worker, batches) as workers:
@@ -114,7 +119,7 @@ class _Workers(Generic[_Piece]):
     def __init__(
         self,
         count: int,
-        worker: Callable[[int], Callable[[_Piece], None]],
+        worker: Worker[_Piece],
         batches: list[list[_Piece]],
     ) -> None:
         self._batches = batches
@@ -217,7 +222,10 @@ class _Workers(Generic[_Piece]):
 
     def _work(self, sock: socket.socket) -> None:
         """Do the batches whose numbers come, until the parent has no more to give."""
-        do = self._worker(0)
+        with self._worker(0) as do:
+            self._answer(sock, do)
+
+    def _answer(self, sock: socket.socket, do: Callable[[_Piece], None]) -> None:
         while True:
             try:
                 message = sock.recv(_MESSAGE)

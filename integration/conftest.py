@@ -58,7 +58,16 @@ def _missing() -> str | None:
     if os.geteuid() != 0:
         return "they mount filesystems: run them as root"
     for program in (
-        *("mkfs.xfs", "mkfs.ext4", "losetup", "chattr", "setfattr", "setfacl", "stress-ng"),
+        *(
+            "mkfs.xfs",
+            "mkfs.btrfs",
+            "mkfs.ext4",
+            "losetup",
+            "chattr",
+            "setfattr",
+            "setfacl",
+            "stress-ng",
+        ),
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
         *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv", "logrotate"),
         *("mmdebstrap", "systemd-nspawn", "dpkg-deb", "qemu-system-x86_64", "busybox", "depmod"),
@@ -116,6 +125,14 @@ def session() -> Iterator[Watchdog]:
 def xfs_volume(session: Watchdog) -> Iterator[Volume]:
     """An XFS volume of 4 GiB with reflink, on a loop device. `mountpoint` is its path."""
     volume = Volume.xfs(kernel.session_dir() / "xfs")
+    yield volume
+    volume.remove()
+
+
+@pytest.fixture(scope="session")
+def btrfs_volume(session: Watchdog) -> Iterator[Volume]:
+    """A btrfs volume of 4 GiB, for tests marked `filesystems`."""
+    volume = Volume.btrfs(kernel.session_dir() / "btrfs")
     yield volume
     volume.remove()
 
@@ -205,10 +222,35 @@ def tmp_path(session: Watchdog, request: pytest.FixtureRequest) -> Iterator[Path
     remove_tree(path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of the volumes that its mark `filesystems` names, the nearest one.
+
+    And in each mode if it has one; elsewhere than on XFS in the first one alone.
+    """
+    mark = metafunc.definition.get_closest_marker("filesystems")
+    if mark is None or "volume" not in metafunc.fixturenames:
+        if "mode" in metafunc.fixturenames:
+            metafunc.parametrize("mode", MODES, indirect=True)
+    elif "mode" in metafunc.fixturenames:
+        both = [
+            (kind, mode) for kind in mark.args for mode in MODES[: None if kind == "xfs" else 1]
+        ]
+        metafunc.parametrize(("volume", "mode"), both, indirect=True, scope="session")
+    else:
+        metafunc.parametrize("volume", mark.args, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def volume(request: pytest.FixtureRequest) -> Volume:
+    """The volume that the directory `xfs` is on: XFS, or what the mark `filesystems` says."""
+    found: Volume = request.getfixturevalue(f"{getattr(request, 'param', 'xfs')}_volume")
+    return found
+
+
 @pytest.fixture
-def xfs(xfs_volume: Volume, tmp_path: Path) -> Iterator[Path]:
-    """A new directory on the XFS volume."""
-    path = xfs_volume.mountpoint / tmp_path.name
+def xfs(volume: Volume, tmp_path: Path) -> Iterator[Path]:
+    """A new directory on the XFS volume, or on another one in tests marked `filesystems`."""
+    path = volume.mountpoint / tmp_path.name
     path.mkdir()
     yield path
     remove_tree(path)
@@ -241,7 +283,7 @@ def cowfs() -> Callable[..., Result]:
     return run_cowfs
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture
 def mode(request: pytest.FixtureRequest) -> Mode:
     """Every test that uses it, through `mount_copy` too, runs once in each mode."""
     mode: Mode = request.param

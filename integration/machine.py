@@ -77,7 +77,9 @@ def build_package(directory: Path, version: str | None = None) -> Path:
         for name in ("pyproject.toml", "cowfs/__init__.py"):
             text = (tree / name).read_text()
             (tree / name).write_text(text.replace(f'"{__version__}"', f'"{version}"'))
-    return Path(run(tree / "packaging/build-deb", directory, timeout=600).stdout.strip())
+    strict = ("bash", "-c", 'umask 077; exec "$@"', "build")  # as its builder may have it
+    built = run(*strict, tree / "packaging/build-deb", directory, timeout=600)
+    return Path(built.stdout.strip())
 
 
 class Machine:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.privileges import CAPABILITIES
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, run
 from integration.mounts import MountCopy
@@ -110,7 +112,7 @@ def test_source_unreadable(refused: Refusals, model: Path) -> None:
 def test_source_with_an_unreadable_file(refused: Refusals, model: Path) -> None:
     os.chown(model / "weights.bin", 1000, 1000)
     (model / "weights.bin").chmod(0)
-    says = [model / "weights.bin", "permission", "run cowfs as root"]
+    says = ["no permission to mount", "CAP_DAC_OVERRIDE", "run it as root"]
     refused(model, refused.mountpoint, code=1, says=says, through=NO_OVERRIDE)
 
 
@@ -288,7 +290,8 @@ def test_mountpoint_that_would_hide_the_store(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("bogus", ["unknown option 'bogus'", "known are", "copy=NAME"]),
+        ("bogus", ["unknown option 'bogus'", "cowfs(5)"]),
+        ("copi=job", ["unknown option 'copi=job'", "did you mean copy=NAME?"]),
         ("ro,nosiud", ["unknown option 'nosiud'", "nosuid"]),
         ("clone=never", ["clone=never", "write clone=auto|write|open"]),
         ("passthrough", ["passthrough", "write passthrough=auto|on|off"]),
@@ -388,12 +391,12 @@ def test_store_of_somebody_else(refused: Refusals, model: Path, xfs: Path) -> No
     assert list(store.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o755, 0o1777])
-def test_store_open_to_others(refused: Refusals, model: Path, xfs: Path, mode: int) -> None:
+@pytest.mark.parametrize("bits", [0o777, 0o770, 0o755, 0o1777])
+def test_store_open_to_others(refused: Refusals, model: Path, xfs: Path, bits: int) -> None:
     store = xfs / "store"
     store.mkdir()
-    store.chmod(mode)
-    says = [f"store {store} is open to other users", f"{mode:04o}", f"chmod 700 {store}"]
+    store.chmod(bits)
+    says = [f"store {store} is open to other users", f"{bits:04o}", f"chmod 700 {store}"]
     refused("-o", f"store={store}", model, refused.mountpoint, code=32, says=says)
     assert list(store.iterdir()) == []
 
@@ -581,6 +584,25 @@ def test_no_capability_at_all(refused: Refusals, model: Path) -> None:
     """As it is for any other user; who might not be able to read the command itself, though."""
     through = ["setpriv", "--bounding-set=-all"]
     refused(model, refused.mountpoint, code=1, says=["CAP_SYS_ADMIN"], through=through)
+
+
+@pytest.mark.parametrize("lacking", CAPABILITIES)
+def test_each_capability_is_missed_by_mount_and_doctor_alike(
+    refused: Refusals, model: Path, lacking: str
+) -> None:
+    through = ["setpriv", f"--bounding-set=-{lacking.lower()}"]
+    result = run(*through, COWFS, "doctor", model, "--json", check=False)
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert result.returncode == 32, result
+    assert checks["privileges"]["status"] == "failed"
+    assert f"CAP_{lacking}" in str(checks["privileges"])
+    refused(
+        model,
+        refused.mountpoint,
+        through=through,
+        code=1,
+        says=["no permission to mount", f"CAP_{lacking}", f"--cap-add {lacking}"],
+    )
 
 
 def test_user_namespace(refused: Refusals, model: Path) -> None:

@@ -388,6 +388,24 @@ def test_plain_umount_ends_the_daemon_too(mount_copy: MountCopy, model: Path, xf
 # --- list, rm, gc ---------------------------------------------------------------------------------
 
 
+def test_list_shows_no_pid_between_two_daemons(
+    mount_plain: MountCopy, model: Path, xfs: Path
+) -> None:
+    root = mount_plain(model)
+    record = mount_plain.record(root)
+    os.kill(record["keeper_pid"], signal.SIGSTOP)
+    os.kill(record["daemon_pid"], signal.SIGKILL)
+    try:
+        assert kernel.wait_for_end(record["daemon_pid"], 10)
+        (row,) = listed(xfs)
+        assert (row["mountpoint"], row["daemon_pid"]) == (str(root), None)
+        assert row["keeper_pid"] == record["keeper_pid"]
+    finally:
+        os.kill(record["keeper_pid"], signal.SIGCONT)
+    pid = mount_plain.wait_until_served(root, other_than=record["daemon_pid"])
+    assert [row["daemon_pid"] for row in listed(xfs)] == [pid]
+
+
 def test_list_knows_kept_and_mounted_copies(
     mount_plain: MountCopy, model: Path, xfs: Path, xfs_volume: Volume
 ) -> None:
@@ -530,10 +548,10 @@ def test_doctor_without_privileges_reports_and_does_not_fail(xfs: Path) -> None:
 
 def test_doctor_leaves_nothing_on_the_volume(xfs: Path, xfs_volume: Volume) -> None:
     before = sorted(xfs_volume.mountpoint.iterdir())
-    mounts = kernel.mounts()
+    mounts = kernel.session_mounts()
     cowfs("doctor", xfs)
     assert sorted(xfs_volume.mountpoint.iterdir()) == before
-    assert kernel.mounts() == mounts
+    assert kernel.session_mounts() == mounts
     assert list(xfs.iterdir()) == []
 
 

@@ -325,6 +325,89 @@ def test_file_with_several_names_is_copied_up_with_all_of_them_or_none(
     os.umask(umask)
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, function: str, fails: Callable[[bytes], bool]) -> None:
+    """Let a function of os fail for some names."""
+    real = getattr(os, function)
+
+    def refuse(name: bytes, *args: object, **kwargs: object) -> object:
+        if fails(os.fsencode(name)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, function, refuse)
+
+
+@pytest.mark.parametrize("name", ["hard1", "fifo0"])
+def test_group_whose_mark_cannot_be_taken_away_is_not_there(
+    xfs: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Else the next mount would take the names back, with what was written to the file by then."""
+    source = linked_source(xfs / "model")
+    with contextlib.closing(Store.for_source(str(source), None)) as store:
+        copy = take(store, source)
+        with contextlib.closing(opened(copy)) as overlay:
+            with monkeypatch.context() as broken:
+                failing(broken, "unlink", lambda entry: entry.startswith(b"#group"))
+                with pytest.raises(OSError, match="No space"):
+                    copy_up(overlay, os.fsencode(name))
+                assert not [entry for _, _, names in os.walk(copy.upper) for entry in names]
+                assert not overlay.lookup(overlay.nodes.root, os.fsencode(name))[0].upper
+            copy_up(overlay, os.fsencode(name))  # it can be tried again
+            assert len([entry for _, _, names in os.walk(copy.upper) for entry in names]) >= LINKS
+        copy.release()
+        copy = take(store, source)
+        assert len([entry for _, _, names in os.walk(copy.upper) for entry in names]) >= LINKS
+        assert os.listdir(copy.work) == []
+        copy.release()
+
+
+def test_nobody_comes_to_a_group_that_cannot_be_taken_back(
+    xfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = linked_source(xfs / "model")
+    with contextlib.closing(Store.for_source(str(source), None)) as store:
+        copy = take(store, source)
+        with contextlib.closing(opened(copy)) as overlay:
+            root = overlay.nodes.root
+            with monkeypatch.context() as broken:
+                failing(broken, "unlink", lambda _entry: True)
+                for _ in range(2):
+                    with pytest.raises(OSError, match="No space"):
+                        copy_up(overlay, b"hard1")
+                with pytest.raises(OSError, match="No space"):
+                    overlay.lookup(root, b"hard1")
+                assert os.path.exists(os.path.join(copy.upper, "hard1"))
+            assert not overlay.lookup(root, b"hard1")[0].upper
+            assert not os.path.exists(os.path.join(copy.upper, "hard1"))
+            assert not os.path.exists(os.path.join(copy.upper, "tokenizer/hard2"))
+            copy_up(overlay, b"hard1")
+        copy.release()
+
+
+def test_failed_rename_leaves_nothing_in_work(xfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = linked_source(xfs / "model")
+    with contextlib.closing(Store.for_source(str(source), None)) as store:
+        copy = take(store, source)
+        with contextlib.closing(opened(copy)) as overlay:
+            root = overlay.nodes.root
+            node = copy_up(overlay, b"weights.bin")
+            overlay.unlink(root, b"config.json")  # a whiteout, over which the new name comes
+            with monkeypatch.context() as broken:
+                failing(broken, "rename", lambda _entry: True)
+                for create in (
+                    lambda: overlay.create_file(root, b"config.json", 0o600, 0, (0, 0)),
+                    lambda: overlay.create_symlink(root, b"config.json", b"x", (0, 0)),
+                    lambda: overlay.link(node, root, b"config.json"),
+                ):
+                    with pytest.raises(OSError, match="No space"):
+                        create()
+            assert os.listdir(copy.work) == []
+            assert overlay.getattr(node).st_nlink == 1
+            overlay.link(node, root, b"config.json")
+            assert overlay.getattr(node).st_nlink == 2
+        copy.release()
+
+
 # --- what fsync promises --------------------------------------------------------------------------
 
 

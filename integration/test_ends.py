@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs import syscalls
 from integration import kernel
 from integration.command import cowfs, run
 from integration.mounts import MountCopy, daemon_of
@@ -105,6 +106,64 @@ def test_an_aborted_connection_leaves_an_error_and_never_the_directory_below(
         os.close(covered)
     mount_copy(model, root, "copy=aborted")
     assert (root / "kept").read_text() == "from before"
+
+
+def test_an_ephemeral_copy_whose_connection_is_aborted_is_left_until_it_is_unmounted(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model, None, "ephemeral", "copy=brief")
+    record = mount_plain.record(root)
+    copy = Path(record["store"], "copies", "brief")
+    kernel.abort_connections()
+    assert kernel.wait_for_end(record["keeper_pid"], 20)
+    assert "the copy brief is left for cowfs gc to discard" in mount_plain.log(root)
+    assert copy.exists()
+    cowfs("umount", root)
+    cowfs("gc", "--store", record["store"])
+    assert not copy.exists()
+
+
+def test_an_ephemeral_copy_is_gone_after_a_forced_unmount(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    # The kernel aborts the connection, and takes the mount away after that.
+    root = mount_plain(model, None, "ephemeral", "copy=brief")
+    record = mount_plain.record(root)
+    run("umount", "-i", "-f", root)
+    assert kernel.wait_for_end(record["keeper_pid"], 20)
+    assert not Path(record["store"], "copies", "brief").exists()
+    assert "is unmounted, and the copy brief is discarded" in mount_plain.log(root)
+
+
+def test_an_ephemeral_copy_that_is_unmounted_between_two_daemons_is_discarded(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model, None, "ephemeral", "copy=brief")
+    record = mount_plain.record(root)
+    os.kill(record["keeper_pid"], signal.SIGSTOP)
+    os.kill(record["daemon_pid"], signal.SIGKILL)
+    assert kernel.wait_for_end(record["daemon_pid"], 10)
+    syscalls.umount2(os.fsencode(root), syscalls.UMOUNT_NOFOLLOW)
+    os.kill(record["keeper_pid"], signal.SIGCONT)
+    assert kernel.wait_for_end(record["keeper_pid"], 20)
+    assert not Path(record["store"], "copies", "brief").exists()
+
+
+def test_what_a_daemon_has_refused_to_end_for_is_not_asked_of_the_next_one(
+    mount_plain: MountCopy, model: Path
+) -> None:
+    root = mount_plain(model)
+    record = mount_plain.record(root)
+    with (root / "new").open("w"):
+        os.kill(record["keeper_pid"], signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while "is in use and stays mounted" not in mount_plain.log(root):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    os.kill(record["daemon_pid"], signal.SIGKILL)
+    mount_plain.wait_until_served(root, other_than=record["daemon_pid"])
+    assert not kernel.wait_for_end(record["keeper_pid"], 0.5)
+    assert (root / "new").exists()
 
 
 def test_mount_in_a_namespace_that_ends_goes_with_it(

@@ -52,7 +52,7 @@ def test_copy_is_writable_kept_and_goes_on_with_either_engine(
 ) -> None:
     before = with_ctimes(model)
     mountpoint = mounts(model, None, OVERLAY, "copy=mine")
-    assert kernel.mounts()[-1].fstype == "overlay"
+    assert kernel.session_mounts()[-1].fstype == "overlay"
     store = store_of(mounts, mountpoint)
     assert tree_state(mountpoint).keys() == tree_state(model).keys()
     with (mountpoint / "weights.bin").open("ab") as file:

@@ -17,6 +17,8 @@ from integration.command import Result, cowfs, run
 from integration.mounts import MountCopy
 from integration.trees import tree_state
 
+pytestmark = pytest.mark.filesystems("xfs", "btrfs")
+
 
 def copies(xfs: Path) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = json.loads(cowfs("list", "--json").stdout)

@@ -272,6 +272,22 @@ def test_a_writable_mount_goes_read_only_and_back(
         assert big.read_text() == "changed"
 
 
+def test_setuid_and_devices_are_trusted_by_a_word_that_mount_hands_on(
+    host: Host, model: Path, mnt: Path
+) -> None:
+    host.run("mount", "-t", "cowfs", model, mnt, "-o", "suid,dev")
+    assert {"nosuid", "nodev"} <= set(findmnt(host, mnt)["OPTIONS"].split(","))
+    host.run("umount", mnt)
+    host.run("mount", "-t", "cowfs", model, mnt, "-o", "allow_suid,allow_dev")
+    for change in ("ro", "rw"):
+        assert not {"nosuid", "nodev"} & set(findmnt(host, mnt)["OPTIONS"].split(","))
+        host.run("mount", "-o", f"remount,{change}", mnt)
+    host.run("mount", "-o", "remount,nosuid", mnt)
+    options = set(findmnt(host, mnt)["OPTIONS"].split(","))
+    assert "nosuid" in options
+    assert "nodev" not in options
+
+
 def test_a_mount_that_began_read_only_stays_so(
     host: Host, mode: Mode, model: Path, mnt: Path
 ) -> None:

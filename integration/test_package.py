@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.command import run
 from integration.machine import Machine, build_package
 
 # The first test makes the tree of the machine, and the package.
@@ -31,6 +32,15 @@ def daemon(machine: Machine) -> str:
     """The command line of what serves the only copy."""
     [copy] = json.loads(machine.sh("cowfs list --json"))
     return machine.sh(f"tr '\\0' ' ' </proc/{copy['daemon_pid']}/cmdline")
+
+
+def test_everybody_may_use_what_is_in_the_package(package: Path) -> None:
+    for line in run("dpkg-deb", "--contents", package).stdout.splitlines():
+        mode, owner, *_, path = line.split(maxsplit=5)
+        assert owner == "root/root", line
+        assert mode.startswith("l") or mode[4:] in ("r--r--", "r-xr-x"), line
+        assert not mode.startswith("d") or mode == "drwxr-xr-x", line
+        assert not path.endswith("/bin/cowfs") or mode == "-rwxr-xr-x", line
 
 
 def test_an_installed_package_works(machine: Machine) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import signal
 import stat
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from cowfs import seal, syscalls
-from cowfs.listing import Listing
+from cowfs.listing import LAST_COOKIE, Listing
 from cowfs.overlay import Overlay
 from cowfs.store import Copy, Store
 from integration import kernel
@@ -591,3 +592,30 @@ def test_store_that_is_exchanged_after_its_check_is_not_followed(xfs: Path, mode
         os.umask(umask)
         copy.release()
         store.close()
+
+
+def test_names_with_the_same_hash_are_listed_and_removed_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cowfs.listing._hash", lambda name: name[0])
+    names = [b"a1", b"a2", b"a3", b"b1", b"b2"]
+    for order in itertools.permutations(names):
+        listing = Listing(iter([(name, False) for name in names[:2]]))
+        for name in names[2:]:
+            listing.add(name, is_directory=False)
+        left = set(names)
+        for name in order:
+            assert {name for _place, name in listing.after(0)} == left
+            places = [place for place, _name in listing.after(0)]
+            assert places == sorted(set(places))
+            listing.remove(name, is_directory=False)
+            left.remove(name)
+        assert listing.is_empty()
+
+
+def test_offsets_of_a_directory_fit_programs_of_32_bits() -> None:
+    listing = Listing((b"%d" % number, False) for number in range(100_000))
+    places = [place for place, _name in listing.after(0)]
+    assert len(places) == 100_000
+    assert 0 <= places[0] < places[-1] <= LAST_COOKIE - 3
+    assert LAST_COOKIE < 1 << 31

@@ -399,7 +399,8 @@ def test_file_that_becomes_something_else_is_a_change(xfs: Path, what: str, coun
 def clone_scan(scanner: Scanner, found: Scan, tree: Path) -> None:
     fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        cloning.Cloner(scanner.fd, fd, 0o777).make_directories(found.directories)
+        with contextlib.closing(cloning.Cloner(scanner.fd, fd, 0o777)) as cloner:
+            cloner.make_directories(found.directories)
         workers.clone_all(scanner.fd, fd, cloning.chunks(found), lambda _: None)
     finally:
         os.close(fd)

@@ -12,6 +12,8 @@ import pytest
 from integration.mounts import MountCopy
 from integration.trees import tree_state
 
+pytestmark = pytest.mark.filesystems("xfs", "btrfs")
+
 GIB = 1 << 30
 
 

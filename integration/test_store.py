@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cowfs import copies, garbage, ondisk, runtime, seal, syscalls
+from cowfs import copies, emptying, garbage, ondisk, removal, runtime, seal, syscalls
 from cowfs.errors import MountFailure, UsageError
 from cowfs.store import Copy, Store, Template, volume_of
+from integration.mounts import MountCopy
 from integration.trees import make_model
 from integration.volumes import Volume
+
+pytestmark = pytest.mark.filesystems("xfs", "btrfs")
 
 Take = Callable[..., Copy]
 
@@ -81,11 +86,11 @@ def parts(store: Store) -> dict[str, int]:
 
 
 def test_store_is_made_on_the_volume_of_the_source_for_root_alone(
-    source: Path, xfs_volume: Volume
+    source: Path, volume: Volume
 ) -> None:
-    shutil.rmtree(xfs_volume.mountpoint / ".cowfs", ignore_errors=True)
+    shutil.rmtree(volume.mountpoint / ".cowfs", ignore_errors=True)
     with contextlib.closing(Store.for_source(str(source), None)) as store:
-        assert store.path == str(xfs_volume.mountpoint / ".cowfs")
+        assert store.path == str(volume.mountpoint / ".cowfs")
         assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o700
         assert sorted(os.listdir(store.path)) == [
             "copies",
@@ -184,11 +189,11 @@ def test_read_only_volume_is_told(small_xfs: Callable[..., Volume]) -> None:
 
 
 def test_stores_of_mounted_volumes_are_discovered_each_once(
-    store: Store, xfs: Path, xfs_volume: Volume, tmp_path: Path
+    store: Store, xfs: Path, volume: Volume, tmp_path: Path
 ) -> None:
     bind = tmp_path / "bind"
     bind.mkdir()
-    subprocess.run(["mount", "--bind", xfs_volume.mountpoint, bind], check=True)
+    subprocess.run(["mount", "--bind", volume.mountpoint, bind], check=True)
     try:
         found = Store.discover()
     finally:
@@ -198,10 +203,10 @@ def test_stores_of_mounted_volumes_are_discovered_each_once(
         other.close()
 
 
-def test_volume_of_a_path_is_its_mount(xfs: Path, xfs_volume: Volume, tmp_path: Path) -> None:
-    assert volume_of(str(xfs)) == str(xfs_volume.mountpoint)
-    assert volume_of(str(xfs_volume.mountpoint)) == str(xfs_volume.mountpoint)
-    assert volume_of(str(xfs / "not" / "there")) == str(xfs_volume.mountpoint)
+def test_volume_of_a_path_is_its_mount(xfs: Path, volume: Volume, tmp_path: Path) -> None:
+    assert volume_of(str(xfs)) == str(volume.mountpoint)
+    assert volume_of(str(volume.mountpoint)) == str(volume.mountpoint)
+    assert volume_of(str(xfs / "not" / "there")) == str(volume.mountpoint)
     bind = tmp_path / "bind"
     bind.mkdir()
     subprocess.run(["mount", "--bind", xfs, bind], check=True)
@@ -289,7 +294,7 @@ def test_kept_copy_without_changes_follows_its_source(
     assert second.template != first.template
     assert stat.S_IMODE(os.stat(second.upper).st_mode) == 0o711
     assert second.created == first.created
-    assert parts(store) == {"partial": 0, "trash": 0}
+    assert parts(store) == {"partial": 0, "trash": 1}  # the first one
     with pytest.raises(MountFailure, match="in use"):
         take("job", source)
     second.release()
@@ -352,7 +357,7 @@ def test_ephemeral_mount_takes_the_place_of_a_kept_copy_without_changes(
     assert not copy.persistent
     copy.discard()
     assert listed(store) == []
-    assert parts(store) == {"partial": 0, "trash": 0}
+    assert parts(store) == {"partial": 0, "trash": 1}  # the kept one
 
 
 @pytest.mark.parametrize("name", ["job", "another"])
@@ -596,6 +601,20 @@ def test_template_that_is_about_to_be_used_is_not_removed(
     assert garbage.trash_unused(store, [copy.template.id]) == []
 
 
+def test_template_of_a_copy_that_was_made_since_the_store_was_opened_stays(
+    store: Store, source: Path, take: Take
+) -> None:
+    """The listing of copies/ is a new one, though its descriptor is older than the copy."""
+    with contextlib.closing(Store.open(store.path)) as later:
+        sealed = seal.seal(later, str(source), progress=None, warn=pytest.fail)
+        copy = later.acquire("later", str(source), persistent=True, prepare=lambda: sealed)
+    (source / "config.json").write_text("the source has moved on")
+    assert take("another", source).template.id != sealed.id
+    assert listed(store) == ["another", "later"]
+    assert os.path.isdir(sealed.tree)
+    copy.release()
+
+
 def test_template_that_has_just_been_removed_is_sealed_again(store: Store, source: Path) -> None:
     calls = 0
 
@@ -705,7 +724,8 @@ def test_marks_are_read_back_through_descriptors_and_paths(xfs: Path) -> None:
         # the symlink itself, and not what it leads to
         ondisk.set_xattr(ondisk.proc_path(fd, b"link"), b"trusted.a", b"1")
         ondisk.set_xattr(ondisk.proc_path(looked_at), b"trusted.b", b"2")
-        assert os.listxattr(xfs / "link", follow_symlinks=False) == ["trusted.a", "trusted.b"]
+        names = os.listxattr(xfs / "link", follow_symlinks=False)
+        assert sorted(names) == ["trusted.a", "trusted.b"]
         assert b"trusted.a" not in ondisk.list_xattrs(sub)
         ondisk.set_xattr(sub, ondisk.INO, b"short")
         with pytest.raises(OSError, match="damaged"):
@@ -766,4 +786,53 @@ def test_unnamed_file_gets_its_name_in_one_step(xfs: Path) -> None:
     syscalls.set_immutable(unnamed, False)
     (xfs / "name").unlink()
     os.close(unnamed)
+    os.close(fd)
+
+
+# --- the trash ------------------------------------------------------------------------------------
+
+
+def test_a_mount_removes_nothing(
+    store: Store, source: Path, xfs: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_trash_fd: int, name: str) -> None:
+        raise AssertionError(f"a mount removes {name}")
+
+    take("followed", source).release()
+    take("killed", source, persistent=False).release()
+    (Path(store.path) / "trash" / "of somebody else").mkdir()
+    (Path(store.path) / "partial" / "left by a crash" / "deep").mkdir(parents=True)
+    os.chmod(source, 0o711)
+    template = take("another", source).template
+    (Path(store.path) / "partial" / f"template-{template.id}" / "tree").mkdir(parents=True)
+    monkeypatch.setattr(removal, "remove", refuse)
+    take("followed", source)
+    assert listed(store) == ["another", "followed"]
+    assert "of somebody else" in os.listdir(store.trash_fd)
+    assert parts(store) == {"partial": 0, "trash": 5}
+
+
+def test_the_trash_is_emptied_beside_the_mount(
+    mount_plain: MountCopy, model: Path, store: Store
+) -> None:
+    trash = Path(store.path) / "trash"
+    (trash / "of a crash" / "deep").mkdir(parents=True)
+    (trash / "of a crash" / "deep" / "file").write_text("x")
+    mount_plain(model)
+    deadline = time.monotonic() + 20
+    while os.listdir(trash):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_process_empties_the_trash(store: Store) -> None:
+    trash = Path(store.path) / "trash"
+    (trash / "rubbish").mkdir()
+    fd = os.open(trash, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as cowfs gc has it
+    command = [sys.executable, *emptying.EMPTYING, str(store.trash_fd)]
+    subprocess.run(command, pass_fds=[store.trash_fd], check=True)
+    assert os.listdir(trash) == ["rubbish"]
+    store.remove_rubbish()  # whoever is told to empty it does so in any case
+    assert os.listdir(trash) == []
     os.close(fd)

@@ -621,7 +621,7 @@ def journal_of_a_refusal(machine: Machine, unit: str, code: int) -> str:
 def test_a_service_with_a_wrong_option_is_refused(machine: Machine, services: Services) -> None:
     unit = services.add("wrong", "bogus")
     line = journal_of_a_refusal(machine, unit, 1)
-    assert line.startswith("unknown option 'bogus': known are copy=NAME, ")
+    assert line.startswith("unknown option 'bogus': see cowfs(5)")
 
 
 def test_a_service_without_its_source_is_refused(machine: Machine, services: Services) -> None:
@@ -634,15 +634,27 @@ def test_a_service_without_its_source_is_refused(machine: Machine, services: Ser
 def test_a_service_that_names_nothing_is_refused(machine: Machine, services: Services) -> None:
     unit = services.add("empty", source="")
     line = journal_of_a_refusal(machine, unit, 1)
-    assert line == "the source has no name: name a directory"
+    assert line == "the source has no name: say SOURCE=DIRECTORY in /etc/cowfs/empty.conf"
 
 
 def test_a_service_without_a_configuration_is_refused(machine: Machine) -> None:
     unit = "cowfs@none.service"
-    assert machine.run("systemctl", "start", unit, check=False).returncode != 0
-    line = f"{unit}: Failed to load environment files: No such file or directory"
-    assert line in machine.journal(unit).splitlines()
-    machine.sh(f"systemctl stop {unit}; systemctl reset-failed")
+    assert journal_of_a_refusal(machine, unit, 1) == (
+        "the source has no name: say SOURCE=DIRECTORY in /etc/cowfs/none.conf, which is not there"
+    )
+    assert machine.sh(f"systemctl show -P NRestarts {unit}") == "0"
+    machine.sh("systemctl reset-failed")
+
+
+def test_the_example_of_a_configuration_can_be_copied(machine: Machine, services: Services) -> None:
+    unit = services.add("example")
+    text = machine.sh(f"cat {UNITS}/cowfs@.service")
+    [example] = re.findall(r"a file such as\n#\n((?:#   .*\n)+)#\n", text)
+    lines = example.replace("#   ", "").replace("/data/models/llama", SOURCE)
+    machine.put("/etc/cowfs/example.conf", lines.replace("/srv/models/llama", "/srv/example"))
+    machine.sh(f"systemctl start {unit}")
+    assert machine.sh("cat /srv/example/config.json") == "{}"
+    assert "ro," in machine.sh("findmnt -no OPTIONS /srv/example")
 
 
 def test_a_service_without_the_right_to_mount_is_refused(
@@ -651,7 +663,7 @@ def test_a_service_without_the_right_to_mount_is_refused(
     unit = services.add("powerless")
     services.add_directives("powerless", "Service", "CapabilityBoundingSet=~CAP_SYS_ADMIN")
     line = journal_of_a_refusal(machine, unit, 1)
-    assert line.startswith("no permission to mount: cowfs needs CAP_SYS_ADMIN; ")
+    assert line.startswith("no permission to mount: what needs CAP_SYS_ADMIN is refused; ")
 
 
 def test_two_services_do_not_share_a_copy(machine: Machine, services: Services) -> None:
@@ -666,7 +678,7 @@ def test_two_services_do_not_share_a_copy(machine: Machine, services: Services) 
 
 
 MOUNTS = {
-    "option": (SOURCE, "bogus", 1, "unknown option 'bogus': known are copy=NAME, "),
+    "option": (SOURCE, "bogus", 1, "unknown option 'bogus': see cowfs(5)"),
     "source": ("/data/absent", "ro", 32, "source /data/absent does not exist: name an existing"),
     "place": ("/srv", "ro", 32, "mountpoint /srv/place is inside the source /srv: "),
 }

@@ -182,6 +182,51 @@ def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for
     assert kernel.wait_for_end(killed, 10)
 
 
+def test_a_daemon_that_dies_before_it_answers_leaves_nobody_waiting_for_its_output(
+    mount_plain: MountCopy, model: Path, tmp_path: Path
+) -> None:
+    # Such as out=$(cowfs mount ...); the next daemon is the one that answers.
+    brief = OtherVersion(tmp_path / "brief", "99.1")
+    brief.patch(
+        "daemon.py",
+        r'then say that it answers\."""\n',
+        'then say that it answers."""\n'
+        "        if not self._resumed: os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    root = mount_plain.mountpoint()
+    said = run(*brief.command("mount", model, root), cwd="/")
+    assert "starting the next one" in said.stderr
+    record = mount_plain.record(root)
+    log = RECORDS / f"{record['device']}.log"
+    for pid in (record["keeper_pid"], record["daemon_pid"]):
+        assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)] == [str(log)] * 2
+    os.kill(record["daemon_pid"], signal.SIGKILL)
+    mount_plain.wait_until_served(root, other_than=record["daemon_pid"])
+    _wait_until(lambda: log.read_text().count("is served by cowfs 99.1 from now on") == 2)
+
+
+def test_an_error_of_the_device_is_no_unmount(
+    mount_plain: MountCopy, model: Path, tmp_path: Path
+) -> None:
+    # One that is opened anew belongs to no mount, and says EPERM.
+    astray = OtherVersion(tmp_path / "astray", "99.1")
+    astray.patch(
+        "daemon.py",
+        r"        self\.was_ready = True\n",
+        "        self.was_ready = True\n"
+        "        if not self._resumed:\n"
+        "            os.dup2(os.open('/dev/fuse', os.O_RDWR), self._channel.dev_fd)\n",
+    )
+    root = mount_plain.mountpoint()
+    run(*astray.command("mount", "-o", "ephemeral,copy=astray", model, root), cwd="/")
+    (root / "new").write_text("still there")
+    assert (root / "new").read_text() == "still there"
+    log = (RECORDS / f"{mount_plain.record(root)['device']}.log").read_text()
+    assert "Operation not permitted: '/dev/fuse'" in log
+    assert "ended (exit code 4)" in log
+    assert cowfs("umount", root).stdout == "discarded ephemeral copy astray\n"
+
+
 def _wait_until(condition: Callable[[], bool], patience: float = 20) -> None:
     deadline = time.monotonic() + patience
     while not condition():

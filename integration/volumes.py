@@ -28,6 +28,11 @@ class Volume:
         return cls._make(directory, size, mkfs, _SMALL_XFS if size < 300 * MIB else {})
 
     @classmethod
+    def btrfs(cls, directory: Path, size: int = 4 * GIB) -> Volume:
+        """A btrfs volume of `size` bytes, at least 109 MiB."""
+        return cls._make(directory, size, ["mkfs.btrfs", "-q"], {})
+
+    @classmethod
     def ext4(cls, directory: Path, size: int = GIB) -> Volume:
         """An ext4 volume of `size` bytes: it has no reflink."""
         return cls._make(directory, size, ["mkfs.ext4", "-q", "-F", "-O", "^has_journal"], {})

@@ -18,24 +18,24 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli commands completion doctor engine helper install interrupts launch "
-    "manpages messages mounthelper overlaymount preflight probes remount report scope umounthelper "
-    "unmount upgrade",
+    "manpages messages mounthelper overlaymount preflight privileges probes remount report scope "
+    "umounthelper unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
-    "check": "check checkcopy checklower checkrules checktemplate findings treewalk",
+    "check": "check checkcopy checklower checkrules checktemplate findings",
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
-    "operations": "operations backing priming touching turns",
+    "operations": "operations backing caller priming touching turns",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault pieces",
     "copyup": "copyup",
-    "store": "store storedir copies templates garbage lowers overlayfs removal names seal scan "
-    "cloning workers",
+    "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
+    "processes seal scan cloning workers",
     "records": "runtime jsonfile mountinfo",
     "options": "options inplace",
     "channel": "channel",
     "copying": "copying",
-    "ondisk": "ondisk walk",
-    "syscalls": "syscalls descriptors",
+    "ondisk": "ondisk treewalk walk",
+    "syscalls": "syscalls descriptors directories inherited",
     "errors": "errors",
 }
 
@@ -51,7 +51,7 @@ BELOW = {
     "inodes": "ondisk",
     "copyup": "ondisk copying",
     "store": "records ondisk copying errors",
-    "records": "",
+    "records": "syscalls",
     "options": "syscalls errors",
     "channel": "",
     "copying": "",
@@ -146,6 +146,26 @@ def test_module_uses_only_packages_of_its_room(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_module_says_what_it_is(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_text())), "it has no docstring"
+
+
+def test_only_directories_lists_what_is_open() -> None:
+    """A descriptor that was opened earlier may not show what is in the directory by now."""
+    # These name /proc, and what users say.
+    by_path = {"inherited", "keeper", "launch", "preflight", "processes", "unmount"}
+    wrong = [
+        f"{path}:{node.lineno}: use cowfs.directories, or list a path"
+        for module, path in MODULES.items()
+        if module not in by_path | {"directories"}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("listdir", "scandir", "fwalk", "walk")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+    ]
+    # The channel lists what it opens in the same function.
+    listing = [path for path in ROOT.rglob("*.c") if "fdopendir" in path.read_text()]
+    assert [path.name for path in listing] == ["touch.c"]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_room_is_above_itself() -> None:

@@ -62,6 +62,40 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"cowfs {__version__}\n"
 
 
+def test_the_bare_command_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    bare = capsys.readouterr()
+    assert cli.main(["--help"]) == 0
+    assert bare == capsys.readouterr()
+    assert "umount" in bare.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["umuont"], "no such command 'umuont': did you mean mount or umount? See cowfs --help"),
+        (["zzz"], "no such command 'zzz': see cowfs --help"),
+        (
+            ["rm", "--stroe=/x", "a"],
+            "no such option '--stroe': did you mean --store? See cowfs rm --help",
+        ),
+        (
+            ["mount", "-o", "copi=a", "/a", "/b"],
+            "unknown option 'copi=a': did you mean copy=NAME? See cowfs(5), or cowfs mount --help",
+        ),
+        (
+            ["mount", "-o", "ro,zzz", "/a", "/b"],
+            "unknown option 'zzz': see cowfs(5), or cowfs mount --help",
+        ),
+    ],
+)
+def test_a_wrong_word_suggests_the_right_one(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == f"cowfs: {line}\n"
+
+
 def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -164,6 +198,7 @@ def test_list_shows_copies_and_where_they_are_mounted(
         engine="overlay",
     )
     monkeypatch.setattr(runtime, "all", lambda: [record])
+    monkeypatch.setattr(runtime, "living", lambda pid: pid)
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [

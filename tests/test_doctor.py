@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import doctor, mountinfo, preflight, probes
+from cowfs import doctor, mountinfo, preflight, privileges, probes
 from cowfs.doctor import Finding
 from cowfs.errors import UsageError
 from cowfs.mountinfo import Mount
@@ -19,7 +19,7 @@ from cowfs.mountinfo import Mount
 def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where everything works; each test breaks something."""
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
-    monkeypatch.setattr(preflight, "has_capability", lambda _: True)
+    monkeypatch.setattr(privileges, "missing", lambda _: [])
     monkeypatch.setattr(preflight, "require_fuse_device", lambda: None)
     monkeypatch.setattr(probes, "passthrough", lambda _: None)
     monkeypatch.setattr(probes, "fuse", lambda: probes.Fuse(45, (1 << 64) - 1))
@@ -76,11 +76,12 @@ def test_missing_privileges_stop_a_mount(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not doctor.would_mount([found])
 
 
-def test_a_missing_lesser_capability_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "has_capability", lambda number: number != 9)
+def test_a_missing_lesser_capability_stops_a_mount_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "missing", lambda _: ["LINUX_IMMUTABLE"])
     found = finding("privileges")
-    assert found.status == "degraded"
-    assert "CAP_LINUX_IMMUTABLE" in found.detail
+    assert found.status == "failed"
+    assert "CAP_LINUX_IMMUTABLE" in str(found.remedy)
+    assert "--cap-add LINUX_IMMUTABLE" in str(found.remedy)
 
 
 def test_without_passthrough_a_mount_works_but_slower(monkeypatch: pytest.MonkeyPatch) -> None:

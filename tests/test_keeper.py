@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,19 +27,33 @@ settings = json.loads(sys.argv[1])
 for name, value in settings.get("times", {}).items():
     setattr(keeper, name, value)
 held = {name: os.memfd_create(name) for name in ("order", "lock", "device")}
+if "control" in settings:
+    import socket
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.bind(settings["control"] + ".new")
+    control.listen()
+    os.rename(settings["control"] + ".new", settings["control"])
+    held["control"] = control.fileno()
 kept = keeper.Keeper(None, held)
 kept.command, kept.fallback = settings["command"], settings.get("fallback")
 sys.exit(kept.run())
 """
 
-# A daemon that has been told to go: what it does then comes after this.
-DAEMON = """
+# What a daemon is made of; and one that has been told to go: what it does then comes after this.
+BEGINNING = """
 import os, signal, socket, sys, time
+from pathlib import Path
 from cowfs.conversation import receive_packet, send_packet
 sock = socket.socket(fileno=int(sys.argv[-1]))
-while receive_packet(sock)[0] != "go":
-    pass
+def wait_for(word):
+    while receive_packet(sock)[0] != word:
+        pass
+parent = os.getppid()
+def wait_until(path):
+    while not Path(path).exists() and os.getppid() == parent:
+        time.sleep(0.01)
 """
+DAEMON = BEGINNING + 'wait_for("go")\n'
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -65,6 +80,14 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+def wait_until(*paths: Path) -> None:
+    """Until a script has made these files."""
+    deadline = time.monotonic() + 20
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, paths
+        time.sleep(0.01)
 
 
 def last_words(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -104,6 +127,197 @@ def test_a_signal_while_the_daemon_is_replaced_reaches_the_next_one(
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
     assert last_words(process) == (7, "")
+
+
+@pytest.mark.parametrize("moment", ["stuck", "writes its stacks"])
+def test_a_signal_to_a_daemon_that_is_stuck_reaches_the_next_one(
+    start: Start, tmp_path: Path, moment: str
+) -> None:
+    stuck, writing, first = tmp_path / "stuck", tmp_path / "writing", tmp_path / "first"
+    process = start(
+        daemon(
+            f"if not os.path.exists({str(first)!r}):\n"
+            f"    Path({str(first)!r}).touch()\n"
+            f"    signal.signal(signal.SIGUSR2, lambda *_: Path({str(writing)!r}).touch())\n"
+            "    signal.signal(signal.SIGTERM, lambda *_: None)\n"
+            "    send_packet(sock, 'watch', '0.4')\n"
+            "    send_packet(sock, 'ready', '{}')\n"
+            f"    Path({str(stuck)!r}).touch()\n"
+            "    time.sleep(60)\n"
+            "    time.sleep(60)\n"
+            "def end(*_):\n"
+            "    send_packet(sock, 'bye', '7')\n"
+            "    os._exit(0)\n"
+            "signal.signal(signal.SIGTERM, end)\n"
+            "send_packet(sock, 'ready', '{}')\n"
+            "time.sleep(30)\n"
+        )
+    )
+    wait_until(stuck if moment == "stuck" else writing)
+    process.send_signal(signal.SIGTERM)
+    code, said = last_words(process)
+    assert code == 7
+    assert "has answered nothing for 0.4 s and is replaced" in said
+
+
+def test_a_signal_that_a_daemon_has_heeded_is_not_told_to_the_next_one(
+    start: Start, tmp_path: Path
+) -> None:
+    ready, heeded = tmp_path / "ready", tmp_path / "heeded"
+    process = start(
+        daemon(
+            "def heed(*_):\n"
+            "    send_packet(sock, 'done', '15')\n"  # the mount is in use, and stays
+            f"    Path({str(heeded)!r}).touch()\n"
+            "    os._exit(1)\n"
+            f"if not os.path.exists({str(heeded)!r}):\n"
+            "    signal.signal(signal.SIGTERM, heed)\n"
+            "    send_packet(sock, 'ready', '{}')\n"
+            f"    Path({str(ready)!r}).touch()\n"
+            "    time.sleep(30)\n"
+            "signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n"
+            "send_packet(sock, 'ready', '{}')\n"
+            "time.sleep(0.3)\n"
+            "send_packet(sock, 'bye', '0')\n"
+        )
+    )
+    wait_until(ready)
+    process.send_signal(signal.SIGTERM)
+    code, said = last_words(process)
+    assert code == 0
+    assert said.count("ended") == 1
+
+
+def test_a_machine_that_was_frozen_ends_no_daemon(start: Start, tmp_path: Path) -> None:
+    # Between a ping and its answer, for longer than the watchdog has patience.
+    frozen = tmp_path / "frozen"
+    process = start(
+        daemon(
+            "send_packet(sock, 'watch', '2')\n"
+            "send_packet(sock, 'ready', '{}')\n"
+            "wait_for('ping')\n"
+            f"Path({str(frozen)!r}).write_text(str(os.getpid()))\n"
+            "os.kill(os.getppid(), signal.SIGSTOP)\n"
+            "os.kill(os.getpid(), signal.SIGSTOP)\n"
+            "send_packet(sock, 'pong')\n"
+            "wait_for('ping')\n"
+            "send_packet(sock, 'bye', '0')\n"
+        )
+    )
+    wait_until(frozen)
+    while not frozen.read_text():
+        time.sleep(0.01)
+    pid = int(frozen.read_text())
+    while {keeper._state(pid), keeper._state(process.pid)} != {"T"}:
+        time.sleep(0.01)
+    time.sleep(2.1)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.2)  # the keeper is the first to look
+    os.kill(pid, signal.SIGCONT)
+    assert last_words(process) == (0, "")
+
+
+def test_patience_is_made_of_steps_that_a_pause_takes_one_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace()
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def looks(*times: float) -> list[bool]:
+        clock.now = 100
+        patience, found = keeper.Patience(40), []
+        for clock.now in times:
+            found.append(patience.is_over())
+        return found
+
+    assert looks(109, 110, 120, 130, 139, 140) == [False] * 5 + [True]
+    # Frozen at 101 until 119: of what is left nothing is lost.
+    assert looks(119, 129, 139, 148, 149) == [False] * 4 + [True]
+    # For as long as it takes four times.
+    assert looks(110, 120, 130, 290, 300, 310, 320, 330) == [False] * 7 + [True]
+
+
+class Upgrade:
+    """Somebody who asks a keeper for the daemon of another version."""
+
+    def __init__(self, path: Path, command: list[str]) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock.settimeout(20)
+        self._sock.connect(str(path))
+        self._sock.sendall(b"\0".join(map(os.fsencode, command)))
+
+    def answer(self) -> bytes:
+        """What the keeper says to it; empty if it ends without a word."""
+        with self._sock:
+            return self._sock.recv(1000)
+
+
+@pytest.mark.parametrize("pause", [0.0, 2.0], ids=["at once", "after a pause"])
+@pytest.mark.parametrize("able", [True, False])
+def test_who_asked_for_an_upgrade_is_told_of_no_other_daemon(
+    start: Start, tmp_path: Path, pause: float, able: bool
+) -> None:
+    # The last version's daemon ends while the new one is being asked, and has a successor.
+    control, asked, ended = tmp_path / "control", tmp_path / "asked", tmp_path / "ended"
+    again, served = tmp_path / "again", tmp_path / "served"
+    last = daemon(
+        f"if os.path.exists({str(ended)!r}):\n"
+        "    send_packet(sock, 'ready', '{}')\n"
+        f"    Path({str(again)!r}).touch()\n"
+        f"    wait_until({str(tmp_path / 'end')!r})\n"
+        "    send_packet(sock, 'bye', '5')\n"
+        "    sys.exit()\n"
+        "send_packet(sock, 'ready', '{}')\n"
+        f"wait_until({str(asked)!r})\n"
+        f"Path({str(ended)!r}).touch()\n"
+    )
+    new = [
+        *(sys.executable, "-c"),
+        BEGINNING + "wait_for('check')\n"
+        f"Path({str(asked)!r}).touch()\n"
+        f"wait_until({str(ended if pause else again)!r})\n"
+        "time.sleep(0.2)\n"
+        f"send_packet(sock, {'able' if able else 'unable'!r}, 'why \\udcff')\n"
+        "wait_for('go')\n"
+        "send_packet(sock, 'ready', '{}')\n"
+        f"Path({str(served)!r}).write_text(str(os.getpid()))\n"
+        f"wait_until({str(tmp_path / 'end')!r})\n"
+        "send_packet(sock, 'bye', '6')\n",
+    ]
+    times = {"AT_ONCE": 0 if pause else 3, "FIRST_PAUSE": pause, "LONGEST_PAUSE": pause}
+    process = start(last, control=str(control), times=times)
+    wait_until(control)
+    while (said := Upgrade(control, new).answer()).startswith(b"refused the daemon is just"):
+        pass  # it does not serve yet
+    (tmp_path / "end").touch()
+    code, _log = last_words(process)
+    if able:
+        assert (said, code) == (b"ok " + served.read_bytes(), 6)
+    else:
+        assert (said, code) == (b"refused why \xff", 5)
+
+
+def test_what_cannot_be_started_may_have_any_path(start: Start, tmp_path: Path) -> None:
+    control, asked = tmp_path / "control", tmp_path / "asked"
+    process = start(
+        daemon(
+            "send_packet(sock, 'ready', '{}')\n"
+            f"wait_until({str(tmp_path / 'end')!r})\n"
+            "send_packet(sock, 'bye', '0')\n"
+        ),
+        control=str(control),
+    )
+    wait_until(control)
+    command = ["/no/such/\udcff/python", "-c", "pass"]
+    while (said := Upgrade(control, command).answer()).startswith(b"refused the daemon is just"):
+        pass  # it does not serve yet
+    assert said == b"refused cannot start /no/such/\xff/python: No such file or directory"
+    script = f"wait_for('check')\nPath({str(asked)!r}).touch()\nwhile sock.recv(1000): pass\n"
+    waiting = Upgrade(control, [sys.executable, "-c", BEGINNING + script])
+    wait_until(asked)
+    (tmp_path / "end").touch()
+    assert last_words(process) == (0, "")
+    assert waiting.answer() == b"ended"
 
 
 def test_the_way_back_ends_when_the_new_version_serves(start: Start, tmp_path: Path) -> None:
@@ -178,33 +392,112 @@ def test_pauses_stay_short_however_many_have_died() -> None:
     os.close(held["device"])
 
 
-def test_no_more_is_stored_than_systemd_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Manager:
+    """A service manager, and what it has heard."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(path))
+        self.environment = {"NOTIFY_SOCKET": str(path), "FDSTORE": str(limit)}
+
+    def heard(self) -> list[str]:
+        """What was said since the last question; of a descriptor +NAME or -NAME."""
+        found: list[str] = []
+        while True:
+            try:
+                text = self._sock.recv(4096, socket.MSG_DONTWAIT).decode()
+            except BlockingIOError:
+                return found
+            fields = dict(line.split("=", 1) for line in text.split("\n"))
+            sign = "+" if "FDSTORE" in fields else "-"
+            found.append(sign + fields["FDNAME"] if "FDNAME" in fields else text)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """One whose store has room for two, and is told at once of what is due."""
+    manager = Manager(tmp_path / "notify", 2)
+    for name, value in manager.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(keeper, "SETTLING", 0.0)
+    monkeypatch.setattr(keeper, "LASTING", 0.0)
+    yield manager
+    manager.close()
+
+
+def change(store: keeper.Systemd, *names: str) -> None:
+    for name in names:
+        store.change(name)
+
+
+def test_no_more_is_stored_than_systemd_takes(manager: Manager) -> None:
+    store = keeper.Systemd()
+    change(store, "a", "b", "c")
+    store.settle({"a": 0, "b": 0, "c": 0})
+    assert manager.heard() == ["+a", "+b"]
+    assert store.due() is None
+    change(store, "c")
+    store.settle({"a": 0, "b": 0})
+    assert manager.heard() == []
+    change(store, "d", "a")
+    store.settle({"b": 0, "d": 0})
+    store.settle({"b": 0, "d": 0})
+    assert manager.heard() == ["-a", "+d"]
+
+
+def test_what_comes_and_goes_at_once_is_not_told(manager: Manager) -> None:
+    store = keeper.Systemd()
+    for number in range(2000):
+        change(store, f"gone-{number}", f"gone-{number}")  # put and dropped
+    change(store, "stays")
+    store.settle({"stays": 0})
+    change(store, "stays", "stays", "other", "other")  # dropped, and put again: another one
+    store.settle({"stays": 1})
+    assert manager.heard() == ["+stays", "-stays", "+stays"]
+
+
+def test_changes_wait_for_what_they_come_to(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        monkeypatch.setenv("FDSTORE", "2")
-        store = keeper.Systemd()
-        for name in ("a", "b", "c"):
-            store.store(name, 0)
-        store.remove("c")
-        store.remove("a")
-        store.store("d", 0)
-        store.store("b", 0)
-        store.say("READY=1")
-        heard = []
-        while (line := manager.recv(4096).decode()) != "READY=1":
-            heard.append(line.replace("\nFDPOLL=0", "").replace("\nFDNAME", ""))
-        assert heard == [
-            "FDSTORE=1=a",
-            "FDSTORE=1=b",
-            "FDSTOREREMOVE=1=a",
-            "FDSTORE=1=d",
-            "FDSTOREREMOVE=1=b",
-            "FDSTORE=1=b",
-        ]
+    monkeypatch.setattr(keeper, "LASTING", 3600.0)
+    store = keeper.Systemd()
+    change(store, "a")
+    store.settle({"a": 0})
+    assert manager.heard() == []
+    due = store.due()
+    assert due is not None
+    assert due > time.monotonic() + 3000
+
+
+def test_a_service_manager_that_takes_nothing_is_told_later(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_NOTIFY_PATIENCE", 0.001)
+    monkeypatch.setattr(keeper, "LONGEST_PAUSE", 0.0)
+    store = keeper.Systemd()
+    for _ in range(1000):  # more than its queue has room for
+        store.say("STATUS=busy")
+    change(store, "a", "b")
+    store.settle({"a": 0, "b": 0})
+    change(store, "b")
+    store.settle({"a": 0})
+    heard: list[str] = []
+    while store.due() is not None:
+        heard += manager.heard()
+        store.settle({"a": 0})
+    heard += manager.heard()
+    assert heard == ["STATUS=busy"] * 1000 + ["+a"]
+
+
+def test_the_store_is_empty_at_the_end(manager: Manager) -> None:
+    store = keeper.Systemd()
+    change(store, "a", "b")
+    store.settle({"a": 0, "b": 0})
+    store.finish({})
+    assert sorted(manager.heard()) == ["+a", "+b", "-a", "-b"]
 
 
 def test_a_request_of_odd_bytes_is_answered(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,26 @@ def test_a_keeper_alone_keeps_the_record(table: Table) -> None:
     assert runtime.all() == [record]
 
 
+def test_the_pid_of_a_process_that_has_ended_or_is_none_of_ours_is_not_told() -> None:
+    assert runtime.living(os.getpid()) is None
+    ours = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()", "cowfs.daemon"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert ours.stdout is not None
+        ours.stdout.readline()
+        assert runtime.living(ours.pid) == ours.pid
+        ours.kill()
+        os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)  # it waits to be reaped
+        assert runtime.living(ours.pid) is None
+    finally:
+        ours.kill()
+        ours.communicate()
+    assert runtime.living(ours.pid) is None
+
+
 def test_device_number_that_is_something_else_now_is_not_taken_for_ours(table: Table) -> None:
     table.mount("0:99", "/mnt/a", fstype="tmpfs")
     runtime.write(RECORD)
@@ -174,3 +196,27 @@ def test_records_of_other_versions_are_read_and_stay(table: Table) -> None:
     path.write_text(json.dumps(value))
     assert runtime.all() == [replace(RECORD, version="")]
     assert path.exists()
+
+
+def test_a_mount_that_is_ending_takes_nothing_of_the_next_one_away(
+    table: Table, tmp_path: Path
+) -> None:
+    # Its device number is free before its daemon has removed its record.
+    table.mount("0:99", "/mnt/a")
+    runtime.write(RECORD)
+    runtime.claim("0:99")
+    runtime.control_socket("0:99").close()
+    runtime.remove("0:99")  # by the one that is ending
+    assert files(tmp_path) == ["0:99.sock"]
+
+
+def test_a_copy_that_is_served_on_has_its_record_though_it_is_not_mounted_here(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.write(RECORD)
+    monkeypatch.setattr(runtime, "living", lambda pid: pid)
+    assert runtime.all() == []
+    assert runtime.elsewhere() == [RECORD]
+    monkeypatch.setattr(runtime, "living", lambda _pid: None)
+    assert runtime.elsewhere() == []
+    assert files(tmp_path) == []

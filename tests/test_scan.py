@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_change_of_the_source_itself_is_seen(source: Path) -> None:
 
 def test_names_alone_make_a_difference(tmp_path: Path) -> None:
     """Two lists of names that are equal when they are written one after the other."""
-    one, other = scan.Directory(""), scan.Directory("")
+    one, other = scan.Directory(), scan.Directory()
     one.names, other.names = ["ab", "c"], ["a", "bc"]
     before, after = Scan(), Scan()
     before.digest, after.digest = b"1", b"2"
@@ -103,7 +105,7 @@ def test_sockets_are_left_out(source: Path) -> None:
         finally:
             os.chdir("/")
     found = scanned(source)
-    assert found.sockets == ["socket"]
+    assert [place.path for place in found.sockets] == ["socket"]
     assert "socket" not in found.directories[0].special
 
 
@@ -147,14 +149,66 @@ def test_directory_that_is_exchanged_for_a_symlink_is_a_change(
             scanner.scan()
 
 
-def test_paths_longer_than_the_kernel_takes_are_scanned(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    fd = os.open(tmp_path / "deep", os.O_RDONLY)
+def nested(tmp_path: Path, depth: int) -> Path:
+    """So many directories in each other, with names of 200 bytes and a file in each."""
+    deep = Path(os.path.realpath(tmp_path)) / "deep"
+    deep.mkdir()
+    fd = os.open(deep, os.O_RDONLY)
     name = "x" * 200
-    for _ in range(30):
+    for _ in range(depth):
         os.mkdir(name, dir_fd=fd)
         deeper = os.open(name, os.O_RDONLY, dir_fd=fd)
         os.close(fd)
         fd = deeper
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=fd))
     os.close(fd)
-    assert scanned(Path(os.path.realpath(tmp_path)) / "deep").entries == 31
+    return deep
+
+
+def test_paths_longer_than_the_kernel_takes_are_scanned(tmp_path: Path) -> None:
+    found = scanned(nested(tmp_path, 30))
+    assert found.entries == 61
+    last = found.directories[-1]
+    assert last.path_of("file") == "x" * 200 + ("/" + "x" * 200) * 29 + "/file"
+    assert scan.key_of_path(last.path_of("file")) == last.key_of("file")
+    keys = {directory.key for directory in found.directories}
+    assert len(keys) == 31, "each has its own"
+
+
+def test_a_directory_costs_the_same_at_every_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes of names that are looked up, and in bytes that are kept."""
+    source = nested(tmp_path, 100)
+    looked_up = []
+    openat2 = syscalls.openat2
+
+    def counted(dir_fd: int, path: bytes, *args: int) -> int:
+        looked_up.append(len(path))
+        return openat2(dir_fd, path, *args)
+
+    with Scanner(str(source), None) as scanner:
+        monkeypatch.setattr(syscalls, "openat2", counted)
+        found = scanner.scan()
+    assert found.entries == 201
+    assert sum(looked_up) < 100 * 250
+    assert max(len(directory.key) for directory in found.directories) < syscalls.PATH_MAX
+
+
+def test_fingerprint_is_the_one_that_templates_have_their_names_from(source: Path) -> None:
+    """Another one would seal every source again, and part copies from their templates."""
+    record, lengths = struct.Struct("<QQqq"), struct.Struct("<QQQ")
+
+    def records(*paths: Path) -> bytes:
+        looked_at = map(os.lstat, paths)
+        return b"".join(
+            record.pack(st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for st in looked_at
+        )
+
+    digest = hashlib.blake2b(records(source), digest_size=32)
+    for place in ("", "sub", "sub/deeper"):
+        names = sorted(os.listdir(source / place))
+        own = records(*(source / place / name for name in names))
+        text = "\0".join(names).encode()
+        digest.update(lengths.pack(len(place), len(text), len(own)) + place.encode() + text + own)
+    assert scanned(source).digest == digest.digest()

@@ -89,6 +89,8 @@ def test_a_mount_is_known_by_an_id_of_its_own(directory: int) -> None:
     unique = syscalls.statx_unique_mount_id(directory)
     assert unique == syscalls.statx_unique_mount_id(directory)
     assert unique != syscalls.statx_mount_id(directory), "the kernel counts them from 2^31 on"
+    assert syscalls.is_mounted(unique)
+    assert not syscalls.is_mounted(1 << 62)
 
 
 def test_failure_carries_the_errno_of_the_call(directory: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def one_at_a_time(_piece: object) -> int:
 def test_every_piece_is_done_once_and_told(tmp_path: Path) -> None:
     pieces = list(range(40))
 
-    def worker(_umask: int) -> Callable[[int], None]:
-        return lambda piece: note(tmp_path / "log", str(piece))
+    @contextmanager
+    def worker(_umask: int) -> Iterator[Callable[[int], None]]:
+        yield lambda piece: note(tmp_path / "log", str(piece))
 
     done: list[int] = []
     workers.do_all(3, worker, pieces, done.append, one_at_a_time)
@@ -43,7 +45,8 @@ def test_workers_begin_nothing_once_their_parent_has_given_up(tmp_path: Path) ->
     reader, writer = os.pipe()
     log = tmp_path / "log"
 
-    def worker(_umask: int) -> Callable[[int], None]:
+    @contextmanager
+    def worker(_umask: int) -> Iterator[Callable[[int], None]]:
         os.close(writer)
 
         def do(piece: int) -> None:
@@ -51,7 +54,7 @@ def test_workers_begin_nothing_once_their_parent_has_given_up(tmp_path: Path) ->
             if piece:
                 os.read(reader, 1)  # until the gate opens
 
-        return do
+        yield do
 
     # opens when the parent waits for its workers
     gate = threading.Timer(1, os.close, (writer,))
@@ -73,14 +76,15 @@ def test_a_failure_in_one_process_leaves_the_others_silent(
 ) -> None:
     reader, writer = os.pipe()
 
-    def worker(_umask: int) -> Callable[[int], None]:
+    @contextmanager
+    def worker(_umask: int) -> Iterator[Callable[[int], None]]:
         def do(piece: int) -> None:
             if piece == 0:  # the parent does not read what else is answered
                 os.write(writer, b"x" * 8)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
             os.read(reader, 1)
 
-        return do
+        yield do
 
     for _ in range(20):
         with pytest.raises(OSError, match="No space left on device: 'here'"):

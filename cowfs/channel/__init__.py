@@ -18,7 +18,6 @@ from ._channel import (
     SHARED,
     Channel,
     check_ledger,
-    probe_io_uring,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "SHARED",
     "Channel",
     "check_ledger",
-    "probe_io_uring",
 ]

@@ -35,7 +35,13 @@ class Channel:
     """
 
     def __init__(
-        self, *, passthrough: bool, root_ino: int, max_kept: int = 16384, ledger_fd: int = -1
+        self,
+        *,
+        passthrough: bool,
+        root_ino: int,
+        max_kept: int = 16384,
+        ledger_fd: int = -1,
+        private_mount_fd: int = -1,
     ) -> None:
         """Make the socket pair; nothing is mounted yet.
 
@@ -45,7 +51,9 @@ class Channel:
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
         `max_kept`: how many SHARED backings stay open after their last release, while nobody else
         needs the descriptors. Of these there are as many as RLIMIT_NOFILE says now, so raise that
-        limit first.
+        limit first. `private_mount_fd`: a descriptor (no
+        O_PATH) of another mount of the volume, taken over; PRIVATE files are passed through by way
+        of it, so that its flags decide about access times.
         """
 
     def mount(self, source: bytes, mountpoint: bytes, flags: int, options: bytes) -> None:
@@ -91,8 +99,13 @@ class Channel:
 
     @property
     def closed_fd(self) -> int:
-        """Becomes readable when the kernel's end is gone (unmounted, aborted, or `close`). Stays
-        open as long as this object lives."""
+        """Becomes readable when the kernel's end is gone (unmounted, aborted, or `close`), or
+        cannot be read (`read_error`). Stays open as long as this object lives."""
+
+    @property
+    def read_error(self) -> int:
+        """Why nothing can be read from /dev/fuse though the connection may go on: an errno that the
+        kernel does not have for its end. 0: there is no such reason."""
 
     @property
     def passthrough(self) -> bool:
@@ -140,6 +153,10 @@ class Channel:
         ENFILE as `open`, or what the kernel says to the registration of a backing id (EPERM, ELOOP,
         EOPNOTSUPP, ...).
         """
+
+    def is_scarce(self) -> bool:
+        """Whether so many descriptors are held that it matters for whom; else 0xFFFFFFFF will do
+        for a user who is not known."""
 
     def require_room(self, uid: int) -> None:
         """OSError ENFILE if the user could not have one more descriptor held."""
@@ -268,6 +285,3 @@ class Channel:
 def check_ledger(fd: int) -> None:
     """Whether this version can take over such a ledger. OSError: EPROTO for another layout, EINVAL
     for what is none."""
-
-def probe_io_uring() -> str | None:
-    """None when io_uring works here, else one line that says why not."""

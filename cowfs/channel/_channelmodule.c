@@ -14,7 +14,7 @@
 #include <Python.h>
 
 #include <errno.h>
-#include <liburing.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -72,16 +72,19 @@ static void lock_touch(struct channel *ch)
 
 static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd", NULL};
+	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd",
+				 "private_mount_fd", NULL};
 	struct channel_object *me = (struct channel_object *)self;
 	int passthrough = -1;
 	uint64_t root_ino = 0;
 	unsigned int max_kept = 16384;
 	int ledger_fd = -1;
+	int private_mount_fd = -1;
 
 	/* '$' cannot stand without '|' before it, so "required" is checked by hand. */
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Ii:Channel", names, &passthrough,
-					 to_u64, &root_ino, &max_kept, &ledger_fd))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Iii:Channel", names, &passthrough,
+					 to_u64, &root_ino, &max_kept, &ledger_fd,
+					 &private_mount_fd))
 		return -1;
 	if (passthrough < 0 || root_ino == 0) {
 		PyErr_SetString(PyExc_TypeError, "Channel() needs passthrough and root_ino");
@@ -95,8 +98,11 @@ static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 			     ledger_fd);
 	if (!me->ch) {
 		PyErr_SetFromErrno(PyExc_OSError);
+		if (private_mount_fd >= 0)
+			close(private_mount_fd);
 		return -1;
 	}
+	me->ch->nodes.private_mount_fd = private_mount_fd;
 	return 0;
 }
 
@@ -272,6 +278,21 @@ static PyObject *Channel_require_room(PyObject *self, PyObject *args)
 		channel_leave(ch);
 	}
 	return none_or_error(err);
+}
+
+static PyObject *Channel_is_scarce(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	bool scarce = false;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	if (channel_enter(ch)) {
+		scarce = nodes_scarce(&ch->nodes);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(scarce);
 }
 
 static PyObject *Channel_hold(PyObject *self, PyObject *args)
@@ -757,6 +778,13 @@ static PyObject *Channel_get_closed_fd(PyObject *self, void *closure)
 	return ch ? PyLong_FromLong(ch->closed_fd) : NULL;
 }
 
+static PyObject *Channel_get_read_error(PyObject *self, void *closure)
+{
+	struct channel *ch = channel_of(self);
+	(void)closure;
+	return ch ? PyLong_FromLong(atomic_load(&ch->read_error)) : NULL;
+}
+
 static PyObject *Channel_get_resends(PyObject *self, void *closure)
 {
 	struct channel *ch = channel_of(self);
@@ -778,28 +806,6 @@ static PyObject *Channel_get_max_stack_depth(PyObject *self, void *closure)
 	return PyLong_FromLong(1); /* as handshake.c tells the kernel */
 }
 
-static PyObject *probe_io_uring(PyObject *module, PyObject *unused)
-{
-	struct io_uring ring;
-	const char *hint = "";
-	int err;
-
-	(void)module;
-	(void)unused;
-	err = io_uring_queue_init(2, &ring, 0);
-	if (err == 0) {
-		io_uring_queue_exit(&ring);
-		Py_RETURN_NONE;
-	}
-	if (err == -EPERM)
-		hint = " (switched off by the sysctl kernel.io_uring_disabled or a seccomp filter)";
-	else if (err == -ENOSYS)
-		hint = " (the kernel was built without it, or a seccomp filter hides it)";
-	else if (err == -ENOMEM)
-		hint = " (the limit of locked memory, RLIMIT_MEMLOCK, is too small)";
-	return PyUnicode_FromFormat("io_uring_setup: %s%s", strerror(-err), hint);
-}
-
 /* ---- the module ---------------------------------------------------------------------------------- */
 
 static PyMethodDef channel_methods[] = {
@@ -811,6 +817,7 @@ static PyMethodDef channel_methods[] = {
 	{"unopen", Channel_unopen, METH_VARARGS, NULL},
 	{"attach", Channel_attach, METH_VARARGS, NULL},
 	{"require_room", Channel_require_room, METH_VARARGS, NULL},
+	{"is_scarce", Channel_is_scarce, METH_NOARGS, NULL},
 	{"hold", Channel_hold, METH_VARARGS, NULL},
 	{"let", Channel_let, METH_VARARGS, NULL},
 	{"switch", Channel_switch, METH_VARARGS, NULL},
@@ -841,6 +848,7 @@ static PyMethodDef channel_methods[] = {
 static PyGetSetDef channel_getset[] = {
 	{"daemon_fd", Channel_get_daemon_fd, NULL, NULL, NULL},
 	{"closed_fd", Channel_get_closed_fd, NULL, NULL, NULL},
+	{"read_error", Channel_get_read_error, NULL, NULL, NULL},
 	{"dev_fd", Channel_get_dev_fd, NULL, NULL, NULL},
 	{"ledger_fd", Channel_get_ledger_fd, NULL, NULL, NULL},
 	{"passthrough", Channel_get_passthrough, NULL, NULL, NULL},
@@ -885,7 +893,6 @@ static int module_exec(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-	{"probe_io_uring", probe_io_uring, METH_NOARGS, NULL},
 	{"check_ledger", check_ledger, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

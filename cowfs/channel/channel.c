@@ -174,7 +174,7 @@ void channel_close(struct channel *ch)
 	close_fd(&ch->dev_fd);
 	close_fd(&ch->relay_fd);
 	if (ch->closed_fd >= 0)
-		kernel_gone(ch);
+		kernel_gone(ch, 0);
 }
 
 void channel_free(struct channel *ch)

@@ -83,7 +83,8 @@ struct channel {
 	int dev_fd;    /* the kernel; set by mount or adopt, before any thread runs */
 	int relay_fd;  /* our end of the socket pair; never changes */
 	int daemon_fd; /* libfuse's end; never changes */
-	int closed_fd; /* eventfd; readable when the kernel's end is gone */
+	int closed_fd; /* eventfd; readable when the kernel's end is gone, or cannot be read */
+	atomic_int read_error; /* errno of the second case, set before; 0: unmounted or aborted */
 	char *mountpoint; /* set by channel_mount(), used by channel_start() */
 
 	struct ledger *ledger; /* never changes; what the next daemon takes over */
@@ -148,6 +149,10 @@ int channel_start(struct channel *ch);
  * when the kernel cannot send again. */
 int channel_resume(struct channel *ch, int dev_fd, int volume_fd);
 
+/* How many pages make up WIRE_MAX_DATA. The kernel counts in its own, and makes READs as large as so many
+ * of them, whatever max_write says; on some machines a page has 64 KiB. */
+uint16_t channel_max_pages(long page_size);
+
 /* ---- serve.c ------------------------------------------------------------------------------------- */
 
 int serve_start(struct channel *ch); /* 0 or -errno */
@@ -165,6 +170,8 @@ void dataplane_answer(struct channel *ch, const struct request *rq);
 /* Take setuid and setgid from the file, whose data the caller of rq is about to change without
  * CAP_FSETID. 0 or errno. */
 int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);
+/* The same where the kernel does not say whether the caller has it, which a WRITE alone does: root has. */
+int drop_privileges_of_user(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);
 
 /* ---- replies.c ----------------------------------------------------------------------------------- */
 
@@ -185,8 +192,9 @@ int kernel_answer(struct channel *ch, uint64_t unique, int error, const void *bo
 /* The same for a request that a worker holds; counts it as answered here. */
 int answer_here(struct channel *ch, const struct request *rq, int error, const void *body,
 		size_t len);
-/* The kernel is gone: make closed_fd readable. */
-void kernel_gone(struct channel *ch);
+/* Nothing can be read from the kernel any more: make closed_fd readable. err is the positive errno of
+ * read(2), or 0: that the connection has ended is known, and needs no asking. */
+void kernel_gone(struct channel *ch, int err);
 
 int notifier_start(struct channel *ch); /* 0 or -errno */
 void notifier_stop(struct channel *ch);

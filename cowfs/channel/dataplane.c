@@ -89,13 +89,6 @@ static void answer_write(struct channel *ch, const struct request *rq, const str
 	answer_here(ch, rq, out.size ? 0 : err, &out, sizeof(out));
 }
 
-/* Only a WRITE says whether its caller may keep setuid and setgid. For the others the kernel leaves
- * it to us, and what we know of the caller is its uid. */
-static bool lacks_fsetid(const struct request *rq)
-{
-	return rq->head.uid != 0;
-}
-
 /* The kernel has no two syncs of one file under way, so nobody waits for `syncing` today. */
 static void answer_fsync(struct channel *ch, const struct request *rq, struct backing *b)
 {
@@ -166,7 +159,7 @@ static void answer_fallocate(struct channel *ch, const struct request *rq,
 	int err = EPERM;
 
 	if (b->kind == NODE_PRIVATE) {
-		err = lacks_fsetid(rq) ? drop_privileges(ch, rq, rq->head.nodeid, b->fd) : 0;
+		err = drop_privileges_of_user(ch, rq, rq->head.nodeid, b->fd);
 		while (!err &&
 		       fallocate(b->fd, (int)in.mode, (off_t)in.offset, (off_t)in.length) < 0 &&
 		       (err = errno) == EINTR)
@@ -196,8 +189,8 @@ static void answer_copy(struct channel *ch, const struct request *rq, const stru
 		err = EIO;
 	else if (to->kind != NODE_PRIVATE)
 		err = EPERM;
-	else if (lacks_fsetid(rq))
-		err = drop_privileges(ch, rq, in.nodeid_out, to->fd);
+	else
+		err = drop_privileges_of_user(ch, rq, in.nodeid_out, to->fd);
 	while (!err && (n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, 0)) < 0 &&
 	       (err = errno) == EINTR)
 		err = 0;

@@ -38,7 +38,7 @@ static const uint64_t wanted =
 	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
 	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES |
 	FUSE_CACHE_SYMLINKS | FUSE_NO_OPENDIR_SUPPORT | FUSE_HANDLE_KILLPRIV_V2 | FUSE_ASYNC_DIO |
-	FUSE_SETXATTR_EXT | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_INIT_EXT;
+	FUSE_SETXATTR_EXT | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_ALLOW_IDMAP | FUSE_INIT_EXT;
 
 /* What libfuse is told that the kernel offers: what it needs for pyfuse3, and nothing that would
  * make it change a layout, a buffer size or a file descriptor. */
@@ -167,6 +167,11 @@ static uint64_t offers(const struct wire_init_in_ext *in)
 	return flags & FUSE_INIT_EXT ? flags | (uint64_t)in->flags2 << 32 : flags;
 }
 
+uint16_t channel_max_pages(long page_size)
+{
+	return page_size < (long)WIRE_MAX_DATA ? (uint16_t)((long)WIRE_MAX_DATA / page_size) : 1;
+}
+
 /* What this channel agrees on, given what the kernel offers. */
 static struct wire_init_out agree(const struct channel *ch, const struct wire_init_in_ext *in)
 {
@@ -180,7 +185,7 @@ static struct wire_init_out agree(const struct channel *ch, const struct wire_in
 		.congestion_threshold = 48,
 		.max_write = WIRE_MAX_DATA,
 		.time_gran = 1,
-		.max_pages = WIRE_MAX_DATA / 4096,
+		.max_pages = channel_max_pages(sysconf(_SC_PAGESIZE)),
 	};
 
 	agreed = offered & wanted;
@@ -281,6 +286,9 @@ int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
 	}
 	channel_adopt(ch, dev_fd);
 	out = agree(ch, &init->in);
+	/* A version that knew nothing of idmapped mounts did without: so does this connection. */
+	if (!(init->out.flags2 & FUSE_ALLOW_IDMAP >> 32))
+		out.flags2 &= ~(uint32_t)(FUSE_ALLOW_IDMAP >> 32);
 	/* What was agreed holds as long as the connection: nobody may go on with it who thinks that
 	 * something else was. */
 	if (memcmp(&out, &init->out, sizeof(out)))

@@ -5,6 +5,9 @@
  * a half, the next one a quarter, and something is left for whoever comes, with no number to be set. Root
  * is the one who may take the rest.
  *
+ * The kernel may not say who opens a file (FUSE_ALLOW_IDMAP), and to find out takes long. As long as three
+ * quarters are left nobody has to know: they are counted for one user of no name.
+ *
  * This room counts. It does not know what is held, nor when it goes.
  */
 #include "holders.h"
@@ -52,6 +55,11 @@ bool holders_may(const struct holders *h, uint32_t uid)
 	uint32_t left = h->total < h->max ? h->max - h->total : 0;
 
 	return uid == 0 ? left > 0 : left > (holder ? holder->count : 0);
+}
+
+bool holders_scarce(const struct holders *h)
+{
+	return h->total >= h->max / 4;
 }
 
 bool holders_add(struct holders *h, uint32_t uid)

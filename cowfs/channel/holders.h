@@ -22,6 +22,8 @@ void holders_init(struct holders *h, uint32_t max);
 void holders_destroy(struct holders *h);
 /* Whether one more may be held for this user: who is not root holds no more than is left for all others. */
 bool holders_may(const struct holders *h, uint32_t uid);
+/* Whether so many are held that it matters for whom. */
+bool holders_scarce(const struct holders *h);
 /* One more. false: there is no memory to note it. */
 bool holders_add(struct holders *h, uint32_t uid);
 /* One less of those that were added. */

@@ -62,10 +62,16 @@ int answer_here(struct channel *ch, const struct request *rq, int error, const v
 	return err;
 }
 
-void kernel_gone(struct channel *ch)
+void kernel_gone(struct channel *ch, int err)
 {
 	uint64_t one = 1;
-	ssize_t n = write(ch->closed_fd, &one, sizeof(one));
+	ssize_t n;
+
+	/* ENODEV is what fuse(4) has for the end of a connection; ECONNABORTED, which the kernel says only
+	 * if INIT asks for it, is the other. */
+	if (err && err != ENODEV && err != ECONNABORTED)
+		atomic_store(&ch->read_error, err);
+	n = write(ch->closed_fd, &one, sizeof(one));
 	(void)n; /* EAGAIN: readable already */
 }
 

@@ -374,6 +374,7 @@ int nodes_init(struct node_table *t, uint32_t max_kept, uint32_t max_held,
 				 .ops = ops,
 				 .ledger = ledger,
 				 .dev_fd = -1,
+				 .private_mount_fd = -1,
 				 .witness_fd = -1};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
@@ -403,6 +404,8 @@ void nodes_destroy(struct node_table *t)
 	t->buckets = NULL;
 	if (t->witness_fd >= 0)
 		close(t->witness_fd);
+	if (t->private_mount_fd >= 0)
+		close(t->private_mount_fd);
 	pthread_mutex_destroy(&t->looking_back);
 	pthread_mutex_destroy(&t->lock);
 }
@@ -425,24 +428,38 @@ static void note_handle(struct backing *b)
 	memcpy(b->handle.bytes, h.head.f_handle, h.head.handle_bytes);
 }
 
-static int open_handle(int volume_fd, const struct ledger_slot *s)
+/* The file of a handle in the mount of mount_fd, or -1. */
+static int open_handle(int mount_fd, uint8_t len, const struct ledger_handle *handle, bool writable)
 {
 	union {
 		struct file_handle head;
 		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
 	} h;
-	int access = s->kind == NODE_PRIVATE ? O_RDWR : O_RDONLY;
 	int fd;
 
-	if (s->handle_len == 0 || s->handle_len > LEDGER_HANDLE)
+	if (len == 0 || len > LEDGER_HANDLE)
 		return -1;
-	h.head.handle_bytes = s->handle_len;
-	h.head.handle_type = s->handle.type;
-	memcpy(h.head.f_handle, s->handle.bytes, s->handle_len);
-	fd = open_by_handle_at(volume_fd, &h.head, access | O_NOATIME | O_CLOEXEC);
-	if (fd < 0 && access == O_RDWR && (errno == EROFS || errno == EPERM))
-		fd = open_by_handle_at(volume_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
+	h.head.handle_bytes = len;
+	h.head.handle_type = handle->type;
+	memcpy(h.head.f_handle, handle->bytes, len);
+	fd = open_by_handle_at(mount_fd, &h.head,
+			       (writable ? O_RDWR : O_RDONLY) | O_NOATIME | O_CLOEXEC);
+	if (fd < 0 && writable && (errno == EROFS || errno == EPERM))
+		fd = open_by_handle_at(mount_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
 	return fd;
+}
+
+/* A backing id, or -errno. */
+static int register_backing(const struct node_table *t, const struct backing *b)
+{
+	int id, fd = -1;
+
+	if (b->kind == NODE_PRIVATE && t->private_mount_fd >= 0)
+		fd = open_handle(t->private_mount_fd, b->handle_len, &b->handle, true);
+	id = t->ops->open(t->dev_fd, fd < 0 ? b->fd : fd);
+	if (fd >= 0)
+		close(fd);
+	return id;
 }
 
 static bool is_alive(const struct node_table *t, int32_t id)
@@ -490,7 +507,8 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 	b = malloc(sizeof(*b));
 	if (!b)
 		return -ENOMEM;
-	*b = (struct backing){.fd = open_handle(volume_fd, s),
+	*b = (struct backing){.fd = open_handle(volume_fd, s->handle_len, &s->handle,
+						s->kind == NODE_PRIVATE),
 			      .id = s->id,
 			      .kind = s->kind,
 			      .bypass = s->flags & SLOT_BYPASS,
@@ -575,6 +593,16 @@ bool nodes_have_room(struct node_table *t, uint32_t uid)
 	return room;
 }
 
+bool nodes_scarce(struct node_table *t)
+{
+	bool scarce;
+
+	pthread_mutex_lock(&t->lock);
+	scarce = holders_scarce(&t->holders);
+	pthread_mutex_unlock(&t->lock);
+	return scarce;
+}
+
 int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid)
 {
 	struct backing *dead = NULL;
@@ -653,7 +681,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 			      .syncing = PTHREAD_MUTEX_INITIALIZER};
 	note_handle(b);
 	if (passthrough) {
-		int id = t->ops->open(t->dev_fd, fd);
+		int id = register_backing(t, b);
 		if (id < 0) {
 			bury(t, b);
 			return id;
@@ -842,8 +870,9 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, u
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
-	/* Whom Python has to refuse. */
-	if (here && n->kept && !holders_may(&t->holders, uid))
+	/* Whom Python has to refuse, or to find out about. */
+	if (here && n->kept && (uid == FUSE_INVALID_UIDGID ? holders_scarce(&t->holders)
+							   : !holders_may(&t->holders, uid)))
 		here = false;
 	if (here) {
 		charge(t, n, uid);

@@ -90,6 +90,9 @@ struct node_table {
 	const struct backing_ops *ops; /* never changes */
 	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
+	/* The mount that the kernel reads and writes private files by, by itself, which decides about
+	 * access times; -1: the one that they were opened by. Set once, before any node is attached. */
+	int private_mount_fd;
 	/* Held over syncfs(2); no other lock is held when it is taken. */
 	pthread_mutex_t looking_back;
 	int witness_fd;	       /* looking_back; -1: none is needed any more */
@@ -131,6 +134,8 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 		 enum node_reading reading, bool writing, uint32_t uid);
 /* Whether one more descriptor may be held for this user; what is kept makes room. */
 bool nodes_have_room(struct node_table *t, uint32_t uid);
+/* Whether so many are held that it matters for whom. */
+bool nodes_scarce(struct node_table *t);
 /* 0, -ENFILE, -ENOMEM. */
 int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid);
 void nodes_let(struct node_table *t, uint64_t nodeid);

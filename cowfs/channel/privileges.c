@@ -13,47 +13,84 @@
 
 #include "channel.h"
 
-/* Whether one of the caller's groups is gid. A request only brings the first of them; the caller
- * waits for its answer, so the others are in /proc. One that cannot be seen is in no group. */
-static bool in_group(const struct request *rq, gid_t gid)
+struct caller {
+	uint32_t uid;
+	bool in_group;
+};
+
+/* The numbers of one line of /proc/PID/status. */
+static uint32_t number_at(const char *line, int index)
 {
+	unsigned long number = FUSE_INVALID_UIDGID;
+	char *end;
+
+	for (; index >= 0; index--, line = end) {
+		number = strtoul(line, &end, 10);
+		if (end == line)
+			return FUSE_INVALID_UIDGID;
+	}
+	return (uint32_t)number;
+}
+
+static bool has_number(const char *line, uint32_t wanted)
+{
+	char *end;
+
+	for (;; line = end) {
+		unsigned long number = strtoul(line, &end, 10);
+		if (end == line)
+			return false;
+		if (number == wanted)
+			return true;
+	}
+}
+
+/* Who waits for the answer, as caller.py has it, and whether it is in the group gid. A request brings
+ * one group at most, and on a kernel that allows idmapped mounts no id at all. One that cannot be seen is
+ * nobody, in no group. */
+static struct caller caller_of(const struct request *rq, gid_t gid)
+{
+	struct caller caller = {rq->head.uid, rq->head.gid == gid};
 	char *line = NULL;
 	char path[64];
-	bool found = rq->head.gid == gid;
 	size_t room = 0;
 	FILE *status;
 
-	if (found)
-		return true;
+	if (caller.uid != FUSE_INVALID_UIDGID && (caller.uid == 0 || caller.in_group))
+		return caller;
 	snprintf(path, sizeof(path), "/proc/%u/status", rq->head.pid);
 	status = fopen(path, "re");
 	if (!status)
-		return false;
+		return caller;
 	while (getline(&line, &room, status) > 0) {
-		if (strncmp(line, "Groups:", 7) != 0)
-			continue;
-		for (char *at = line + 7, *end; !found; at = end) {
-			unsigned long group = strtoul(at, &end, 10);
-			if (end == at)
-				break;
-			found = group == gid;
-		}
-		break;
+		if (strncmp(line, "Uid:", 4) == 0 && caller.uid == FUSE_INVALID_UIDGID)
+			caller.uid = number_at(line + 4, 3);
+		else if (strncmp(line, "Gid:", 4) == 0 && rq->head.gid == FUSE_INVALID_UIDGID)
+			caller.in_group = number_at(line + 4, 3) == gid;
+		else if (strncmp(line, "Groups:", 7) == 0)
+			caller.in_group |= has_number(line + 7, gid);
 	}
 	free(line);
 	fclose(status);
-	return found;
+	return caller;
 }
 
-int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd)
+static int drop(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd,
+		bool keeps_for_root)
 {
+	struct caller caller;
 	struct stat st;
 	mode_t drop;
 
 	if (fstat(fd, &st) < 0)
 		return errno;
+	if (!(st.st_mode & (S_ISUID | S_ISGID)))
+		return 0;
+	caller = caller_of(rq, st.st_gid);
+	if (keeps_for_root && caller.uid == 0)
+		return 0;
 	drop = st.st_mode & S_ISUID;
-	if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !in_group(rq, st.st_gid)))
+	if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !caller.in_group))
 		drop |= S_ISGID;
 	if (!drop)
 		return 0;
@@ -62,4 +99,14 @@ int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodei
 	/* the kernel takes it that a change of data changes size and times, and no mode */
 	notify_inval_attr(ch, nodeid);
 	return 0;
+}
+
+int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd)
+{
+	return drop(ch, rq, nodeid, fd, false);
+}
+
+int drop_privileges_of_user(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd)
+{
+	return drop(ch, rq, nodeid, fd, true);
 }

@@ -19,6 +19,9 @@
 
 #include "channel.h"
 
+/* An inode number that nothing has: every file shows its node id, and the root that of its directory. */
+#define NO_FILE FUSE_ROOT_ID
+
 uint64_t shown_ino(const struct channel *ch, uint64_t nodeid)
 {
 	return nodeid == FUSE_ROOT_ID ? ch->root_ino : nodeid;
@@ -97,9 +100,10 @@ static bool complete_readdirplus(struct channel *ch, struct reply *r)
 		    d->dirent.namelen > r->len - at - FUSE_NAME_OFFSET_DIRENTPLUS ||
 		    FUSE_DIRENTPLUS_SIZE(d) > r->len - at)
 			return false;
-		/* without a node id (".." for instance) the entry only says a number */
+		/* Without a node id (".." for instance) the entry only says a number. Without that it
+		 * is one that could not be read, and programs pass over a name whose number is 0. */
 		nodeid = d->entry_out.nodeid ? d->entry_out.nodeid : d->dirent.ino;
-		d->entry_out.attr.ino = d->dirent.ino = shown_ino(ch, nodeid);
+		d->entry_out.attr.ino = d->dirent.ino = nodeid ? shown_ino(ch, nodeid) : NO_FILE;
 		at += FUSE_DIRENTPLUS_SIZE(d);
 	}
 	return true;

@@ -410,7 +410,7 @@ static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 	bool done = false;
 
 	memcpy(&in, rq->body, sizeof(in));
-	if (!rq->resent && touch_may(&in, rq->head.uid)) {
+	if (!rq->resent && touch_may(&in)) {
 		pthread_mutex_lock(&ch->touch.lock);
 		/* what is open for writing changes unseen, and the kernel may not keep what we say */
 		done = !nodes_is_volatile(&ch->nodes, nodeid) &&
@@ -647,8 +647,8 @@ static void *worker_main(void *arg)
 		/* ENOENT: the caller gave up while its request was being copied to us */
 		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
 			continue;
-		if (n <= 0) { /* ENODEV: unmounted or aborted; 0: the test's peer is gone */
-			kernel_gone(ch);
+		if (n <= 0) { /* 0 is nothing that the kernel says */
+			kernel_gone(ch, n < 0 ? errno : EIO);
 			break;
 		}
 		become_busy(w);

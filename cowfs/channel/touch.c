@@ -361,15 +361,25 @@ struct touched *touch_take(struct touch_table *t, uint32_t *count)
 
 /* ---- changing ---------------------------------------------------------------------------------------- */
 
-bool touch_may(const struct fuse_setattr_in *in, uint32_t uid)
+bool touch_may(const struct fuse_setattr_in *in)
 {
-	/* Setuid and setgid go with a change of owner, as for every caller who may have any; what they
-	 * are to an ordinary user is Python's to know. */
-	return uid == 0 && in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
+	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
+}
+
+/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
+ * group root keeps, and others may not: who is who is Python's to know. */
+static bool depends_on_caller(int fd, const struct fuse_setattr_in *in)
+{
+	struct stat st;
+
+	return in->valid & (FATTR_UID | FATTR_GID) &&
+	       (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID);
 }
 
 static int change(int fd, const struct fuse_setattr_in *in)
 {
+	if (depends_on_caller(fd, in))
+		return -1;
 	if (in->valid & (FATTR_UID | FATTR_GID) &&
 	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
 		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)

@@ -66,8 +66,8 @@ struct touched *touch_take(struct touch_table *t, uint32_t *count);
 
 /* Whether the node may be changed here at any time. */
 bool touch_is_offered(struct touch_table *t, uint64_t nodeid);
-/* Whether this room can make such a change at all, and for this caller. */
-bool touch_may(const struct fuse_setattr_in *in, uint32_t uid);
+/* Whether this room can make such a change at all. */
+bool touch_may(const struct fuse_setattr_in *in);
 /* Make the change if the node is offered, and say what the file looks like then. false: Python has to
  * make it, and the node is not offered any more. */
 bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_setattr_in *in,

@@ -17,7 +17,7 @@
 /* The newest protocol whose every request the channel knows how to answer. */
 #define WIRE_MINOR 45
 
-/* Largest payload of one READ or WRITE (max_write, and 256 pages of 4 KiB). */
+/* Largest payload of one READ or WRITE (max_write, and as many pages as that is). */
 #define WIRE_MAX_DATA (1024u * 1024u)
 
 /* Header and fixed part that stand before the payload of a WRITE. */
@@ -41,6 +41,11 @@ struct fuse_statx_in {
 	uint32_t sx_flags;
 	uint32_t sx_mask;
 };
+#endif
+
+#if FUSE_KERNEL_MINOR_VERSION < 41
+#define FUSE_ALLOW_IDMAP (UINT64_C(1) << 40)
+#define FUSE_INVALID_UIDGID ((uint32_t)-1)
 #endif
 
 #if FUSE_KERNEL_MINOR_VERSION < 40

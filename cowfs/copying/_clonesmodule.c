@@ -38,16 +38,22 @@ struct job {
 
 enum outcome { FAILED = -1, DONE, LEFT };
 
-/* Other flags are inherited from the directory, so those of one new file are those of all. */
-static int seal(struct job *job, int fd)
+/* Other flags are inherited from the directory, so those of one new file are those of all, unless the
+ * clone wanted them otherwise. */
+static int seal(struct job *job, int fd, bool has_own_flags)
 {
-	if (!job->flags_known) {
-		if (ioctl(fd, FS_IOC_GETFLAGS, &job->flags) < 0)
+	int flags = job->flags;
+
+	if (has_own_flags || !job->flags_known) {
+		if (ioctl(fd, FS_IOC_GETFLAGS, &flags) < 0)
 			goto failed;
-		job->flags |= FS_IMMUTABLE_FL;
+		flags |= FS_IMMUTABLE_FL;
+	}
+	if (!has_own_flags) {
+		job->flags = flags;
 		job->flags_known = true;
 	}
-	if (ioctl(fd, FS_IOC_SETFLAGS, &job->flags) == 0)
+	if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0)
 		return 0;
 failed:
 	/* a safety net, and not every filesystem has it */
@@ -57,8 +63,9 @@ failed:
 static int fill(struct job *job, int target, int source, const struct stat *st)
 {
 	struct timespec times[2] = {st->st_atim, st->st_mtim};
+	int cloned = clone_data(target, source, st);
 
-	if (clone_data(target, source, st) < 0)
+	if (cloned < 0)
 		return -1;
 	/* After the data and in this order: chown(2) clears set-id bits, and all of them set times. */
 	if ((st->st_uid != job->uid || st->st_gid != job->gid) &&
@@ -68,7 +75,7 @@ static int fill(struct job *job, int target, int source, const struct stat *st)
 		return -1;
 	if (futimens(target, times) < 0)
 		return -1;
-	return job->seal ? seal(job, target) : 0;
+	return job->seal ? seal(job, target, cloned == 1) : 0;
 }
 
 /* Close without losing errno. */

@@ -14,14 +14,50 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-int clone_data(int target, int source, const struct stat *st)
+static int ficlone(int target, int source)
 {
 	int err;
 
 	do
-		err = st->st_size ? ioctl(target, FICLONE, source) : 0;
+		err = ioctl(target, FICLONE, source);
 	while (err < 0 && errno == EINTR);
 	return err;
+}
+
+static bool set_nocow(int fd, bool nocow)
+{
+	int flags;
+
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) < 0)
+		return false;
+	flags = nocow ? (flags | FS_NOCOW_FL) & ~FS_COMPR_FL : flags & ~FS_NOCOW_FL;
+	return ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0;
+}
+
+/* btrfs refuses a clone (EINVAL) between a file that has checksums and one that has none, after
+ * chattr +C or with a mount option of which no flag tells. An empty file can be made to be either. */
+static int clone_in_kind(int target, int source)
+{
+	int flags;
+	bool nocow = ioctl(source, FS_IOC_GETFLAGS, &flags) == 0 && flags & FS_NOCOW_FL;
+
+	for (int i = 0; i < 2; i++, nocow = !nocow) {
+		if (!set_nocow(target, nocow))
+			continue;
+		if (ficlone(target, source) == 0)
+			return 1;
+		if (errno != EINVAL)
+			return -1;
+	}
+	errno = EINVAL;
+	return -1;
+}
+
+int clone_data(int target, int source, const struct stat *st)
+{
+	if (!st->st_size || ficlone(target, source) == 0)
+		return 0;
+	return errno == EINVAL ? clone_in_kind(target, source) : -1;
 }
 
 /* Nanoseconds since the epoch, as trusted.cowfs.btime has them; 0 where the file system does not say

@@ -17,7 +17,8 @@ struct clone_mark {
 	size_t size;
 };
 
-/* FICLONE of the data of source, whose fstat is st. 0, or -1 with errno. */
+/* FICLONE of the data of source, whose fstat is st, into an empty file. 0; 1 when flags of the target
+ * (FS_NOCOW_FL) had to change for it; or -1 with errno. */
 int clone_data(int target, int source, const struct stat *st);
 
 /* An unnamed file in the file system of directory, open O_RDWR, with the data (empty if not with_data),

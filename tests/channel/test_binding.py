@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel, probe_io_uring
+from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_before_start_nothing_is_agreed(channel: Channel) -> None:
     assert channel.max_stack_depth == 1
     assert channel.daemon_fd >= 0
     assert not readable(channel.closed_fd)
+    assert channel.read_error == 0
     assert channel.drain() == 0
     assert channel.counters() == {}
 
@@ -179,8 +180,3 @@ def test_an_object_that_goes_away_closes_everything() -> None:
     channel.attach(5, null(), SHARED, CACHED, False)
     del channel
     assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-def test_io_uring_works_or_says_in_one_line_why_not() -> None:
-    reason = probe_io_uring()
-    assert reason is None or (reason and "\n" not in reason)

@@ -298,6 +298,28 @@ static void the_end_of_the_kernel_is_told(void)
 	peer_stop(&p);
 }
 
+/* ENODEV is an unmount; what else read(2) may say is none, and told apart from it. */
+static void an_error_of_the_device_is_no_unmount(void)
+{
+	struct peer p;
+	int err;
+
+	for (err = ENODEV; err; err = err == ENODEV ? ECONNABORTED : 0) {
+		peer_start(&p, true, 10);
+		kernel_gone(p.ch, err);
+		CHECK(readable(p.ch->closed_fd, 0) && atomic_load(&p.ch->read_error) == 0);
+		peer_stop(&p);
+	}
+	peer_start(&p, true, 10);
+	notify_inval_attr(p.ch, 9); /* the peer goes with this unread, which its socket calls a reset */
+	peer_hang_up(&p);
+	CHECK(readable(p.ch->closed_fd, 10000));
+	CHECK(atomic_load(&p.ch->read_error) == ECONNRESET);
+	channel_close(p.ch);
+	CHECK(atomic_load(&p.ch->read_error) == ECONNRESET);
+	peer_stop(&p);
+}
+
 struct load {
 	struct peer *p;
 	atomic_bool stop;
@@ -381,6 +403,7 @@ int main(void)
 	RUN(close_before_start_and_before_adopt_is_fine);
 	RUN(close_answers_what_waits_for_libfuse);
 	RUN(the_end_of_the_kernel_is_told);
+	RUN(an_error_of_the_device_is_no_unmount);
 	RUN(close_under_load_ends);
 	return 0;
 }
