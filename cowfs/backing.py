@@ -53,14 +53,21 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
+from cowfs.copyup import QUICK_BYTES
 from cowfs.inodes import Directory
 from cowfs.inplace import HEAD_SIZE
+from cowfs.pieces import at_once
+from cowfs.turns import Turns, lock_of, taking
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from cowfs.caller import Caller
     from cowfs.inodes import Node
     from cowfs.inplace import InPlace
     from cowfs.options import CloneMode
@@ -75,6 +82,9 @@ CACHED = 0
 PASSTHROUGH = 1
 BYPASS = 2
 
+# Searches for the names of a group of hard links before no directory may be moved meanwhile.
+TRIES = 3
+
 # Callers that are remembered until they come again; the kernel sends them back at once.
 SENT_BACK = 1024
 
@@ -82,8 +92,15 @@ SENT_BACK = 1024
 class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
-    def open(self, nodeid: int, writing: bool) -> bool: ...
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None: ...
+    def open(self, nodeid: int, writing: bool, uid: int) -> bool: ...
+    def unopen(self, nodeid: int, writing: bool) -> None: ...
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, uid: int
+    ) -> None: ...
+    def is_scarce(self) -> bool: ...
+    def require_room(self, uid: int) -> None: ...
+    def hold(self, nodeid: int, uid: int) -> None: ...
+    def let(self, nodeid: int) -> None: ...
     def switch(self, nodeid: int, fd: int) -> bool: ...
     def revoke(self, nodeid: int) -> tuple[int, int, int, bool] | None: ...
     def is_shared(self, nodeid: int) -> bool: ...
@@ -131,6 +148,10 @@ class Backing:
         # Who was told ESTALE for a replaced node, (node id, thread), and has not come again.
         self._sent_back: OrderedDict[tuple[int, int], bool] = OrderedDict()
         self._synchronous = synchronous
+        self.turns = Turns()
+        # Held by who moves a directory, and by who looks for names by their paths for so long that
+        # directories were moved meanwhile, again and again.
+        self.moving = trio.Lock()
 
     def is_volatile(self, node: Node) -> bool:
         """Whether the file's attributes change behind the daemon, so that none may be cached."""
@@ -142,53 +163,71 @@ class Backing:
             channel.is_volatile(before.nodeid) or channel.writers(before.nodeid) > 0
         )
 
+    @contextmanager
+    def until_reply(self, node: Node, access: int) -> Iterator[None]:
+        """What is done between an open of the node, of access mode *access*, and the reply.
+
+        The open has been counted in the channel: should this fail, nobody hears of it, and nobody
+        would ever close it.
+        """
+        try:
+            yield
+        except BaseException:
+            self._channel.unopen(node.nodeid, access != os.O_RDONLY)
+            raise
+
     def has_old_readers(self, node: Node) -> bool:
         """Whether a replaced node is open with the bytes that it had before."""
         return node.replaced and self._channel.is_shared(node.nodeid)
 
-    async def open_reading(self, node: Node, caller: int) -> None:
-        """Count one more reader, the thread *caller*.
+    async def open_reading(self, node: Node, caller: Caller) -> None:
+        """Count one more reader.
 
-        Errors: ESTALE when the kernel has to look the name up again, those of open(2).
+        Errors: ESTALE when the kernel has to look the name up again, ENFILE when the caller holds
+        enough, those of open(2).
         """
         # No await up to here since the node was taken from the table, and none before the return:
         # a writer either has not begun, or holds the lock and has taken the backing away.
-        if not node.replaced and self._channel.open(node.nodeid, False):
+        if not node.replaced and self._channel.open(node.nodeid, False, caller.uid):
             return
         async with lock_of(node):
             if node.replaced:
-                self._open_replaced(node, os.O_RDONLY, caller, truncate=False)
+                await self._open_replaced(node, os.O_RDONLY, caller, truncate=False)
                 return
             if self._clone == "open":
                 await self.make_private(node)
-            if self._channel.open(node.nodeid, False):
+            if self._channel.open(node.nodeid, False, caller.uid):
                 return
+            self._channel.require_room(caller.uid)
             shared = self._overlay.open_shared(node)
-            if shared is not None and await self._is_changed_in_place(node, shared):
-                shared = await self._clone_for_reader(node, shared)
             if shared is not None:
-                self._channel.attach(node.nodeid, shared, SHARED, self._reading(shared), False)
-                return
+                reading = await self._reading_by_first(node, shared)
+                if reading is not None:
+                    self._channel.attach(node.nodeid, shared, SHARED, reading, False, caller.uid)
+                    return
             flags = os.O_RDONLY if self._read_only else os.O_RDWR
-            self._attach_private(node, self._overlay.layers.open(node, flags), writing=False)
+            fd = self._overlay.layers.open(node, flags)
+            self._attach_private(node, fd, caller, writing=False)
 
-    async def open_changing(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
-        """Make the file private and count one more open by the thread *caller*, of access mode
-        *access* (O_RDONLY, ...).
+    async def open_changing(
+        self, node: Node, access: int, caller: Caller, *, truncate: bool
+    ) -> None:
+        """Make the file private and count one more open of access mode *access* (O_RDONLY, ...).
 
-        Errors: ESTALE when the kernel has to look the name up again, ENOSPC and others of the
-        copy-up, ETXTBSY for a replaced node.
+        Errors: ESTALE when the kernel has to look the name up again, ENFILE when the caller holds
+        enough, ENOSPC and others of the copy-up, ETXTBSY for a replaced node.
         """
         async with lock_of(node):
             if node.replaced:
-                self._open_replaced(node, access, caller, truncate=truncate)
+                await self._open_replaced(node, access, caller, truncate=truncate)
                 return
+            self._channel.require_room(caller.uid)
             changed = truncate or not node.written
             fd = await self._prepare_change(node, keep_data=not truncate)
             if node.replaced:
                 os.close(fd)
                 self._send_back(node, caller)
-            self._open_private(node, fd, access, truncate=truncate, changed=changed)
+            await self._open_private(node, fd, access, caller, truncate=truncate, changed=changed)
 
     async def truncate(self, node: Node, size: int, *, by_descriptor: bool) -> None:
         """Set the file's size in bytes; the caller holds the node's lock."""
@@ -198,18 +237,46 @@ class Backing:
             # truncate(2) leaves the times when the size stays, and ftruncate(2) does not.  A clone
             # that was made empty has its new size already.
             if by_descriptor or size != before:
-                os.ftruncate(fd, size)
+                await _truncate(fd, size)
         finally:
             os.close(fd)
         if node.successor is not None:
             self._channel.invalidate_attr(node.successor.nodeid)
 
-    def created(self, node: Node, fd: int, access: int) -> None:
+    def created(self, node: Node, fd: int, access: int, caller: Caller) -> None:
         """Take over the descriptor of a file that was just made, and count its first open."""
-        writing = access != os.O_RDONLY
-        self._attach_private(node, fd, writing=writing)
-        if access == os.O_RDWR:
-            self._channel.mark_mappable(node.nodeid)
+        self._attach_private(node, fd, caller, writing=access != os.O_RDONLY)
+        with self.until_reply(node, access):
+            if access == os.O_RDWR:
+                self._channel.mark_mappable(node.nodeid)
+
+    def needs_to_know(self) -> bool:
+        """Whether it matters who the caller is: few descriptors are left."""
+        return self._channel.is_scarce()
+
+    def require_room(self, caller: Caller) -> None:
+        """Before a file is made that the caller has open.  OSError: ENFILE when he holds enough."""
+        self._channel.require_room(caller.uid)
+
+    @contextmanager
+    def losing_a_name(self, node: Node, caller: Caller) -> Iterator[None]:
+        """While a name of the node is removed: without one it is held by a descriptor, for the
+        caller, until the kernel forgets it.  OSError: ENFILE when he holds enough.
+        """
+        self._channel.hold(node.nodeid, caller.uid)
+        try:
+            yield
+        finally:
+            self.given_a_name(node)
+
+    def held(self, node: Node, caller: Caller) -> None:
+        """A node was made without a name.  OSError: ENFILE when the caller holds enough."""
+        self._channel.hold(node.nodeid, caller.uid)
+
+    def given_a_name(self, node: Node) -> None:
+        """The node may be reached by a name now, or by nobody, and need no descriptor."""
+        if node.held_fd < 0:
+            self._channel.let(node.nodeid)
 
     def removed(self, node: Node) -> None:
         """A name of the node was removed: nothing is kept open for a later opener."""
@@ -245,7 +312,8 @@ class Backing:
         self._priming.take_back(node)
         overlay = self._overlay
         if not stat.S_ISREG(overlay.getattr(node).st_mode):
-            overlay.copy_up_special(node)
+            async with self._all_names(node) as names:
+                await self.turns.do(overlay.copy_up_special(node, names))
             return
         copy_up, source = overlay.begin_copy_up(node, keep_data=keep_data, to_write=to_write)
         try:
@@ -256,10 +324,39 @@ class Backing:
                 # move or go, and `publish` takes it as it then is.
                 with self._touching.making_no_offers():
                     await trio.to_thread.run_sync(copy_up.clone)
-            overlay.publish(node, copy_up)
+            async with self._all_names(node) as names:
+                await self.turns.do(overlay.publish(node, copy_up, names))
         finally:
             copy_up.close()
             os.close(source)
+
+    @asynccontextmanager
+    async def _all_names(self, node: Node) -> AsyncIterator[list[tuple[Directory, bytes]]]:
+        """Every visible name of a shared node, for its copy-up.
+
+        No await if it has one name.  A group of hard links has its turns with others; whoever wants
+        to remove or rename one of its names waits for the lock of the node, which we hold.
+        """
+        overlay = self._overlay
+        names: list[tuple[Directory, bytes]] = []
+        with self._touching.making_no_offers():
+            if node.parent is not None:
+                names = await self._find_names(node)
+            try:
+                yield names
+            finally:
+                overlay.links.let_go(names)
+
+    async def _find_names(self, node: Node) -> list[tuple[Directory, bytes]]:
+        overlay = self._overlay
+        for _ in range(TRIES):
+            moved = overlay.directories_moved
+            names = await self.turns.do(overlay.links.names_of(node))
+            if overlay.directories_moved == moved:
+                return names
+            overlay.links.let_go(names)
+        async with taking(self.moving):
+            return await self.turns.do(overlay.links.names_of(node))
 
     async def _prepare_change(self, node: Node, *, keep_data: bool) -> int:
         """Make the file private, and every open of it too; gives an O_RDWR descriptor.
@@ -276,8 +373,11 @@ class Backing:
             await self.make_private(node, keep_data=keep_data)
             state = channel.revoke(node.nodeid)
         if state is not None and state[0] == SHARED and state[3]:
-            self._replace(node)
-            state = None
+            names = await self._names_to_replace(node)
+            state = channel.revoke(node.nodeid)  # its readers may have left meanwhile
+            if state is not None:
+                self._replace(node, names)
+                state = None
         fd = self._overlay.layers.open(self._overlay.current(node), os.O_RDWR)
         if state is not None and state[0] == SHARED:
             try:
@@ -295,35 +395,49 @@ class Backing:
         large = self._read_only or os.fstat(shared).st_size >= self._share_min
         return PASSTHROUGH if large else CACHED
 
-    async def _is_changed_in_place(self, node: Node, shared: int) -> bool:
+    async def _is_changed_in_place(self, node: Node, shared: int, reading: int) -> bool:
         """Whether a reader would miss what programs write to the file: not when it is read through
         the channel, which is switched to the clone."""
-        if self._clone != "auto" or self._read_only or self._reading(shared) != PASSTHROUGH:
+        if self._clone != "auto" or self._read_only or reading != PASSTHROUGH:
             return False
         if self._in_place.is_known(node.name, b""):
             return True
         return self._in_place.is_known(node.name, await _head(shared))
 
-    async def _clone_for_reader(self, node: Node, shared: int) -> int | None:
-        """Make the file private before its first reader has it.
+    async def _reading_by_first(self, node: Node, shared: int) -> int | None:
+        """How the first reader reads the template's file *shared*; None: not at all, the file was
+        made private.  Then, and on errors, *shared* is closed.
 
-        Gives *shared* back where there is no room: who only reads gets what there is.
+        What is changed in place is made private before its first reader has it, where there is
+        room: who only reads gets what there is.
         """
+        is_left = False
         try:
-            await self.make_private(node)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            reading = self._reading(shared)
+            if not await self._is_changed_in_place(node, shared, reading):
+                is_left = True
+                return reading
+            try:
+                await self.make_private(node)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                is_left = True
+                return reading
+            return None
+        finally:
+            if not is_left:
                 os.close(shared)
-                raise
-            return shared
-        except BaseException:
-            os.close(shared)
-            raise
-        os.close(shared)
-        return None
 
-    def _open_private(
-        self, node: Node, fd: int, access: int, *, truncate: bool, changed: bool
+    async def _open_private(
+        self,
+        node: Node,
+        fd: int,
+        access: int,
+        caller: Caller,
+        *,
+        truncate: bool,
+        changed: bool,
     ) -> None:
         """Count an open of the copy's own file *fd*, which is taken over.
 
@@ -332,68 +446,86 @@ class Backing:
         writing = access != os.O_RDONLY
         try:
             if truncate:
-                os.ftruncate(fd, 0)
-            if not self._channel.open(node.nodeid, writing):
+                await _truncate(fd, 0)
+            # No await from here to the reply.
+            if not self._channel.open(node.nodeid, writing, caller.uid):
                 changed = True  # by the daemon before, perhaps, who did not come to say so
                 taken, fd = fd, -1
-                self._attach_private(node, taken, writing=writing)
+                self._attach_private(node, taken, caller, writing=writing)
         finally:
             if fd >= 0:
                 os.close(fd)
-        # A shared mapping may be made of a descriptor that reads and writes: it outlives the
-        # descriptor, and changes the file unseen.
-        if access == os.O_RDWR:
-            self._channel.mark_mappable(node.nodeid)
-        # Of what is passed through nothing is to be believed from now on. Elsewhere all changes go
-        # through the kernel, and whoever is told a size by us may map more than it has yet.
-        if changed or self._channel.is_volatile(node.nodeid):
-            self._channel.invalidate_attr(node.nodeid)
+        with self.until_reply(node, access):
+            # A shared mapping may be made of a descriptor that reads and writes: it outlives the
+            # descriptor, and changes the file unseen.
+            if access == os.O_RDWR:
+                self._channel.mark_mappable(node.nodeid)
+            # Of what is passed through nothing is to be believed from now on. Elsewhere all changes
+            # go through the kernel, and whoever is told a size by us may map more than it has yet.
+            if changed or self._channel.is_volatile(node.nodeid):
+                self._channel.invalidate_attr(node.nodeid)
+            if node.successor is not None:
+                self._channel.invalidate_attr(node.successor.nodeid)
 
-    def _open_replaced(self, node: Node, access: int, caller: int, *, truncate: bool) -> None:
+    async def _open_replaced(
+        self, node: Node, access: int, caller: Caller, *, truncate: bool
+    ) -> None:
         """Send a caller back to the name, or serve one for whom there is none.
 
         The root of a bind mount of one file cannot be looked up again, nor a link of /proc or a
         file handle: the kernel then asks for the same node a second time, at once and in the same
         thread.
         """
-        if not self._sent_back.pop((node.nodeid, caller), False):
+        if not self._sent_back.pop((node.nodeid, caller.pid), False):
             self._send_back(node, caller)
         successor = self._overlay.current(node)
         if self._channel.is_shared(node.nodeid):
             if access != os.O_RDONLY or truncate:
                 raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
-            self._channel.open(node.nodeid, False)
+            self._channel.open(node.nodeid, False, caller.uid)
             return
         fd = self._overlay.layers.open(successor, os.O_RDONLY if self._read_only else os.O_RDWR)
-        self._open_private(node, fd, access, truncate=truncate, changed=True)
-        self._channel.invalidate_attr(successor.nodeid)
+        await self._open_private(node, fd, access, caller, truncate=truncate, changed=True)
 
-    def _send_back(self, node: Node, caller: int) -> NoReturn:
-        self._sent_back[node.nodeid, caller] = True
+    def _send_back(self, node: Node, caller: Caller) -> NoReturn:
+        self._sent_back[node.nodeid, caller.pid] = True
         if len(self._sent_back) > SENT_BACK:
             self._sent_back.popitem(last=False)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def _attach_private(self, node: Node, fd: int, *, writing: bool) -> None:
-        """Back the node by the copy's own file, and count its first open.
+    def _attach_private(self, node: Node, fd: int, caller: Caller, *, writing: bool) -> None:
+        """Back the node by the copy's own file *fd*, which is taken over, and count its first open.
 
         A write has to take setuid and setgid away.  The kernel leaves that to the server (we said
         HANDLE_KILLPRIV_V2: without it every write would ask for an attribute first), but tells the
         server of no write that it passes through; so a file with these bits is not.  Nor is any on
         a synchronous mount: for a write that is passed through the kernel asks the volume's mount.
         """
-        privileged = os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        try:
+            privileged = os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        except BaseException:
+            os.close(fd)
+            raise
         passthrough = self._passthrough and not self._synchronous and not privileged
         # What is replaced has another node for the same file, whose pages FUSE caches apart.
         otherwise = BYPASS if node.replaced else CACHED
         reading = PASSTHROUGH if passthrough else otherwise
-        self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing)
+        self._channel.attach(node.nodeid, fd, PRIVATE, reading, writing, caller.uid)
 
-    def _replace(self, node: Node) -> None:
-        """Let a new node take over the name; the old one keeps its readers and their bytes."""
+    async def _names_to_replace(self, node: Node) -> list[tuple[int, bytes]]:
+        """Every name of a node of the upper layer, as they are when this returns."""
+        overlay = self._overlay
+        changed = overlay.names_changed
+        names = await self.turns.do(overlay.links.upper_names_of(node))
+        if overlay.names_changed != changed:
+            names = at_once(overlay.links.upper_names_of(node))
+        return names
+
+    def _replace(self, node: Node, names: list[tuple[int, bytes]]) -> None:
+        """Let a new node take over the names; the old one keeps its readers and their bytes."""
         fd = self._channel.backing_fd(node.nodeid)
         try:
-            names = self._overlay.hand_over(node, fd)
+            self._overlay.hand_over(node, fd)
         finally:
             os.close(fd)
         for parent, name in names:
@@ -416,23 +548,9 @@ async def _head(fd: int) -> bytes:
         return b""
 
 
-class lock_of:  # noqa: N801 -- it reads as the lock that it takes
-    """Takes the lock that guards what spans an await in the life of *node*: `async with`.
-
-    A lock that is free is taken without a turn of the event loop, which would cost as much as most
-    of what is done under it.
-    """
-
-    def __init__(self, node: Node) -> None:
-        if node.lock is None:
-            node.lock = trio.Lock()
-        self._lock = node.lock
-
-    async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
+async def _truncate(fd: int, size: int) -> None:
+    """ftruncate(2): giving back the blocks of a large file may take as long as cloning it."""
+    if os.fstat(fd).st_blocks * 512 <= QUICK_BYTES:
+        os.ftruncate(fd, size)
+    else:
+        await trio.to_thread.run_sync(os.ftruncate, fd, size)

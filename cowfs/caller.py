@@ -9,13 +9,20 @@ of two ways it is the one that gives less.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pyfuse3 import RequestContext
 
 # FUSE_INVALID_UIDGID of <linux/fuse.h>: the request does not say.
 UNSAID = 0xFFFFFFFF
+
+
+class Caller(NamedTuple):
+    """A thread, and the user for whom descriptors are held; `UNSAID` if that is not known."""
+
+    pid: int
+    uid: int
 
 
 def uid_of(ctx: RequestContext) -> int:

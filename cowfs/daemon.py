@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
-from cowfs import __version__, copies, inherited, mountinfo, runtime, syscalls
+from cowfs import __version__, copies, descriptors, inherited, mountinfo, runtime, syscalls
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
@@ -46,6 +46,7 @@ from cowfs.priming import Priming
 from cowfs.restore import Restoration
 from cowfs.store import Copy, Store
 from cowfs.touching import Touching
+from cowfs.turns import Turns
 from cowfs.vault import STATE_VERSION
 
 log = logging.getLogger("cowfs")
@@ -110,6 +111,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
+    limit = descriptors.limit()
     store = Store.open(config.store)
     copy = Copy.adopt(store, config.copy, config.lock_fd)
     options = config.options
@@ -142,7 +144,7 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
         )
     except OSError as error:
         raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
-    mount = _Mount(config, copy, overlay, channel, vault)
+    mount = _Mount(config, copy, overlay, channel, vault, limit)
     try:
         if resumes:
             mount.resume(held)
@@ -205,9 +207,16 @@ class _Mount:
     """One mount while it is served."""
 
     def __init__(
-        self, config: Config, copy: Copy, overlay: Overlay, channel: Channel, vault: KeeperLink
+        self,
+        config: Config,
+        copy: Copy,
+        overlay: Overlay,
+        channel: Channel,
+        vault: KeeperLink,
+        descriptor_limit: int,
     ) -> None:
         self._config = config
+        self._descriptor_limit = descriptor_limit
         self._copy = copy
         self._overlay = overlay
         self._channel = channel
@@ -219,6 +228,9 @@ class _Mount:
         self._has_log = False
         # Whether another daemon could go on with it.
         self._replaceable = True
+        # What takes long and is done in pieces; and how many there were at the last ping.
+        self._turns = Turns()
+        self._turns_taken = 0
         self.was_ready = False
         # Whether the kernel has said that the connection has ended.
         self._is_over = False
@@ -283,6 +295,10 @@ class _Mount:
         if lost:
             log.warning("%d open files could not be opened again", lost)
         restoration = Restoration(overlay, files)
+        for node in overlay.nodes:
+            if node.held_fd >= 0:
+                with contextlib.suppress(OSError):
+                    channel.hold(node.nodeid, 0)  # for whom, nobody knows any more
         for nodeid in [node.nodeid for node in overlay.nodes if node is not overlay.nodes.root]:
             if not channel.knows(nodeid):  # its FORGET was read by a daemon that is gone
                 for dropped in overlay.forget(nodeid, 1):
@@ -309,6 +325,7 @@ class _Mount:
             in_place=InPlace(options.in_place),
             synchronous=bool(options.mount_flags & syscalls.MS_SYNCHRONOUS),
         )
+        self._turns = backing.turns
         operations = Operations(
             overlay,
             backing,
@@ -397,10 +414,11 @@ class _Mount:
             self._vault.catch_up()
 
     def _makes_progress(self, seconds: float) -> bool:
-        """Whether requests are answered: the oldest is young, or waits for a thread (a clone, an
-        fsync), which takes as long as the disk takes."""
+        """Whether requests are answered: the oldest is young, waits for a thread (a clone, an
+        fsync), which takes as long as the disk takes, or is done in pieces, and some were."""
         busy = trio.to_thread.current_default_thread_limiter().borrowed_tokens
-        return self._channel.oldest() < seconds or busy > 0
+        before, self._turns_taken = self._turns_taken, self._turns.taken
+        return self._channel.oldest() < seconds or busy > 0 or self._turns.taken > before
 
     async def _announce(self) -> None:
         """Ask the mount something as any user would, then say that it answers."""
@@ -434,6 +452,13 @@ class _Mount:
             log.info("%s shows the copy %s of %s", config.mountpoint, config.copy, config.source)
         else:
             log.info("%s is served by cowfs %s from now on", config.mountpoint, __version__)
+        if self._descriptor_limit < descriptors.FEW:
+            log.warning(
+                "users of %s may have about %d files open at once, since there are only %d "
+                "descriptors; raise LimitNOFILE= of the unit or ulimit -Hn, and the sysctl "
+                "fs.nr_open",
+                *(config.mountpoint, self._descriptor_limit // 2, self._descriptor_limit),
+            )
         self._vault.ready(
             {"ready": True, "pid": os.getpid(), "passthrough": self._channel.passthrough}
         )

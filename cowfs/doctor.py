@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cowfs import mountinfo, preflight, privileges, probes
+from cowfs import descriptors, mountinfo, preflight, privileges, probes
 from cowfs.errors import CowfsError, UsageError
 
 Status = Literal["ok", "degraded", "failed"]
@@ -25,6 +25,9 @@ Status = Literal["ok", "degraded", "failed"]
 _OLDEST_KERNEL = (5, 10)
 # FALLOC_FL_ZERO_RANGE in FUSE, of which INIT says nothing.
 _ZERO_RANGE_KERNEL = (5, 14)
+
+# To raise the number of descriptors above the hard limit.
+_CAP_SYS_RESOURCE = 24
 
 # Filesystems that may have FICLONE; whether a volume has it is tried.
 _REFLINK_TYPES = frozenset({"xfs", "btrfs", "bcachefs", "ocfs2", "zfs"})
@@ -59,6 +62,7 @@ def examine(path: str | None) -> list[Finding]:
         _passthrough(volume or "/dev/shm"),  # noqa: S108 -- only a volume to try it with
         *_fuse_features(),
         _io_uring(),
+        _descriptors(),
         reflink,
         *_libraries(),
     ]
@@ -209,6 +213,22 @@ def _io_uring() -> Finding:
     except FileNotFoundError:
         pass  # before Linux 6.6 there is no such switch
     return Finding("io_uring", "degraded", f"{refusal}; {effect}", remedy)
+
+
+def _descriptors() -> Finding:
+    raises = preflight.has_capability(_CAP_SYS_RESOURCE)
+    limit = descriptors.highest(raises=raises)
+    if limit >= descriptors.FEW:
+        return Finding("descriptors", "ok", f"{limit} for each mount")
+    remedy = "raise the sysctl fs.nr_open"
+    if not raises:
+        remedy += ", and ulimit -Hn or LimitNOFILE= of the unit: there is no CAP_SYS_RESOURCE"
+    return Finding(
+        "descriptors",
+        "degraded",
+        f"{limit} for each mount: about {limit // 2} files can be open at once",
+        remedy,
+    )
 
 
 def _reflink(directory: str | None) -> tuple[Finding, str | None]:

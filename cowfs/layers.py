@@ -6,7 +6,7 @@ recently used closed first.  No path of a user is ever resolved: descriptors are
 component at a time without following links, or below the template with RESOLVE_BENEATH.
 
 A call opens at most one descriptor that is kept, so one that was handed out is valid until
-`CACHED_DIRECTORIES` other ones were asked for; what needs it longer, or in another thread, takes a
+a dozen other ones were asked for, at least; what needs it longer, or in another thread, takes a
 duplicate.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from cowfs.inodes import Directory, Node
     from cowfs.vault import Vault
 
+# At most; and of all descriptors an eighth, as each may take one in either layer.
 CACHED_DIRECTORIES = 1024
+CACHED_SHARE = 16
 
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,6 +48,8 @@ class Layers:
         self.upper_root_fd = upper_fd
         self._work_fd = -1 if work_fd is None else work_fd
         self._cached: OrderedDict[Directory, None] = OrderedDict()
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = min(CACHED_DIRECTORIES, max(limit // CACHED_SHARE, 16))
         self._serial = 0
 
     @property
@@ -250,7 +255,7 @@ class Layers:
 
     def _remember(self, directory: Directory) -> None:
         self._cached[directory] = None
-        if len(self._cached) > CACHED_DIRECTORIES:
+        if len(self._cached) > self._room:
             self.close_directory(next(iter(self._cached)))
 
     def _touch(self, directory: Directory) -> None:

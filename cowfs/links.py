@@ -3,20 +3,30 @@
 The files of one inode are one file for users too, so when it is copied up, all of its names have
 to come along before anything is written.  The manifest knows the names; this file finds out which
 of them are still visible, and where: directories may have been moved, names removed.
+
+A group may have as many names as a copy has files, so they are looked for in pieces (`pieces.py`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cowfs import ondisk
 from cowfs.inodes import Directory, Node
 from cowfs.walk import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cowfs.overlay import Overlay
+    from cowfs.pieces import Pieces
+
+Names: TypeAlias = "list[tuple[Directory, bytes]]"
+
+
+# Names that are looked up, and entries that are read, in one piece: about a millisecond.
+LOOKED_UP = 16
+READ = 512
 
 
 class LinkGroups:
@@ -26,40 +36,59 @@ class LinkGroups:
         self._overlay = overlay
         self._group_of = {path: group for group in groups for path in group}
 
-    def names_of(self, node: Node) -> list[tuple[Directory, bytes]]:
-        """Every visible name of a shared node, the one that it is reached by first."""
+    def names_of(self, node: Node) -> Pieces[Names]:
+        """Every visible name of a shared node, the one that it is reached by first.
+
+        The caller sees to it that none of them goes meanwhile, and that no directory is moved, or
+        does it again (`Overlay.directories_moved`).  The names are true until `let_go`, wherever
+        their directories are moved to.
+        """
         assert node.parent is not None
-        names = [(node.parent, node.name)]
         path = self._path(node)
-        group = self._group_of.get(path)
-        if group is not None:
+        names = [(node.parent, node.name)]
+        node.parent.children += 1
+        try:
             moved = MovedDirectories(self._overlay.layers.upper_root_fd)
-            for other in group:
+            for count, other in enumerate(self._group_of.get(path, ()), 1):
                 if other != path:
-                    found = self._visible(other, node, moved)
+                    found = yield from self._visible(other, node, moved)
                     if found is not None:
+                        found[0].children += 1
                         names.append(found)
+                if count % LOOKED_UP == 0:
+                    yield
+        except BaseException:
+            self.let_go(names)
+            raise
         return names
 
-    def upper_names_of(self, node: Node) -> list[tuple[int, bytes]]:
+    def let_go(self, names: Names) -> None:
+        """What `names_of` gave is not needed any more."""
+        for directory, _name in names:
+            directory.children -= 1
+            self._overlay.prune(directory)
+
+    def upper_names_of(self, node: Node) -> Pieces[list[tuple[int, bytes]]]:
         """Every name of a node of the upper layer that is no directory, as (node id of the
         directory, name).
 
-        A file with several names is looked for in the whole layer.
+        A file with several names is looked for in the whole layer; done in pieces, again if names
+        were changed meanwhile (`Overlay.names_changed`).
         """
-        overlay = self._overlay
-        st = overlay.layers.stat(node)
+        st = self._overlay.layers.stat(node)
         if node.parent is not None and st.st_nlink == 1:
             return [(node.parent.nodeid, node.name)]
+        names: list[tuple[int, bytes]] = []
         if st.st_nlink == 0:
-            return []
-        names = []
-        for found in walk(overlay.layers.upper_root_fd):
+            return names
+        for count, found in enumerate(walk(self._overlay.layers.upper_root_fd), 1):
             if found.entry.inode() == st.st_ino:
                 directory = self._walk(found.directory)
                 if directory is not None:
                     names.append((directory.nodeid, found.name))
-                    overlay.prune(directory)
+                    self._overlay.prune(directory)
+            if count % READ == 0:
+                yield
         return names
 
     @staticmethod
@@ -75,10 +104,10 @@ class LinkGroups:
 
     def _visible(
         self, path: bytes, node: Node, moved: MovedDirectories
-    ) -> tuple[Directory, bytes] | None:
+    ) -> Pieces[tuple[Directory, bytes] | None]:
         """Where the template's *path* shows in the copy, if it still names *node* there."""
         directory_path, _, name = path.rpartition(b"/")
-        directory = self._directory(directory_path, moved)
+        directory = yield from self._directory(directory_path, moved)
         if directory is None:
             return None
         overlay = self._overlay
@@ -92,7 +121,7 @@ class LinkGroups:
             return None
         return directory, name
 
-    def _directory(self, path: bytes, moved: MovedDirectories) -> Directory | None:
+    def _directory(self, path: bytes, moved: MovedDirectories) -> Pieces[Directory | None]:
         """The visible directory that the template's directory *path* is merged into."""
         current = self._overlay.nodes.root
         if not path:
@@ -102,20 +131,25 @@ class LinkGroups:
             done = done + b"/" + component if done else component
             child = self._child(current, component)
             if child is None or child.lower != done:
-                place = moved.place_of(done)
+                self._overlay.prune(child or current)  # before others come in
+                place = yield from moved.place_of(done)
                 child = None if place is None else self._walk(place)
                 if child is None or child.lower != done:
+                    if child is not None:
+                        self._overlay.prune(child)
                     return None
             current = child
         return current
 
     def _walk(self, path: bytes) -> Directory | None:
         """The directory at *path* of the copy as users see it."""
-        current: Directory | None = self._overlay.nodes.root
+        current = self._overlay.nodes.root
         for component in path.split(b"/") if path else ():
-            if current is None:
+            child = self._child(current, component)
+            if child is None:
+                self._overlay.prune(current)
                 return None
-            current = self._child(current, component)
+            current = child
         return current
 
     def _child(self, directory: Directory, name: bytes) -> Directory | None:
@@ -136,19 +170,21 @@ class MovedDirectories:
         self._upper_fd = upper_fd
         self._places: dict[bytes, bytes] | None = None
 
-    def place_of(self, lower: bytes) -> bytes | None:
+    def place_of(self, lower: bytes) -> Pieces[bytes | None]:
         """The path in the copy of the directory that has the path *lower* in the template."""
         if self._places is None:
-            self._places = dict(self._read())
+            places: dict[bytes, bytes] = {}
+            lowers: dict[bytes, bytes | None] = {b"": b""}
+            for count, found in enumerate(walk(self._upper_fd), 1):
+                if found.entry.is_dir(follow_symlinks=False):
+                    where = ondisk.proc_path(found.directory_fd, found.name)
+                    lowers[found.path] = ondisk.lower_path(
+                        where, found.name, lowers[found.directory]
+                    )
+                    merged = lowers[found.path]
+                    if merged is not None:  # also at the same path, with a new directory above it
+                        places[merged] = found.path
+                if count % READ == 0:
+                    yield
+            self._places = places
         return self._places.get(lower)
-
-    def _read(self) -> Iterator[tuple[bytes, bytes]]:
-        """(lower path, path in the copy) of every directory that is merged."""
-        lowers: dict[bytes, bytes | None] = {b"": b""}
-        for found in walk(self._upper_fd):
-            if found.entry.is_dir(follow_symlinks=False):
-                where = ondisk.proc_path(found.directory_fd, found.name)
-                lower = ondisk.lower_path(where, found.name, lowers[found.directory])
-                lowers[found.path] = lower
-                if lower is not None:  # also at the same path, with a new directory above it
-                    yield lower, found.path

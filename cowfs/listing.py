@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cowfs.layers import Layers
 
 KEPT_LISTINGS = 64
+KEPT_NAMES = 1 << 19
 
 # Of n names some n**2 / 2**32 have the hash of another one.  The second in the order of their bytes
 # has the next place that is free; what is created later, until the listing is made anew, takes the
@@ -45,72 +47,92 @@ def _hash(name: bytes) -> int:
 
 
 class Listing:
-    """Names of one directory in the order of their cookies, and how many are directories."""
+    """Names of one directory in the order of their cookies, and how many are directories.
 
-    __slots__ = ("_displaced", "_names", "_order", "subdirectories")
+    A name takes some 60 bytes beside its own: two arrays, one of them of numbers.
+    """
+
+    __slots__ = ("_displaced", "_names", "_places", "subdirectories")
 
     def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
-        self._names: dict[int, bytes] = {}
         # Where those are whose place another name had.
         self._displaced: dict[bytes, int] = {}
         self.subdirectories = 0
-        names = []
+        found = []
         for name, is_directory in entries:
-            names.append((_hash(name), name))
+            found.append((_hash(name), name))
             self.subdirectories += is_directory
-        names.sort()
-        for place, name in names:
-            self._put(name, place)
-        self._order = sorted(self._names)
+        found.sort()
+        self._places = array("I")
+        self._names = [name for _place, name in found]
+        last = -1
+        for place, name in found:
+            last = max(place, last + 1)
+            self._places.append(last)
+            if last != place:
+                self._displaced[name] = last
 
-    def _put(self, name: bytes, place: int) -> int:
-        """Give a name the place of its hash, or the next one that is free."""
-        if place in self._names:
-            while place in self._names:
-                place += 1
-            self._displaced[name] = place
-        self._names[place] = name
-        return place
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _index(self, name: bytes) -> int | None:
+        place = self._displaced.get(name)
+        if place is None:
+            place = _hash(name)
+        at = bisect_left(self._places, place)
+        return at if at < len(self._names) and self._names[at] == name else None
 
     def add(self, name: bytes, *, is_directory: bool) -> None:
-        place = _hash(name)
-        if self._names.get(self._displaced.get(name, place)) != name:
-            insort(self._order, self._put(name, place))
+        if self._index(name) is None:
+            wanted = place = _hash(name)
+            at = bisect_left(self._places, place)
+            while at < len(self._places) and self._places[at] == place:
+                at, place = at + 1, place + 1
+            if place != wanted:
+                self._displaced[name] = place
+            self._places.insert(at, place)
+            self._names.insert(at, name)
         self.subdirectories += is_directory
 
     def remove(self, name: bytes, *, is_directory: bool) -> None:
-        place = self._displaced.pop(name, None)
-        if place is None:
-            place = _hash(name)
-        del self._names[place]
-        del self._order[bisect_left(self._order, place)]
+        at = self._index(name)
+        if at is None:
+            raise KeyError(name)
+        self._displaced.pop(name, None)
+        del self._places[at]
+        del self._names[at]
         self.subdirectories -= is_directory
 
     def after(self, place: int) -> Iterator[tuple[int, bytes]]:
         """(place, name) of every name from *place* on."""
-        for i in range(bisect_left(self._order, place), len(self._order)):
-            yield self._order[i], self._names[self._order[i]]
+        for i in range(bisect_left(self._places, place), len(self._places)):
+            yield self._places[i], self._names[i]
 
     def is_empty(self) -> bool:
-        return not self._order
+        return not self._names
 
 
 class Listings:
-    """Makes listings, and keeps those that were used last."""
+    """Makes listings, and keeps those that were used last: `KEPT_LISTINGS` at most, with
+    `KEPT_NAMES` in all; the last one whatever its size."""
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
-        self._kept: OrderedDict[Directory, None] = OrderedDict()
+        self._kept: OrderedDict[Directory, Listing] = OrderedDict()
 
     def of(self, directory: Directory) -> Listing:
         """The listing of a directory; OSError when a layer cannot be read."""
-        if directory.listing is None:
-            directory.listing = Listing(self._merge(directory))
-            if len(self._kept) >= KEPT_LISTINGS:
-                self.drop(next(iter(self._kept)))
-        self._kept[directory] = None
+        listing = directory.listing
+        if listing is None:
+            directory.listing = listing = Listing(self._merge(directory))
+            self._kept[directory] = listing
+            names = sum(len(kept) for kept in self._kept.values())
+            while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
+                oldest, kept = next(iter(self._kept.items()))
+                names -= len(kept)
+                self.drop(oldest)
         self._kept.move_to_end(directory)
-        return directory.listing
+        return listing
 
     def drop(self, directory: Directory) -> None:
         directory.listing = None

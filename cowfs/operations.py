@@ -23,6 +23,8 @@ import logging
 import os
 import stat
 import struct
+import time
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -30,13 +32,14 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from cowfs import ondisk, syscalls
-from cowfs.backing import Backing, lock_of
-from cowfs.caller import is_in_group, uid_of
+from cowfs.backing import Backing
+from cowfs.caller import UNSAID, Caller, is_in_group, uid_of
 from cowfs.inodes import Directory, Node
 from cowfs.listing import LAST_COOKIE
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
+from cowfs.turns import lock_of, taking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -48,6 +51,11 @@ R = TypeVar("R")
 
 # Ten years in seconds: until a change through the mount itself.
 FOREVER = 10 * 365 * 86400
+
+# Between two lines about what one handler did not foresee, in seconds; and how much of what it was
+# asked is in such a line, in characters: a FORGET may be long.
+LOGGED_S = 60.0
+LOGGED = 1000
 
 # What pyfuse3 has no word for comes with a slash in a name, where the kernel never puts one: an
 # O_TMPFILE as a CREATE, an ACL that takes setgid away as a SETXATTR, a STATX as a GETXATTR.  The
@@ -79,13 +87,34 @@ _STATX_OUT = struct.Struct("=QII16xIIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII112x")
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 
 
+class _Rarely:
+    """Logs what a handler did not foresee, with its stack, once in `LOGGED_S` seconds."""
+
+    def __init__(self, handler: str) -> None:
+        self._handler = handler
+        self._next = 0.0
+        self._left_out = 0
+
+    def exception(self, arguments: object) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        more = f" (and {self._left_out} times since the last line)" if self._left_out else ""
+        log.exception("%s%s%s", self._handler, repr(arguments)[:LOGGED], more)
+        self._next, self._left_out = now + LOGGED_S, 0
+
+
 def handler(
     method: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make errors of a handler errnos; what nobody foresaw is logged and becomes EIO.
 
+    Users may be able to cause it as often as they like, and one line a minute says it as well.
+
     Before it begins it learns what the channel has changed, see touching.py.
     """
+    log_rarely = _Rarely(method.__name__)
 
     @functools.wraps(method)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -97,10 +126,10 @@ def handler(
             raise
         except OSError as error:
             if error.errno in (None, errno.EBADF, errno.EFAULT):  # can only be our own mistake
-                log.exception("%s%r", method.__name__, args[1:])
+                log_rarely.exception(args[1:])
             raise FUSEError(error.errno or errno.EIO) from None
         except Exception:
-            log.exception("%s%r", method.__name__, args[1:])
+            log_rarely.exception(args[1:])
             raise FUSEError(errno.EIO) from None
 
     return guarded
@@ -148,13 +177,14 @@ class Operations(pyfuse3.Operations):
         return self._entry(node, st)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        try:
-            self.touching.take()
-            for nodeid, count in inode_list:
-                for dropped in self._overlay.forget(nodeid, count):
-                    self._on_forgotten(dropped)
-        except Exception:
-            log.exception("forget%r", (inode_list,))
+        with suppress(FUSEError):  # it has no reply, so there is nobody to tell
+            await self._forget(inode_list)
+
+    @handler
+    async def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for nodeid, count in inode_list:
+            for dropped in self._overlay.forget(nodeid, count):
+                self._on_forgotten(dropped)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
@@ -240,17 +270,27 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._writable_directory(parent_inode)
         owner, access = (ctx.uid, ctx.gid), flags & os.O_ACCMODE
+        self._backing.require_room(self._caller(ctx))
         if name == UNNAMED:
             # Done twice, it leaves the first one behind, empty, until the mount ends.
             node, fd = self._overlay.create_unnamed(parent, mode, ctx.umask, owner)
         else:
             name, again = _unmark(name)
             if again and (made := self._find(parent, name)) is not None:
-                await self._backing.open_changing(made, access, ctx.pid, truncate=False)
-                return FileInfo(fh=made.nodeid), self._entry(made)
+                await self._backing.open_changing(made, access, self._caller(ctx), truncate=False)
+                with self._backing.until_reply(made, access):
+                    return FileInfo(fh=made.nodeid), self._entry(made)
             node, fd = self._overlay.create_file(parent, name, mode, ctx.umask, owner)
-        self._backing.created(node, fd, access)
-        return FileInfo(fh=node.nodeid), self._entry(node)
+        try:
+            self._backing.created(node, fd, access, self._caller(ctx))
+            with self._backing.until_reply(node, access):
+                if node.held_fd >= 0:
+                    self._backing.held(node, self._caller(ctx))
+                return FileInfo(fh=node.nodeid), self._entry(node)
+        except BaseException:
+            self._overlay.prune(node)  # nobody was told of it, and nobody will forget it
+            self._backing.given_a_name(node)
+            raise
 
     @handler
     async def link(
@@ -264,10 +304,11 @@ class Operations(pyfuse3.Operations):
         node = await self._in_upper(node)
         self.touching.take_back(node)
         self._overlay.link(node, parent, new_name)
+        self._backing.given_a_name(node)
         return self._entry(node)
 
     @handler
-    async def unlink(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self._writable_directory(parent_inode)
         name, again = _unmark(name)
         if again and self._find(parent, name) is None:
@@ -277,17 +318,21 @@ class Operations(pyfuse3.Operations):
             await self._in_upper(node)  # its other names count as links from now on
         self._priming.take_back(node)
         self.touching.take_back(node)
-        node = self._overlay.unlink(parent, name)
+        with self._backing.losing_a_name(node, self._caller(ctx)):
+            self._overlay.unlink(parent, name)
         self._backing.removed(node)
 
     @handler
-    async def rmdir(self, parent_inode: int, name: bytes, _ctx: RequestContext) -> None:
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self._writable_directory(parent_inode)
         name, again = _unmark(name)
         if again and self._find(parent, name) is None:
             return
-        self.touching.take_back(self._held(parent, name))
-        self._overlay.rmdir(parent, name)
+        node = self._held(parent, name)
+        self.touching.take_back(node)
+        with self._backing.losing_a_name(node, self._caller(ctx)):
+            self._overlay.rmdir(parent, name)
+        await self._clear_away()
 
     @handler
     async def rename(
@@ -297,7 +342,7 @@ class Operations(pyfuse3.Operations):
         parent_inode_new: int,
         name_new: bytes,
         flags: int,
-        _ctx: RequestContext,
+        ctx: RequestContext,
     ) -> None:
         overlay = self._overlay
         old_parent = self._writable_directory(parent_inode_old)
@@ -327,8 +372,19 @@ class Operations(pyfuse3.Operations):
                 await self._in_upper(target)
             self._priming.take_back(target)
             self.touching.take_back(target)
-        self.touching.take_back(source)
-        replaced = overlay.rename(old_parent, name_old, new_parent, name_new, flags, request)
+        moves_directory = isinstance(source, Directory) or isinstance(target, Directory)
+        async with taking(self._backing.moving) if moves_directory else nullcontext():
+            self.touching.take_back(source)
+            # Whoever has no name afterwards: the target, unless they are exchanged.
+            loses = target if target is not None and not flags else None
+            with (
+                nullcontext()
+                if loses is None
+                else self._backing.losing_a_name(loses, self._caller(ctx))
+            ):
+                replaced = overlay.rename(
+                    old_parent, name_old, new_parent, name_new, flags, request
+                )
         if replaced is not None:
             self._backing.removed(replaced)
         if old_parent is not new_parent:
@@ -336,6 +392,15 @@ class Operations(pyfuse3.Operations):
             if flags & syscalls.RENAME_EXCHANGE:
                 assert target is not None
                 self._backing.moved(target)
+        await self._clear_away()
+
+    async def _clear_away(self) -> None:
+        """Remove the whiteouts of a directory that was removed just now.  Nobody sees them any
+        more, and who removed them waits alone."""
+        overlay = self._overlay
+        left, overlay.left = overlay.left, []
+        if left:
+            await trio.to_thread.run_sync(overlay.clear_away, left)
 
     def _was_renamed(
         self,
@@ -474,13 +539,14 @@ class Operations(pyfuse3.Operations):
         access = flags & os.O_ACCMODE
         truncate = bool(flags & os.O_TRUNC)
         if access == os.O_RDONLY and not truncate:
-            await self._backing.open_reading(node, ctx.pid)
+            await self._backing.open_reading(node, self._caller(ctx))
         else:
             self._refuse_read_only()
-            await self._backing.open_changing(node, access, ctx.pid, truncate=truncate)
+            await self._backing.open_changing(node, access, self._caller(ctx), truncate=truncate)
+        with self._backing.until_reply(node, access):
             if truncate:
                 self._drop_privileges(self._overlay.current(node), ctx)
-        return FileInfo(fh=inode)
+            return FileInfo(fh=inode)
 
     @handler
     async def opendir(self, inode: int, _ctx: RequestContext) -> int:
@@ -520,6 +586,12 @@ class Operations(pyfuse3.Operations):
             os.close(fd)
 
     # ---------------------------------------------------------------- helpers
+
+    def _caller(self, ctx: RequestContext) -> Caller:
+        uid = ctx.uid
+        if uid == UNSAID and self._backing.needs_to_know():
+            uid = uid_of(ctx)
+        return Caller(ctx.pid, uid)
 
     def _refuse_read_only(self) -> None:
         # The kernel refuses by itself, until somebody remounts the mount read-write.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from cowfs.pieces import Pieces
     from cowfs.vault import Vault
 
 P = ParamSpec("P")
@@ -43,6 +44,9 @@ log = logging.getLogger(__name__)
 
 NAME_MAX = 255
 MOST_TOLD = 100  # damaged entries that are logged
+
+# Names that a file is given in one piece of work: about a millisecond.
+LINKED = 16
 
 # What openat2(2) says of a path that leads to nothing in the tree, or out of it.
 _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
@@ -105,6 +109,14 @@ class Overlay:
         self.nodes = NodeTable(root, os.fstat(self.layers.tree_fd).st_ino)
         self.listings = Listings(self.layers)
         self.links = LinkGroups(self, hard_links)
+        # How often a directory was moved; how often anything was, or was given one more name.
+        self.directories_moved = 0
+        self.names_changed = 0
+        # Directories in work/ that are nobody's any more, and may be full of whiteouts.
+        self.left: list[bytes] = []
+        # Shared nodes whose clone is being given its names, one by one: until it has all of them,
+        # what each name shows is the template's file.
+        self._rising: set[int] = set()
         self._unfinished: _Group | None = None
         self._told: set[tuple[bytes, bytes]] = set()
         if work_fd is not None:
@@ -127,7 +139,7 @@ class Overlay:
         layers = self.layers
         if parent.upper:
             st = layers.upper_entry(parent, name)
-            if st is not None:
+            if st is not None and not self._is_rising(parent, name, st):
                 if ondisk.is_whiteout(st):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 node = self._upper_node(parent, name, st)
@@ -136,6 +148,13 @@ class Overlay:
         if st is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._lower_node(parent, name, st), st
+
+    def _is_rising(self, parent: Directory, name: bytes, st: os.stat_result) -> bool:
+        """Whether the entry of the upper layer is one of some that are not all there yet."""
+        if not self._rising or stat.S_ISDIR(st.st_mode):
+            return False
+        ino = ondisk.get_ino(ondisk.proc_path(self.layers.upper(parent), name))
+        return ino is not None and ino in self._rising
 
     def _lower_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         node = self.nodes.by_ino(st.st_ino)
@@ -403,15 +422,15 @@ class Overlay:
             ondisk.remove_shared_data(self.layers.path(node))
             node.written = True
 
-    @alone
-    def publish(self, node: Node, copy_up: RegularCopyUp) -> None:
-        """Put a finished clone under every name of its node that is still visible.
+    def publish(
+        self, node: Node, copy_up: RegularCopyUp, names: Sequence[tuple[Directory, bytes]]
+    ) -> Pieces[None]:
+        """Put a finished clone under every visible name of its node (`LinkGroups.names_of`).
 
         On an error no name has it.  A node that lost its last name meanwhile lives on in the
         unnamed file.
         """
-        if node.parent is not None:
-            self._link_all(copy_up.fd, self.links.names_of(node))
+        yield from self._link_all(node, copy_up.fd, names)
         if node.held_fd >= 0 or node.parent is None:
             self.layers.hold_by(node, os.dup(copy_up.fd), upper=True)
         node.upper = True
@@ -433,35 +452,44 @@ class Overlay:
         layers.hold_by(node, fd, upper=True)
         node.upper = True
 
-    def _link_all(self, fd: int, names: list[tuple[Directory, bytes]]) -> None:
-        """Link a file into the upper layer under each name, or under none.
+    def _link_all(
+        self, node: Node, fd: int, names: Sequence[tuple[Directory, bytes]]
+    ) -> Pieces[None]:
+        """Link the file *fd*, which is to be the node's, into the upper layer under each name, or
+        under none.
 
         A crash in between would leave two files where there was one; the link in work/ says that
         the names are to be taken back (`copies.recover`).  So the removal of that link is what
-        makes them last: as long as it has not succeeded nobody may write to the file.
+        makes them last: as long as it has not succeeded nobody may write to the file.  Nobody sees
+        some of the names meanwhile.
         """
         if self._unfinished is not None:
             self._take_back()
+        if len(names) == 1:
+            self._link(fd, *names[0])
+        if len(names) <= 1:
+            return
         layers = self.layers
-        for parent, _name in names:
-            self.ensure_upper(parent)
         group = _Group(layers.temp_name(ondisk.UNFINISHED_GROUP), [])
+        self._rising.add(node.nodeid)
         try:
-            if len(names) > 1:
-                syscalls.link_fd(fd, layers.work_fd, group.mark)
+            syscalls.link_fd(fd, layers.work_fd, group.mark)
             for parent, name in names:
-                with self._keeping_times(parent) as parent_fd:
-                    syscalls.link_fd(fd, parent_fd, name)
-                    group.names.append((parent, name))
-            if len(names) > 1:
-                os.unlink(group.mark, dir_fd=layers.work_fd)
+                self._link(fd, parent, name)
+                group.names.append((parent, name))
+                if len(group.names) % LINKED == 0:
+                    yield
+            os.unlink(group.mark, dir_fd=layers.work_fd)
         except OSError:
-            for parent, _name in group.names:
-                parent.lookups += 1  # it stays in the table until the name is taken back
-            self._unfinished = group
-            with suppress(OSError):
-                self._take_back()
+            if self._unfinished is None:  # else they are hidden until the next daemon
+                self._rising.discard(node.nodeid)
+                for parent, _name in group.names:
+                    parent.lookups += 1  # it stays in the table until the name is taken back
+                self._unfinished = group
+                with suppress(OSError):
+                    self._take_back()
             raise
+        self._rising.discard(node.nodeid)
 
     @alone
     def _take_back(self) -> None:
@@ -480,15 +508,19 @@ class Overlay:
         self._unfinished = None
         self._clean_up(self.layers.work_fd, group.mark)
 
-    def hand_over(self, node: Node, readers_fd: int) -> list[tuple[int, bytes]]:
+    @alone
+    def _link(self, fd: int, parent: Directory, name: bytes) -> None:
+        self.ensure_upper(parent)
+        with self._keeping_times(parent) as parent_fd:
+            syscalls.link_fd(fd, parent_fd, name)
+
+    def hand_over(self, node: Node, readers_fd: int) -> None:
         """Let a new node stand for the file of *node*, which was copied up under its readers.
 
-        *readers_fd* is the file that these have open.  Gives the names that lead to the new node
-        from now on, with the node ids of their directories.  The new node shows the number of the
-        copy's own file: taking the mark of the other one away is the step by which a daemon to come
-        sees that the node was replaced.
+        *readers_fd* is the file that these have open.  All names of the file lead to the new node
+        from now on.  It shows the number of the copy's own file: taking the mark of the other one
+        away is the step by which a daemon to come sees that the node was replaced.
         """
-        names = self.links.upper_names_of(node)
         origin = os.fstat(readers_fd)
         layers = self.layers
         fd = os.open(
@@ -509,11 +541,9 @@ class Overlay:
             layers.pass_on(node, successor)
         finally:
             os.close(fd)
-        return names
 
-    @alone
-    def copy_up_special(self, node: Node) -> None:
-        """Copy-up of a symbolic link, fifo, socket or device."""
+    def copy_up_special(self, node: Node, names: Sequence[tuple[Directory, bytes]]) -> Pieces[None]:
+        """Copy-up of a symbolic link, fifo, socket or device, which gets each of its names."""
         if node.upper:
             return
         if node.parent is None:
@@ -521,14 +551,13 @@ class Overlay:
             return
         layers = self.layers
         temporary = layers.temp_name()
-        names = self.links.names_of(node)
         try:
             lower_fd = layers.lower(node.parent)
             copy_up_special(lower_fd, node.name, layers.work_fd, temporary, node.nodeid)
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, dir_fd=layers.work_fd)
             try:
-                self._link_all(fd, names)
+                yield from self._link_all(node, fd, names)
             finally:
                 os.close(fd)
         finally:
@@ -651,6 +680,7 @@ class Overlay:
         finally:
             os.close(fd)
         self._place(node, parent, name, None)
+        self.names_changed += 1
         self.listings.added(parent, name, is_directory=False)
 
     def _link_new(self, fd: int, parent_fd: int, name: bytes, *, covered: bool) -> None:
@@ -787,26 +817,41 @@ class Overlay:
         if not self.listings.of(node).is_empty():
             raise failure(errno.ENOTEMPTY)
         layers = self.layers
+        left = None
         with self._departing(node, parent, name):
             self.ensure_upper(parent)
             parent_fd = layers.upper(parent)
             covers = layers.lower_entry(parent, name) is not None
             if node.upper:
                 # It may be full of whiteouts: it leaves in one step, and is cleared away then.
-                temporary = layers.temp_name()
+                left = layers.temp_name()
                 if covers:
-                    ondisk.make_whiteout(layers.work_fd, temporary)
+                    ondisk.make_whiteout(layers.work_fd, left)
                 flags = syscalls.RENAME_EXCHANGE if covers else syscalls.RENAME_NOREPLACE
                 try:
-                    syscalls.renameat2(parent_fd, name, layers.work_fd, temporary, flags)
-                finally:
-                    self._clean_up(layers.work_fd, temporary)
+                    syscalls.renameat2(parent_fd, name, layers.work_fd, left, flags)
+                except OSError:
+                    self._clean_up(layers.work_fd, left)
+                    raise
             else:
                 ondisk.make_whiteout(parent_fd, name)
         layers.close_directory(node)
         node.lower = None
         self.listings.drop(node)
         self.listings.removed(parent, name, is_directory=True)
+        if left is not None:
+            try:
+                os.rmdir(left, dir_fd=layers.work_fd)
+            except OSError:
+                self.left.append(left)
+
+    def clear_away(self, names: list[bytes]) -> None:
+        """Remove what was `left`; may be called in any thread.
+
+        What cannot be removed is there until the copy is mounted again.
+        """
+        for name in names:
+            self._clean_up(self.layers.work_fd, name)
 
     def _cover(self, parent: Directory, name: bytes) -> None:
         """Put a whiteout in the place of *name*, over a file of the upper layer if there is one."""
@@ -940,6 +985,7 @@ class Overlay:
             new_name,
             syscalls.RENAME_EXCHANGE,
         )
+        self._moved(source, target)
         source.place(new_parent, new_name)
         target.place(old_parent, old_name)
         source_is_directory = isinstance(source, Directory)
@@ -964,9 +1010,10 @@ class Overlay:
         leaves_whiteout = layers.lower_entry(old_parent, old_name) is not None
         raw = layers.upper_entry(new_parent, new_name)
         old_fd, new_fd = layers.upper(old_parent), layers.upper(new_parent)
-        with self._replacing(target, new_parent, new_name):
-            if isinstance(target, Directory) and target.upper:
-                self._clear_whiteouts(target)
+        with (
+            self._replacing(target, new_parent, new_name),
+            self._emptied(target, new_fd, new_name),
+        ):
             if is_directory and raw is not None and ondisk.is_whiteout(raw):
                 # rename(2) puts no directory over a device: swap them, so the old place gets the
                 # whiteout, which is right there too or does no harm until it is taken away.
@@ -976,6 +1023,7 @@ class Overlay:
             else:
                 flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
+        self._moved(source)
         source.place(new_parent, new_name)
         self.listings.removed(old_parent, old_name, is_directory=is_directory)
         if target is None:
@@ -985,6 +1033,12 @@ class Overlay:
             target.lower = None
             self.listings.drop(target)
 
+    def _moved(self, *nodes: Node) -> None:
+        for node in nodes:
+            if isinstance(node, Directory):
+                self.directories_moved += 1
+            self.names_changed += 1
+
     @contextmanager
     def _replacing(self, target: Node | None, parent: Directory, name: bytes) -> Iterator[None]:
         if target is None:
@@ -993,17 +1047,35 @@ class Overlay:
             with self._departing(target, parent, name):
                 yield
 
-    def _clear_whiteouts(self, directory: Directory) -> None:
-        """Empty the upper part of a merged directory that shows no entries.
+    @contextmanager
+    def _emptied(self, target: Node | None, parent_fd: int, name: bytes) -> Iterator[None]:
+        """Put an empty directory in the place of one that shows no entries but has whiteouts:
+        rename(2) replaces no other.  Undone when the change fails.
 
-        It becomes opaque first: an upper directory without its whiteouts would show the lower
-        names again.
+        It is opaque, or it would show what the whiteouts cover.
         """
-        fd = self.layers.upper(directory)
-        ondisk.set_opaque(ondisk.proc_path(fd))
-        directory.lower = None
-        self.listings.drop(directory)
-        self._empty(fd)
+        if not isinstance(target, Directory) or not target.upper:
+            yield
+            return
+        layers = self.layers
+        fd = layers.upper(target)
+        if _is_empty(fd):
+            yield
+            return
+        left = layers.temp_name()
+        try:
+            copy_up_directory(fd, layers.work_fd, left)
+            ondisk.set_opaque(ondisk.proc_path(layers.work_fd, left))
+            syscalls.renameat2(layers.work_fd, left, parent_fd, name, syscalls.RENAME_EXCHANGE)
+            try:
+                yield
+            except OSError:
+                syscalls.renameat2(layers.work_fd, left, parent_fd, name, syscalls.RENAME_EXCHANGE)
+                raise
+        except OSError:
+            self._discard(layers.work_fd, left)
+            raise
+        self.left.append(left)
 
     # ---------------------------------------------------------------- attributes
 
@@ -1070,6 +1142,11 @@ class Overlay:
         """Remove every entry of a directory."""
         for name in directories.names(fd):
             self._discard(fd, os.fsencode(name))
+
+
+def _is_empty(fd: int) -> bool:
+    with directories.entries(fd) as entries:
+        return next(iter(entries), None) is None
 
 
 def _is_removed(directory: Directory) -> bool:

@@ -34,7 +34,9 @@ BATCH = 128
 class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
-    def prime(self, parent: int, dir_fd: int, names: list[bytes]) -> list[tuple[bytes, int]]: ...
+    def prime(
+        self, parent: int, dir_fd: int, names: list[bytes]
+    ) -> tuple[list[tuple[bytes, int]], list[int]]: ...
     def unprime(self, parent: int, name: bytes) -> bool: ...
 
 
@@ -85,7 +87,8 @@ class Priming:
         if directory.upper:
             names = [name for name in names if layers.upper_entry(directory, name) is None]
         lower = layers.lower(directory)
-        for name, ino in self._channel.prime(directory.nodeid, lower, names):
+        primed, given_up = self._channel.prime(directory.nodeid, lower, names)
+        for name, ino in primed:
             node = overlay.nodes.by_ino(ino)
             if node is None:
                 node = Node(ino)
@@ -93,3 +96,14 @@ class Priming:
                 node.place(directory, name)
             node.lookups += 1
             node.primed = True
+        for ino in given_up:
+            self._give_up(ino)
+
+    def _give_up(self, ino: int) -> None:
+        """Nobody asks for it any more, and the answer made room for another one: its node goes, and
+        with the last one its directory, unless the kernel holds them."""
+        node = self._overlay.nodes.by_ino(ino)
+        if node is not None and node.primed:
+            node.primed = False
+            node.lookups -= 1
+            self._overlay.prune(node)

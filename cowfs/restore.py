@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING
 
 from cowfs import directories, ondisk, syscalls, vault
 from cowfs.inodes import Directory, Node
+from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ class Restoration:
         directories; they lead to its successor, and the kernel is to forget them."""
         links = self._overlay.links
         for node in [node for node in self._overlay.nodes if node.predecessor is not None]:
-            yield from links.upper_names_of(node)
+            yield from at_once(links.upper_names_of(node))
 
     # ---------------------------------------------------------------- from the vault
 

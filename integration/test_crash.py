@@ -23,6 +23,7 @@ import pytest
 from cowfs import seal, syscalls
 from cowfs.inodes import Node
 from cowfs.overlay import Overlay
+from cowfs.pieces import at_once
 from cowfs.store import Copy, Store
 from integration import crashload, kernel
 from integration.command import COWFS, cowfs, run
@@ -242,13 +243,14 @@ def opened(copy: Copy) -> Overlay:
 
 def copy_up(overlay: Overlay, name: bytes) -> Node:
     node, _st = overlay.lookup(overlay.nodes.root, name)
+    names = at_once(overlay.links.names_of(node))
     if name.startswith(b"fifo"):
-        overlay.copy_up_special(node)
+        at_once(overlay.copy_up_special(node, names))
         return node
     copying, source = overlay.begin_copy_up(node, keep_data=True, to_write=True)
     try:
         copying.clone()
-        overlay.publish(node, copying)
+        at_once(overlay.publish(node, copying, names))
     finally:
         copying.close()
         os.close(source)

@@ -34,6 +34,7 @@ from cowfs.inodes import ROOT_ID
 from cowfs.inplace import InPlace
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
+from cowfs.pieces import at_once
 from cowfs.restore import Places, Restoration, shown
 
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
@@ -122,13 +123,30 @@ class FakeChannel:
         self.mappable: set[int] = set()
         self.told: list[tuple[Any, ...]] = []
 
-    def open(self, nodeid: int, writing: bool) -> bool:
+    def open(self, nodeid: int, writing: bool, _uid: int) -> bool:
         if nodeid not in self.files:
             return False
         self.files[nodeid][3 + writing] += 1
         return True
 
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
+    def unopen(self, nodeid: int, writing: bool) -> None:
+        self.files[nodeid][3 + writing] -= 1
+
+    def is_scarce(self) -> bool:
+        return False
+
+    def require_room(self, uid: int) -> None:
+        pass
+
+    def hold(self, nodeid: int, uid: int) -> None:
+        pass
+
+    def let(self, nodeid: int) -> None:
+        pass
+
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, _uid: int
+    ) -> None:
         assert nodeid not in self.files
         self.files[nodeid] = [fd, kind, reading, 1 - writing, int(writing)]
 
@@ -211,6 +229,10 @@ class NoTouching:
 
     def changed(self, node: object) -> None:
         pass
+
+    @contextmanager
+    def making_no_offers(self) -> Iterator[None]:
+        yield
 
 
 class World:
@@ -654,7 +676,8 @@ def own(world: World, path: str) -> None:
         world.call("open", nodeid, os.O_RDWR)
         world.channel.release_all(nodeid)
     else:
-        world.overlay.copy_up_special(node)
+        names = at_once(world.overlay.links.names_of(node))
+        at_once(world.overlay.copy_up_special(node, names))
 
 
 def emptied(world: World, path: str) -> None:
@@ -1056,11 +1079,11 @@ class Client(RuleBasedStateMachine):
             return
         entry = self.learn(parent, name)
         target = self.learn(directory, new) if new in directory.children else None
-        if self.is_below(directory, entry) or (
+        if target is entry or self.is_below(directory, entry) or (
             target is not None and (flags or target.kind == "directory")
             and self.is_below(parent, target)
         ):  # fmt: skip
-            return  # the kernel refuses it by itself
+            return  # the kernel refuses it by itself, or does nothing
         expected = 0
         if target is not None and not flags and "directory" in (target.kind, entry.kind):
             if entry.kind != "directory":

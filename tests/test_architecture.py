@@ -24,9 +24,9 @@ ROOMS = {
     "check": "check checkcopy checklower checkrules checktemplate findings",
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
-    "operations": "operations backing caller priming touching",
+    "operations": "operations backing caller priming touching turns",
     "overlay": "overlay links restore",
-    "inodes": "inodes layers listing vault",
+    "inodes": "inodes layers listing vault pieces",
     "copyup": "copyup",
     "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
     "processes seal scan cloning workers",
@@ -35,7 +35,7 @@ ROOMS = {
     "channel": "channel",
     "copying": "copying",
     "ondisk": "ondisk treewalk walk",
-    "syscalls": "syscalls directories inherited",
+    "syscalls": "syscalls descriptors directories inherited",
     "errors": "errors",
 }
 

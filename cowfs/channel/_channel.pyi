@@ -49,8 +49,9 @@ class Channel:
         the ledger of a version with another layout.
 
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
-        `max_kept`: how many SHARED backings stay open after their last release; cut to half of
-        RLIMIT_NOFILE as it is now, so raise that limit first. `private_mount_fd`: a descriptor (no
+        `max_kept`: how many SHARED backings stay open after their last release, while nobody else
+        needs the descriptors. Of these there are as many as RLIMIT_NOFILE says now, so raise that
+        limit first. `private_mount_fd`: a descriptor (no
         O_PATH) of another mount of the volume, taken over; PRIVATE files are passed through by way
         of it, so that its flags decide about access times.
         """
@@ -127,22 +128,45 @@ class Channel:
         messages there were.
         """
 
-    def open(self, nodeid: int, writing: bool) -> bool:
-        """Count one more open if something backs the node, and say so.
+    def open(self, nodeid: int, writing: bool, uid: int = 0) -> bool:
+        """Count one more open, by the user `uid`, if something backs the node, and say so.
+
+        OSError ENFILE when as many descriptors are held for this user as are left for all others;
+        a node is counted for its first opener.
 
         `writing` is about the access mode alone (O_WRONLY or O_RDWR), as RELEASE will tell it.
         Call `open` or `attach` before answering the OPEN or CREATE with success; the channel takes
-        the count back if the kernel does not take the reply.
+        the count back if the kernel does not take the reply. `unopen` is for every other answer.
         """
 
-    def attach(self, nodeid: int, fd: int, kind: int, reading: int, writing: bool) -> None:
-        """Back the node by `fd` and count one open.
+    def unopen(self, nodeid: int, writing: bool) -> None:
+        """Take back what `open` or `attach` has counted: the request gets an error after all."""
+
+    def attach(
+        self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, uid: int = 0
+    ) -> None:
+        """Back the node by `fd` and count one open by the user `uid`.
 
         `reading` is CACHED, PASSTHROUGH or BYPASS, which is for two nodes of one file.
 
         Takes `fd` over and closes it on every error: EEXIST when something backs the node already,
-        or what the kernel says to the registration of a backing id (EPERM, ELOOP, EOPNOTSUPP, ...).
+        ENFILE as `open`, or what the kernel says to the registration of a backing id (EPERM, ELOOP,
+        EOPNOTSUPP, ...).
         """
+
+    def is_scarce(self) -> bool:
+        """Whether so many descriptors are held that it matters for whom; else 0xFFFFFFFF will do
+        for a user who is not known."""
+
+    def require_room(self, uid: int) -> None:
+        """OSError ENFILE if the user could not have one more descriptor held."""
+
+    def hold(self, nodeid: int, uid: int) -> None:
+        """Count a descriptor of a node without a name, which is held outside of the channel, for
+        the user who removed it; until `let` or `forget`. OSError ENFILE as `open`."""
+
+    def let(self, nodeid: int) -> None:
+        """The end of `hold`."""
 
     def switch(self, nodeid: int, fd: int) -> bool:
         """Replace the SHARED descriptor of an open node by a private one; counts no open.
@@ -189,14 +213,16 @@ class Channel:
         with that.
         """
 
-    def prime(self, parent: int, dir_fd: int, names: list[bytes]) -> list[tuple[bytes, int]]:
+    def prime(
+        self, parent: int, dir_fd: int, names: list[bytes]
+    ) -> tuple[list[tuple[bytes, int]], list[int]]:
         """Answer the next LOOKUP of each name in node `parent` without asking Python.
 
         The names are looked up in the directory `dir_fd`; the node id is st_ino, and the kernel may
         keep name and attributes for ever. Left out: directories, files with several names, names
-        that are not there, files that are offered, and whatever there is no room for. Returns
-        (name, st_ino) of the rest: for each the kernel will be given one lookup count, or `unprime`
-        takes it back.
+        that are not there, files that are offered. Returns (name, st_ino) of the rest: for each
+        the kernel will be given one lookup count, or `unprime` takes it back; and the node ids of
+        those answers, the oldest ones, that were given up for them.
         """
 
     def unprime(self, parent: int, name: bytes) -> bool:

@@ -209,15 +209,31 @@ static PyObject *Channel_open(PyObject *self, PyObject *args)
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
 	int writing;
-	bool backed = false;
+	unsigned int uid = 0;
+	int backed = 0;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&p:open", to_u64, &nodeid, &writing))
+	if (!ch || !PyArg_ParseTuple(args, "O&p|I:open", to_u64, &nodeid, &writing, &uid))
 		return NULL;
 	if (channel_enter(ch)) {
-		backed = nodes_open(&ch->nodes, nodeid, writing);
+		backed = nodes_open(&ch->nodes, nodeid, writing, uid);
 		channel_leave(ch);
 	}
-	return PyBool_FromLong(backed);
+	return backed < 0 ? os_error(backed) : PyBool_FromLong(backed);
+}
+
+static PyObject *Channel_unopen(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	int writing;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&p:unopen", to_u64, &nodeid, &writing))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_unopen(&ch->nodes, nodeid, writing);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
 }
 
 static PyObject *Channel_attach(PyObject *self, PyObject *args)
@@ -225,10 +241,11 @@ static PyObject *Channel_attach(PyObject *self, PyObject *args)
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
 	int fd, kind, reading, writing;
+	unsigned int uid = 0;
 	int err = -EBADF;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&iiip:attach", to_u64, &nodeid, &fd, &kind, &reading,
-				     &writing))
+	if (!ch || !PyArg_ParseTuple(args, "O&iiip|I:attach", to_u64, &nodeid, &fd, &kind, &reading,
+				     &writing, &uid))
 		return NULL;
 	if (kind != NODE_SHARED && kind != NODE_PRIVATE) {
 		close(fd);
@@ -240,12 +257,72 @@ static PyObject *Channel_attach(PyObject *self, PyObject *args)
 	}
 	if (channel_enter(ch)) {
 		err = nodes_attach(&ch->nodes, nodeid, fd, (enum node_kind)kind,
-				   (enum node_reading)reading, writing);
+				   (enum node_reading)reading, writing, uid);
 		channel_leave(ch);
 	} else {
 		close(fd);
 	}
 	return none_or_error(err);
+}
+
+static PyObject *Channel_require_room(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	unsigned int uid;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "I:require_room", &uid))
+		return NULL;
+	if (channel_enter(ch)) {
+		err = nodes_have_room(&ch->nodes, uid) ? 0 : -ENFILE;
+		channel_leave(ch);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_is_scarce(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+	bool scarce = false;
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	if (channel_enter(ch)) {
+		scarce = nodes_scarce(&ch->nodes);
+		channel_leave(ch);
+	}
+	return PyBool_FromLong(scarce);
+}
+
+static PyObject *Channel_hold(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+	unsigned int uid;
+	int err = 0;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&I:hold", to_u64, &nodeid, &uid))
+		return NULL;
+	if (channel_enter(ch)) {
+		err = nodes_hold(&ch->nodes, nodeid, uid);
+		channel_leave(ch);
+	}
+	return none_or_error(err);
+}
+
+static PyObject *Channel_let(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodeid;
+
+	if (!ch || !PyArg_ParseTuple(args, "O&:let", to_u64, &nodeid))
+		return NULL;
+	if (channel_enter(ch)) {
+		nodes_let(&ch->nodes, nodeid);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
 }
 
 static PyObject *Channel_switch(PyObject *self, PyObject *args)
@@ -394,16 +471,25 @@ static PyObject *Channel_forget(PyObject *self, PyObject *args)
 
 /* ---- primed names ------------------------------------------------------------------------------- */
 
-/* Appends (name, ino) to list if the name could be primed. 0, or -1 with an exception. */
+/* Appends an item that Py_BuildValue has made. 0, or -1 with an exception. */
+static int append(PyObject *list, PyObject *item)
+{
+	int err = item ? PyList_Append(list, item) : -1;
+
+	Py_XDECREF(item);
+	return err;
+}
+
+/* Appends (name, ino) to list if the name could be primed, and the node whose answer was given up for it to
+ * evicted. 0, or -1 with an exception. */
 static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *name,
-		     PyObject *list)
+		     PyObject *list, PyObject *evicted)
 {
 	struct fuse_entry_out entry;
 	struct stat st;
-	PyObject *item;
+	uint64_t given_up;
 	char *bytes;
 	Py_ssize_t len;
-	int err;
 
 	if (PyBytes_AsStringAndSize(name, &bytes, &len) < 0)
 		return -1;
@@ -412,12 +498,11 @@ static int prime_one(struct channel *ch, uint64_t parent, int dir_fd, PyObject *
 	    touch_is_offered(&ch->touch, st.st_ino)) /* its attributes may change at any time */
 		return 0;
 	primed_describe(&entry, &st);
-	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry))
+	if (!primed_add(&ch->primed, parent, bytes, (size_t)len, &entry, &given_up))
 		return 0;
-	item = Py_BuildValue("OK", name, (unsigned long long)st.st_ino);
-	err = item ? PyList_Append(list, item) : -1;
-	Py_XDECREF(item);
-	return err;
+	if (given_up && append(evicted, PyLong_FromUnsignedLongLong(given_up)))
+		return -1;
+	return append(list, Py_BuildValue("OK", name, (unsigned long long)st.st_ino));
 }
 
 static PyObject *Channel_prime(PyObject *self, PyObject *args)
@@ -426,26 +511,29 @@ static PyObject *Channel_prime(PyObject *self, PyObject *args)
 	uint64_t parent;
 	int dir_fd;
 	PyObject *names;
-	PyObject *primed;
+	PyObject *primed, *evicted;
 	int err = 0;
 
 	if (!ch || !PyArg_ParseTuple(args, "O&iO!:prime", to_u64, &parent, &dir_fd, &PyList_Type,
 				     &names))
 		return NULL;
 	primed = PyList_New(0);
-	if (!primed)
-		return NULL;
+	evicted = PyList_New(0);
+	err = primed && evicted ? 0 : -1;
 	/* The GIL is kept: nobody may ask Python about a node before it has entered it. */
-	if (channel_enter(ch)) {
+	if (!err && channel_enter(ch)) {
 		lock_touch(ch);
 		for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names) && !err; i++)
-			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed);
+			err = prime_one(ch, parent, dir_fd, PyList_GET_ITEM(names, i), primed,
+					evicted);
 		pthread_mutex_unlock(&ch->touch.lock);
 		channel_leave(ch);
 	}
-	if (err)
-		Py_CLEAR(primed);
-	return primed;
+	if (!err)
+		return Py_BuildValue("NN", primed, evicted);
+	Py_XDECREF(primed);
+	Py_XDECREF(evicted);
+	return NULL;
 }
 
 static PyObject *Channel_unprime(PyObject *self, PyObject *args)
@@ -726,7 +814,12 @@ static PyMethodDef channel_methods[] = {
 	{"resume", Channel_resume, METH_VARARGS, NULL},
 	{"drain", Channel_drain, METH_NOARGS, NULL},
 	{"open", Channel_open, METH_VARARGS, NULL},
+	{"unopen", Channel_unopen, METH_VARARGS, NULL},
 	{"attach", Channel_attach, METH_VARARGS, NULL},
+	{"require_room", Channel_require_room, METH_VARARGS, NULL},
+	{"is_scarce", Channel_is_scarce, METH_NOARGS, NULL},
+	{"hold", Channel_hold, METH_VARARGS, NULL},
+	{"let", Channel_let, METH_VARARGS, NULL},
 	{"switch", Channel_switch, METH_VARARGS, NULL},
 	{"revoke", Channel_revoke, METH_VARARGS, NULL},
 	{"writers", Channel_writers, METH_VARARGS, NULL},

@@ -39,14 +39,20 @@ static void set_buffer(int fd)
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 }
 
-static uint32_t cut_to_nofile(uint32_t max_kept)
+/* How many descriptors the files of users may take. What is left is for the directories of the layers, of
+ * which Python keeps an eighth of the limit and no more than 2048, for those that touch.c has, and for
+ * what every request opens and closes again. */
+static uint32_t descriptors_for_users(void)
 {
 	struct rlimit limit;
+	rlim_t reserve;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-	    max_kept > limit.rlim_cur / 2)
-		return (uint32_t)(limit.rlim_cur / 2);
-	return max_kept;
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur > INT32_MAX)
+		return INT32_MAX;
+	reserve = (limit.rlim_cur / 8 < 2048 ? limit.rlim_cur / 8 : 2048) + 2 * TOUCH_MAX_DIRECTORIES;
+	if (reserve > limit.rlim_cur / 2)
+		reserve = limit.rlim_cur / 2;
+	return (uint32_t)(limit.rlim_cur - reserve);
 }
 
 struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
@@ -54,6 +60,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 {
 	struct channel *ch = calloc(1, sizeof(*ch));
 	pthread_rwlockattr_t attr;
+	uint32_t max_held = descriptors_for_users();
 	int pair[2] = {-1, -1};
 	int err = ENOMEM;
 
@@ -92,7 +99,8 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	}
 	ch->counters = ledger_counters(ch->ledger);
 	if (!ch->drain_buffer ||
-	    nodes_init(&ch->nodes, cut_to_nofile(max_kept), ops, ch->ledger) ||
+	    nodes_init(&ch->nodes, max_kept < max_held ? max_kept : max_held, max_held, ops,
+		       ch->ledger) ||
 	    pending_init(&ch->pending))
 		goto fail;
 

@@ -8,8 +8,8 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, ledger.c,
- * pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
+ * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, holders.c,
+ * ledger.c, pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
@@ -121,7 +121,7 @@ static inline uint64_t first_unique(uint64_t unique)
 
 /* ---- channel.c ---------------------------------------------------------------------------------- */
 
-/* NULL with errno set. max_kept is cut to half of RLIMIT_NOFILE. ledger_fd is the ledger of the daemon
+/* NULL with errno set. max_kept is cut to what RLIMIT_NOFILE has for users. ledger_fd is the ledger of the daemon
  * before, which is taken over (see ledger_open()), or -1 for a new one. */
 struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
 			    const struct backing_ops *ops, int ledger_fd);

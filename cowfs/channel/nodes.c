@@ -3,7 +3,7 @@
  *
  * A hash table by node id. A node has at most one backing: a descriptor, perhaps with a backing
  * id that the kernel knows it by, and the numbers of open readers and writers. The table decides
- * three things, and nothing else in the channel does:
+ * four things, and nothing else in the channel does:
  *
  * - whether an OPEN may be answered without Python. Yes for a SHARED backing that was not
  *   revoked; such a backing is kept after the last release (the least recently used go first
@@ -11,6 +11,7 @@
  * - what the answer says: kernel rules allow one mode and one backing id per inode as long as
  *   anything is open, which "one backing per node" gives by itself.
  * - when a backing is closed: after the last open and the last borrowed use.
+ * - for whom its descriptor is held, and whether this user may have one more (holders.h).
  *
  * What an fsync of a backing says is kept for everybody who has the node open (writeback.h).
  *
@@ -261,11 +262,47 @@ static void enter_kept(struct node_table *t, struct node *n)
 	t->kept++;
 }
 
+/* ---- for whom descriptors are held; called with the lock ------------------------------------------- */
+
+static void drop_backing(struct node_table *t, struct node *n, struct backing **dead);
+
+/* What is kept is nobody's, and makes room. */
+static bool have_room(struct node_table *t, uint32_t uid, struct backing **dead)
+{
+	while (t->oldest && t->kept + t->holders.total >= t->holders.max)
+		drop_backing(t, t->oldest, dead);
+	return holders_may(&t->holders, uid);
+}
+
+/* The descriptor of the node's backing is held for this user from now on, unless it is for another one. */
+static void charge(struct node_table *t, struct node *n, uint32_t uid)
+{
+	if (n->charged)
+		return;
+	n->charged = holders_add(&t->holders, uid);
+	n->charged_to = uid;
+}
+
+static void uncharge(struct node_table *t, struct node *n)
+{
+	if (n->charged)
+		holders_drop(&t->holders, n->charged_to);
+	n->charged = false;
+}
+
+static void uncharge_gone(struct node_table *t, struct node *n)
+{
+	if (n->gone)
+		holders_drop(&t->holders, n->gone_by);
+	n->gone = false;
+}
+
 /* Take the backing from a node without opens. What is left of the node is only worth keeping for
  * its memory of a stale page cache, or of a mapping. */
 static void drop_backing(struct node_table *t, struct node *n, struct backing **dead)
 {
 	leave_kept(t, n);
+	uncharge(t, n);
 	if (n->backing) {
 		if (n->backing->id > 0)
 			n->backing->dying = ledger_dying(t->ledger, n->backing->id);
@@ -275,7 +312,7 @@ static void drop_backing(struct node_table *t, struct node *n, struct backing **
 	n->readers = n->writers = n->promised_readers = n->promised_writers = 0;
 	n->suspect = false;
 	writeback_free(&n->writeback);
-	if (n->forgotten || !(n->was_passthrough || n->mappable))
+	if (n->forgotten || !(n->was_passthrough || n->mappable || n->gone))
 		unlink_node(t, n);
 	else
 		record(t, n);
@@ -285,6 +322,7 @@ static void drop_backing(struct node_table *t, struct node *n, struct backing **
 static void close_node(struct node_table *t, struct node *n, struct backing **dead)
 {
 	if (n->backing->kind == NODE_SHARED && !n->revoked) {
+		uncharge(t, n);
 		enter_kept(t, n);
 		if (t->kept > t->max_kept)
 			drop_backing(t, t->oldest, dead);
@@ -328,8 +366,8 @@ static void describe(const struct node *n, uint64_t unique, struct open_answer *
 
 /* ---- making and ending --------------------------------------------------------------------------- */
 
-int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops,
-	       struct ledger *ledger)
+int nodes_init(struct node_table *t, uint32_t max_kept, uint32_t max_held,
+	       const struct backing_ops *ops, struct ledger *ledger)
 {
 	*t = (struct node_table){.mask = FIRST_BUCKETS - 1,
 				 .max_kept = max_kept,
@@ -341,6 +379,7 @@ int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
 		return -ENOMEM;
+	holders_init(&t->holders, max_held);
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_mutex_init(&t->looking_back, NULL);
 	return 0;
@@ -360,6 +399,7 @@ void nodes_destroy(struct node_table *t)
 		}
 	}
 	bury(t, dead);
+	holders_destroy(&t->holders);
 	free(t->buckets);
 	t->buckets = NULL;
 	if (t->witness_fd >= 0)
@@ -480,6 +520,7 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 	n->readers = s->readers;
 	n->writers = s->writers;
 	n->suspect = s->kind == NODE_PRIVATE;
+	charge(t, n, 0); /* who it was, the ledger does not say */
 	return b->fd < 0;
 }
 
@@ -511,15 +552,24 @@ int nodes_restore(struct node_table *t, int volume_fd)
 
 /* ---- called by Python ------------------------------------------------------------------------- */
 
-bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
+int nodes_open(struct node_table *t, uint64_t nodeid, bool writing, uint32_t uid)
 {
+	struct backing *dead = NULL;
 	struct node *n;
-	bool backed;
+	int backed;
 
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	backed = n && n->backing;
-	if (backed) {
+	if (backed && n->kept) {
+		leave_kept(t, n); /* or it would make room */
+		if (!have_room(t, uid, &dead)) {
+			enter_kept(t, n);
+			backed = -ENFILE;
+		}
+	}
+	if (backed > 0) {
+		charge(t, n, uid);
 		promise(t, n, writing);
 		if (n->forgotten) { /* Python knows it again */
 			n->forgotten = false;
@@ -527,21 +577,102 @@ bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing)
 		}
 	}
 	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
 	return backed;
 }
 
-int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
-		 enum node_reading reading, bool writing)
+bool nodes_have_room(struct node_table *t, uint32_t uid)
 {
-	bool passthrough = reading == READ_PASSTHROUGH;
 	struct backing *dead = NULL;
-	struct backing *b = malloc(sizeof(*b));
+	bool room;
+
+	pthread_mutex_lock(&t->lock);
+	room = have_room(t, uid, &dead);
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+	return room;
+}
+
+bool nodes_scarce(struct node_table *t)
+{
+	bool scarce;
+
+	pthread_mutex_lock(&t->lock);
+	scarce = holders_scarce(&t->holders);
+	pthread_mutex_unlock(&t->lock);
+	return scarce;
+}
+
+int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid)
+{
+	struct backing *dead = NULL;
 	struct node *n;
 	int err = 0;
 
-	if (!b) {
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (!n || !n->gone) {
+		if (!have_room(t, uid, &dead))
+			err = -ENFILE;
+		else if (!(n = find_or_make(t, nodeid)) || !holders_add(&t->holders, uid))
+			err = -ENOMEM;
+		if (!err) {
+			n->gone = true;
+			n->gone_by = uid;
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+	return err;
+}
+
+void nodes_let(struct node_table *t, uint64_t nodeid)
+{
+	struct backing *dead = NULL;
+	struct node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (n && n->gone) {
+		uncharge_gone(t, n);
+		if (!n->backing)
+			drop_backing(t, n, &dead);
+	}
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+}
+
+void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing)
+{
+	struct backing *dead = NULL;
+	struct node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = find(t, nodeid);
+	if (n && n->promised_readers + n->promised_writers > 0) {
+		count_down(&n->promised_readers, &n->promised_writers, writing);
+		if (!is_open(n))
+			close_node(t, n, &dead);
+	}
+	pthread_mutex_unlock(&t->lock);
+	bury(t, dead);
+}
+
+int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
+		 enum node_reading reading, bool writing, uint32_t uid)
+{
+	bool passthrough = reading == READ_PASSTHROUGH;
+	struct backing *dead = NULL;
+	struct backing *b = NULL;
+	struct node *n;
+	int err = nodes_have_room(t, uid) ? 0 : -ENFILE;
+
+	/* Repeat opens may take that room meanwhile: there is a reserve. */
+	if (!err && !(b = malloc(sizeof(*b))))
+		err = -ENOMEM;
+	if (err) {
 		close(fd);
-		return -ENOMEM;
+		return err;
 	}
 	*b = (struct backing){.fd = fd,
 			      .kind = (uint8_t)kind,
@@ -568,6 +699,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 		n->backing = b;
 		n->revoked = n->forgotten = false;
 		n->was_passthrough |= passthrough;
+		charge(t, n, uid);
 		promise(t, n, writing);
 		record(t, n);
 	}
@@ -717,6 +849,7 @@ void nodes_forget(struct node_table *t, uint64_t nodeid)
 	n = find(t, nodeid);
 	if (n) {
 		n->forgotten = n->revoked = true;
+		uncharge_gone(t, n);
 		if (is_open(n))
 			record(t, n);
 		else
@@ -728,7 +861,7 @@ void nodes_forget(struct node_table *t, uint64_t nodeid)
 
 /* ---- called by the channel's threads ------------------------------------------------------------ */
 
-bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
+bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, uint32_t uid,
 		       struct open_answer *out, struct ledger_doubt **doubt)
 {
 	struct node *n;
@@ -737,7 +870,12 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
 	pthread_mutex_lock(&t->lock);
 	n = find(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
+	/* Whom Python has to refuse, or to find out about. */
+	if (here && n->kept && (uid == FUSE_INVALID_UIDGID ? holders_scarce(&t->holders)
+							   : !holders_may(&t->holders, uid)))
+		here = false;
 	if (here) {
+		charge(t, n, uid);
 		leave_kept(t, n);
 		n->readers++;
 		describe(n, unique, out);

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "ahead.h"
+#include "holders.h"
 #include "ledger.h"
 #include "writeback.h"
 
@@ -70,6 +71,9 @@ struct node {
 	bool mappable;	      /* a passthrough mapping may change the file with no descriptor left */
 	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
 	bool suspect;	      /* restored, and errors may be missing: see nodes_look_back() */
+	bool charged;	      /* its backing is held for `charged_to`, who was the first to open it */
+	bool gone;	      /* Python holds a descriptor of it for `gone_by`, who removed its name */
+	uint32_t charged_to, gone_by;
 	struct writeback writeback; /* for whoever has the node open, whatever backs it meanwhile */
 	struct node *newer, *older;
 };
@@ -82,6 +86,7 @@ struct node_table {
 	struct node *newest, *oldest; /* lock; the kept nodes, in the order of their last release */
 	uint32_t kept;	       /* lock */
 	uint32_t max_kept;     /* never changes */
+	struct holders holders; /* lock; of all that is open or gone, but for what is kept */
 	const struct backing_ops *ops; /* never changes */
 	struct ledger *ledger; /* never changes */
 	int dev_fd;	       /* set once, before any node is attached */
@@ -107,8 +112,9 @@ struct node_state {
 	bool passthrough;
 };
 
-int nodes_init(struct node_table *t, uint32_t max_kept, const struct backing_ops *ops,
-	       struct ledger *ledger);
+/* max_held: descriptors of files that are open or have no name, those that are kept among them. */
+int nodes_init(struct node_table *t, uint32_t max_kept, uint32_t max_held,
+	       const struct backing_ops *ops, struct ledger *ledger);
 /* Take over what the ledger says of the daemon before: its open files are opened again, on the file
  * system of volume_fd, and what nobody needs any more is closed. Before any thread runs. Gives how
  * many open files cannot be opened again (EIO for whatever passthrough does not cover), or -ENOMEM,
@@ -119,10 +125,20 @@ void nodes_destroy(struct node_table *t);
 
 /* ---- called by Python; the promises are those of _channel.pyi ------------------------------- */
 
-bool nodes_open(struct node_table *t, uint64_t nodeid, bool writing);
-/* 0 or -errno; takes over fd in every case. */
+/* 1, 0 when nothing backs the node, -ENFILE. */
+int nodes_open(struct node_table *t, uint64_t nodeid, bool writing, uint32_t uid);
+/* Take back what nodes_open() or nodes_attach() has counted. */
+void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing);
+/* 0 or -errno, -ENFILE when this user holds enough; takes over fd in every case. */
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
-		 enum node_reading reading, bool writing);
+		 enum node_reading reading, bool writing, uint32_t uid);
+/* Whether one more descriptor may be held for this user; what is kept makes room. */
+bool nodes_have_room(struct node_table *t, uint32_t uid);
+/* Whether so many are held that it matters for whom. */
+bool nodes_scarce(struct node_table *t);
+/* 0, -ENFILE, -ENOMEM. */
+int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid);
+void nodes_let(struct node_table *t, uint64_t nodeid);
 /* 1: done, fd is taken over. 0: nothing is open any more, -errno: not a node to switch; in both
  * cases fd stays the caller's. */
 int nodes_switch(struct node_table *t, uint64_t nodeid, int fd);
@@ -142,7 +158,7 @@ void nodes_forget(struct node_table *t, uint64_t nodeid);
  * is that of the request without WIRE_UNIQUE_RESEND. */
 
 /* Count one reader of a node whose opens the channel may answer; false: relay the OPEN. */
-bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique,
+bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, uint32_t uid,
 		       struct open_answer *out, struct ledger_doubt **doubt);
 /* The reply to an OPEN that Python has counted is on its way; false: nothing backs the node. */
 bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,

@@ -4,7 +4,8 @@
  * A lookup that goes through Python costs several times what it costs to answer it here, and
  * programs that go through a directory name by name make thousands. So Python may say beforehand
  * what it would answer for names of one directory, and the channel gives each answer out once: with
- * it the kernel gets one lookup count, which Python has counted when it primed the name.
+ * it the kernel gets one lookup count, which Python has counted when it primed the name. Names that nobody
+ * asks for make room for others: the oldest goes first.
  *
  * This room knows names and finished answers. It does not know whether an answer is still true:
  * Python takes it back before it changes what it says.
@@ -16,11 +17,11 @@
 #include "primed.h"
 
 #define BUCKETS 8192u
-#define MAX_PRIMED 16384u
 #define MAX_NAME 255
 
 struct primed_entry {
 	struct primed_entry *next; /* in its bucket; primed_table.lock */
+	struct primed_entry *newer, *older; /* primed_table.lock */
 	uint64_t parent;
 	struct fuse_entry_out entry;
 	uint32_t len;
@@ -46,7 +47,7 @@ void primed_destroy(struct primed_table *t)
 	pthread_mutex_destroy(&t->lock);
 }
 
-/* FNV-1a. Whoever chooses bad names slows down lookups among 16384 entries, and no more. */
+/* FNV-1a. Whoever chooses bad names slows down lookups among MAX_PRIMED entries, and no more. */
 static uint32_t bucket_of(uint64_t parent, const char *name, size_t len)
 {
 	uint64_t h = UINT64_C(0xcbf29ce484222325) ^ parent;
@@ -68,19 +69,33 @@ static struct primed_entry **find(struct primed_table *t, uint64_t parent, const
 	return link;
 }
 
-bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_t len,
-		const struct fuse_entry_out *entry)
+/* Called with the lock; link points to the entry. */
+static struct primed_entry *take(struct primed_table *t, struct primed_entry **link)
 {
+	struct primed_entry *e = *link;
+
+	*link = e->next;
+	*(e->newer ? &e->newer->older : &t->newest) = e->older;
+	*(e->older ? &e->older->newer : &t->oldest) = e->newer;
+	t->count--;
+	return e;
+}
+
+bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_t len,
+		const struct fuse_entry_out *entry, uint64_t *evicted)
+{
+	struct primed_entry *given_up = NULL;
 	struct primed_entry *e;
 	struct primed_entry **link;
 	bool added = false;
 
+	*evicted = 0;
 	if (len == 0 || len > MAX_NAME)
 		return false;
 	e = malloc(sizeof(*e) + len);
 	if (!e)
 		return false;
-	e->next = NULL;
+	e->next = e->newer = NULL;
 	e->parent = parent;
 	e->entry = *entry;
 	e->len = (uint32_t)len;
@@ -89,17 +104,25 @@ bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_
 	pthread_mutex_lock(&t->lock);
 	if (!t->buckets)
 		t->buckets = calloc(BUCKETS, sizeof(struct primed_entry *));
-	if (t->buckets && t->count < MAX_PRIMED) {
-		link = find(t, parent, name, len);
-		if (!*link) {
-			*link = e;
-			t->count++;
-			added = true;
+	added = t->buckets && !*find(t, parent, name, len);
+	if (added) {
+		if (t->count == MAX_PRIMED) {
+			const struct primed_entry *o = t->oldest;
+			given_up = take(t, find(t, o->parent, o->name, o->len));
 		}
+		link = find(t, parent, name, len);
+		*link = e;
+		e->older = t->newest;
+		*(t->newest ? &t->newest->newer : &t->oldest) = e;
+		t->newest = e;
+		t->count++;
 	}
 	pthread_mutex_unlock(&t->lock);
 	if (!added)
 		free(e);
+	if (given_up)
+		*evicted = given_up->entry.nodeid;
+	free(given_up);
 	return added;
 }
 
@@ -122,11 +145,8 @@ bool primed_take(struct primed_table *t, uint64_t parent, const char *name, size
 	if (t->count) {
 		struct primed_entry **link = find(t, parent, name, len);
 
-		e = *link;
-		if (e) {
-			*link = e->next;
-			t->count--;
-		}
+		if (*link)
+			e = take(t, link);
 	}
 	pthread_mutex_unlock(&t->lock);
 	if (!e)

@@ -18,13 +18,18 @@ struct primed_table {
 	pthread_mutex_t lock;
 	struct primed_entry **buckets; /* lock; NULL until the first entry */
 	uint32_t count;		       /* lock */
+	struct primed_entry *newest, *oldest; /* lock; in the order in which they were added */
 };
+
+/* At most so many; the oldest goes when one more is added. */
+#define MAX_PRIMED 16384u
 
 void primed_init(struct primed_table *t);
 void primed_destroy(struct primed_table *t);
-/* Keep an answer for (parent, name). false: there is no room, or one is kept already. */
+/* Keep an answer for (parent, name). false: there is no memory, or one is kept already. *evicted is the node
+ * id of the answer that was given up for it, which nobody will be given any more, or 0. */
 bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_t len,
-		const struct fuse_entry_out *entry);
+		const struct fuse_entry_out *entry, uint64_t *evicted);
 /* The answer for a file of inode number st_ino that nothing but Python will change: the kernel may
  * keep it for as long as it likes. */
 void primed_describe(struct fuse_entry_out *entry, const struct stat *st);

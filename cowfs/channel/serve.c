@@ -96,12 +96,16 @@ static bool well_formed(const struct channel *ch, const struct request *rq,
 }
 
 /* The name of an attribute that a user asks for. Where the kernel puts no slash, one marks what we
- * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. */
+ * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. So is the
+ * one by which pyfuse3 would write every stack into the log. */
 static bool is_reserved_name(const struct channel *ch, const struct request *rq)
 {
+	const char *name = (const char *)rq->body;
+
 	switch (rq->head.opcode) {
 	case FUSE_SETXATTR:
-		return rq->body[ch->setxattr_head] == '/';
+		name += ch->setxattr_head;
+		return name[0] == '/' || !strcmp(name, "fuse_stacktrace");
 	case FUSE_GETXATTR:
 		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
 	case FUSE_REMOVEXATTR:
@@ -364,8 +368,8 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 
 	memcpy(&in, rq->body, sizeof(in));
 	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
-	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique), &answer,
-			      &doubt)) {
+	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique),
+			      rq->head.uid, &answer, &doubt)) {
 		struct wire_open_out out = {.fh = answer.fh,
 					    .open_flags = answer.open_flags,
 					    .backing_id = answer.backing_id};
@@ -385,13 +389,15 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 	const char *name = (const char *)rq->body;
 	size_t len = strlen(name); /* well formed: it ends inside the body */
 	struct fuse_entry_out entry;
+	uint64_t evicted;
 
 	if (!primed_take(&ch->primed, rq->head.nodeid, name, len, &entry)) {
 		relay(ch, rq);
 		return;
 	}
+	/* The kernel refuses it when the connection has ended: what is evicted is of no matter then. */
 	if (answer_here(ch, rq, 0, &entry, sizeof(entry)))
-		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry);
+		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry, &evicted);
 }
 
 /* The reply goes out before the lock does: whoever has it, and with it knows that no change of mode or

@@ -14,7 +14,7 @@
 static void start_with(struct peer *p, int fd, enum node_kind kind, bool passthrough)
 {
 	peer_start(p, true, 10);
-	CHECK(nodes_attach(&p->ch->nodes, 5, dup(fd), kind, passthrough, true) == 0);
+	CHECK(nodes_attach(&p->ch->nodes, 5, dup(fd), kind, passthrough, true, 0) == 0);
 }
 
 static struct message *read_node(struct peer *p, uint64_t offset, uint32_t size, int error,
@@ -337,7 +337,7 @@ static void attributes_are_asked_for_after_what_the_kernel_does_not_wait_for(voi
 	struct peer p;
 
 	start_with(&p, fd, NODE_PRIVATE, false);
-	CHECK(nodes_open(&p.ch->nodes, 5, true));
+	CHECK(nodes_open(&p.ch->nodes, 5, true, 0));
 	relayed_open(&p, 5, O_RDWR);
 	relayed_open(&p, 5, O_RDWR);
 	expect_attributes_asked_for(&p, false, ask_to_write(&p, 0, O_RDWR), size);
@@ -363,7 +363,7 @@ static void copy_file_range_answers_both_opcodes(void)
 	struct message *m;
 
 	start_with(&p, from, NODE_SHARED, true);
-	CHECK(nodes_attach(&p.ch->nodes, 6, dup(to), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, dup(to), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	m = expect_reply(&p, ask(&p, FUSE_COPY_FILE_RANGE, 5, &in, sizeof(in)), 0, sizeof(out32));
 	memcpy(&out32, BODY(m), sizeof(out32));
 	CHECK(out32.size == 5);

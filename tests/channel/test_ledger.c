@@ -44,7 +44,7 @@ static struct node_table *table(struct ledger *ledger)
 {
 	struct node_table *t = calloc(1, sizeof(*t));
 	CHECK(t && ledger);
-	CHECK(nodes_init(t, 10, &fake_ops, ledger) == 0);
+	CHECK(nodes_init(t, 10, UINT32_MAX, &fake_ops, ledger) == 0);
 	return t;
 }
 
@@ -88,7 +88,7 @@ static struct ledger_doubt *told(struct node_table *t, uint64_t id, bool writing
 static void attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind,
 		   enum node_reading reading, bool writing)
 {
-	CHECK(nodes_attach(t, id, fd, kind, reading, writing) == 0);
+	CHECK(nodes_attach(t, id, fd, kind, reading, writing, 0) == 0);
 	ledger_settle(told(t, id, writing, UNIQUE));
 }
 
@@ -108,7 +108,7 @@ static void open_files_are_opened_again_by_what_they_are(void)
 	char read[8];
 
 	attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true);
-	CHECK(nodes_open(t, 5, false));
+	CHECK(nodes_open(t, 5, false, 0));
 	CHECK(nodes_opened(t, 5, false, UNIQUE, &before, &d));
 	ledger_settle(d);
 	nodes_mark_mappable(t, 5);
@@ -120,7 +120,7 @@ static void open_files_are_opened_again_by_what_they_are(void)
 	CHECK(pwrite(b->fd, "U", 1, 0) == 1);
 	nodes_return(t, b);
 	CHECK(nodes_writers(t, 5) == 1 && nodes_is_volatile(t, 5) && readers(t, 5) == 1);
-	CHECK(nodes_open(t, 5, false) && nodes_opened(t, 5, false, UNIQUE, &after, &d));
+	CHECK(nodes_open(t, 5, false, 0) && nodes_opened(t, 5, false, UNIQUE, &after, &d));
 	ledger_settle(d);
 	CHECK(after.backing_id == before.backing_id && after.open_flags == before.open_flags);
 	close(still);
@@ -138,7 +138,7 @@ static void what_nobody_has_open_is_closed(void)
 	ledger_settle(d);
 	CHECK(t->kept == 1 && fake_ids_open == 1);
 	/* counted by Python, and not told to the kernel, which will ask again */
-	CHECK(nodes_attach(t, 6, file("promised"), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(t, 6, file("promised"), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	t = killed(t, &lost);
 	CHECK(lost == 0 && fake_ids_open == 0);
 	CHECK(!nodes_borrow(t, 5) && !nodes_borrow(t, 6));
@@ -168,17 +168,17 @@ static void an_open_that_comes_again_is_counted_once(void)
 	struct ledger_doubt *d = NULL;
 	struct open_answer a;
 
-	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_CACHED, false, 0) == 0);
 	told(t, 5, false, 10); /* the kernel has the reply, and the daemon dies before it knows */
-	CHECK(nodes_repeat_open(t, 5, 12, &a, &d)); /* the kernel has it not */
-	CHECK(nodes_repeat_open(t, 5, 14, &a, &d));
+	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d)); /* the kernel has it not */
+	CHECK(nodes_repeat_open(t, 5, 14, 0, &a, &d));
 	ledger_settle(d);
 	t = killed(t, NULL);
 	CHECK(!nodes_resent(t, 12, &d));
-	CHECK(nodes_repeat_open(t, 5, 12, &a, &d));
+	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d));
 	t = killed(t, NULL); /* once more */
 	CHECK(!nodes_resent(t, 12, &d));
-	CHECK(nodes_repeat_open(t, 5, 12, &a, &d));
+	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d));
 	ledger_settle(d);
 	CHECK(!nodes_resent(t, 16, &d)); /* never seen */
 	CHECK(readers(t, 5) == 3);
@@ -193,7 +193,7 @@ static void a_release_that_comes_again_is_counted_once(void)
 	struct ledger_doubt *d = NULL;
 
 	attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true);
-	CHECK(nodes_open(t, 5, false));
+	CHECK(nodes_open(t, 5, false, 0));
 	ledger_settle(told(t, 5, false, UNIQUE));
 	nodes_release(t, 5, NO_HANDLE, true, 20, &d);
 	t = killed(t, NULL);

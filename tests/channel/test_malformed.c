@@ -149,7 +149,7 @@ static void a_write_whose_size_is_not_true_writes_nothing(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_CACHED, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_CACHED, true, 0) == 0);
 	for (int i = 0; i < 4; i++) {
 		w.in.size = sizes[i];
 		expect_reply(&p, ask(&p, FUSE_WRITE, 5, &w, sizeof(w)), EINVAL, 0);
@@ -300,7 +300,7 @@ static void noise_never_crashes(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("data"), NODE_PRIVATE, READ_CACHED, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("data"), NODE_PRIVATE, READ_CACHED, true, 0) == 0);
 	for (int round = 0; round < 20000; round++) {
 		struct fuse_in_header head;
 		struct fuse_out_header reply;

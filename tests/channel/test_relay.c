@@ -304,7 +304,7 @@ static void an_open_that_comes_again_is_counted_once(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	/* told to the kernel by a daemon that did not live to see it */
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, p.next_unique, &answer, &doubt));
 	p.next_unique |= WIRE_UNIQUE_RESEND;
@@ -559,7 +559,7 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	uint64_t first;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	out = relayed_open(&p, 5, O_RDWR);
 	first = out.fh;
 	CHECK(out.backing_id > 0);
@@ -567,7 +567,7 @@ static void open_is_completed_with_handle_flags_and_backing_id(void)
 	release_node(&p, 5, O_RDWR);
 	CHECK(fake_ids_open == 0);
 
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	out = relayed_open(&p, 6, O_RDWR); /* an open for writing is always relayed */
 	CHECK(out.fh != first && out.backing_id == 0);
 	CHECK(out.open_flags == (FOPEN_KEEP_CACHE | FOPEN_NOFLUSH));
@@ -593,7 +593,7 @@ static void create_is_completed_for_the_new_node(uint32_t opcode, const char *na
 	CHECK(m->in.opcode == FUSE_CREATE && m->len == sizeof(m->in) + len);
 	CHECK(memcmp(IN_BODY(m), body, len) == 0);
 	CHECK(nodes_attach(&p.ch->nodes, LARGE(1) | 31, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
-			   true) == 0);
+			   true, 0) == 0);
 	libfuse_replies(&p, unique, 0, &out, sizeof(out));
 	memcpy(&out, BODY(expect_reply(&p, unique, 0, sizeof(out))), sizeof(out));
 	CHECK(out.entry.nodeid == (LARGE(1) | 31) && out.entry.attr.ino == (LARGE(1) | 31));
@@ -641,6 +641,10 @@ static void setxattr_reaches_libfuse_in_its_short_form(void)
 	}
 	body.rest[0] = '/'; /* a user's own */
 	expect_reply(&p, ask(&p, FUSE_SETXATTR, 3, &body, sizeof(body.in) + 11), EOPNOTSUPP, 0);
+	memcpy(body.rest, "fuse_stacktrace", 16);
+	body.in.size = 0;
+	expect_reply(&p, ask(&p, FUSE_SETXATTR, 1, &body, sizeof(body.in) + 16), EOPNOTSUPP, 0);
+	CHECK(libfuse_gets_nothing(&p));
 	peer_stop(&p);
 }
 
@@ -699,7 +703,7 @@ static void fsync_of_a_file_of_the_template_is_relayed(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 6, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	unique = ask(&p, FUSE_FSYNC, 6, &in, sizeof(in));
 	m = libfuse_gets(&p);
 	CHECK(m->in.opcode == FUSE_FSYNC);
@@ -732,7 +736,7 @@ static void an_open_that_python_refuses_counts_nothing(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	libfuse_replies(&p, unique, ESTALE, NULL, 0);
@@ -749,7 +753,7 @@ static void repeat_opens_are_answered_without_python(void)
 	struct wire_open_out first, again;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
 	ledger_settle(doubt);
 	first = repeat_open(&p, 5);
@@ -767,11 +771,12 @@ static void a_primed_lookup_is_answered_once_without_python(void)
 {
 	struct peer p;
 	struct fuse_entry_out entry = {.nodeid = 55, .attr = {.ino = 55}};
+	uint64_t evicted;
 	struct message *m;
 	uint64_t unique;
 
 	peer_start(&p, true, 16);
-	CHECK(primed_add(&p.ch->primed, 1, "name", 4, &entry));
+	CHECK(primed_add(&p.ch->primed, 1, "name", 4, &entry, &evicted));
 	unique = ask(&p, FUSE_LOOKUP, 1, "name", 5);
 	m = expect_reply(&p, unique, 0, sizeof(entry));
 	CHECK(((struct fuse_entry_out *)BODY(m))->nodeid == 55);
@@ -789,7 +794,7 @@ static void opens_that_may_change_the_file_are_relayed(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	for (int i = 0; i < 4; i++) {
 		struct fuse_open_in in = {.flags = flags[i]};
 		uint64_t unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
@@ -810,7 +815,7 @@ static void a_revoked_node_is_relayed_again(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
 	ledger_settle(doubt);
 	repeat_open(&p, 5);
@@ -834,7 +839,7 @@ static void an_open_reply_that_cannot_be_delivered_counts_back(void)
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	libfuse_gets(&p);
 	peer_hang_up(&p);

@@ -16,7 +16,7 @@ static struct node_table *table(uint32_t max_kept)
 	static struct node_table t;
 	struct ledger *ledger = ledger_new();
 	CHECK(ledger);
-	CHECK(nodes_init(&t, max_kept, &fake_ops, ledger) == 0);
+	CHECK(nodes_init(&t, max_kept, UINT32_MAX, &fake_ops, ledger) == 0);
 	return &t;
 }
 
@@ -43,7 +43,7 @@ static int attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind
 		  enum node_reading reading, bool writing)
 {
 	struct open_answer a;
-	int err = nodes_attach(t, id, fd, kind, reading, writing);
+	int err = nodes_attach(t, id, fd, kind, reading, writing, 0);
 	CHECK(err || tell(t, id, writing, &a));
 	return err;
 }
@@ -51,7 +51,7 @@ static int attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind
 static bool count_open(struct node_table *t, uint64_t id, bool writing)
 {
 	struct open_answer a;
-	return nodes_open(t, id, writing) && tell(t, id, writing, &a);
+	return nodes_open(t, id, writing, 0) && tell(t, id, writing, &a);
 }
 
 static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
@@ -66,7 +66,7 @@ static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
 static bool again(struct node_table *t, uint64_t id, struct open_answer *a)
 {
 	struct ledger_doubt *doubt;
-	if (!nodes_repeat_open(t, id, UNIQUE, a, &doubt))
+	if (!nodes_repeat_open(t, id, UNIQUE, 0, a, &doubt))
 		return false;
 	ledger_settle(doubt);
 	return true;
@@ -100,6 +100,63 @@ static void a_node_without_backing_is_not_opened(void)
 	release(t, 5, false);
 	nodes_forget(t, 5);
 	CHECK(t->count == 0);
+	destroy(t);
+}
+
+static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
+{
+	struct node_table *t = table(10);
+	struct node_state state;
+	int fd = null_fd();
+
+	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true, 0) == 0);
+	CHECK(nodes_open(t, 5, false, 0));
+	nodes_unopen(t, 5, true);
+	CHECK(nodes_writers(t, 5) == 0);
+	CHECK(nodes_revoke(t, 5, &state) && state.readers == 1);
+	nodes_unopen(t, 5, false);
+	CHECK(!is_open(fd) && t->count == 0);
+	nodes_unopen(t, 5, false); /* of a node that nobody knows */
+
+	fd = null_fd();
+	CHECK(nodes_attach(t, 6, fd, NODE_SHARED, READ_CACHED, false, 0) == 0);
+	nodes_unopen(t, 6, false);
+	CHECK(is_open(fd) && t->kept == 1); /* for the next open, as after a release */
+	destroy(t);
+}
+
+static void nobody_but_root_holds_more_than_is_left_for_all_others(void)
+{
+	struct node_table *t = table(10);
+	struct open_answer a;
+	struct ledger_doubt *doubt;
+
+	t->holders.max = 8;
+	for (uint64_t id = 1; id <= 4; id++)
+		CHECK(nodes_attach(t, id, null_fd(), NODE_SHARED, READ_CACHED, false, 1000) == 0);
+	CHECK(nodes_attach(t, 9, null_fd(), NODE_SHARED, READ_CACHED, false, 1000) == -ENFILE);
+	CHECK(nodes_hold(t, 9, 1000) == -ENFILE && !nodes_have_room(t, 1000));
+	CHECK(nodes_open(t, 1, false, 1000) == 1); /* it costs nothing */
+	CHECK(nodes_attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true, 1001) == 0);
+	CHECK(nodes_hold(t, 5, 1001) == 0 && nodes_hold(t, 5, 1001) == 0);
+	CHECK(nodes_hold(t, 10, 1001) == -ENFILE);
+	CHECK(nodes_attach(t, 6, null_fd(), NODE_PRIVATE, READ_CACHED, true, 1002) == 0);
+	CHECK(nodes_attach(t, 7, null_fd(), NODE_PRIVATE, READ_CACHED, true, 0) == 0);
+	CHECK(nodes_attach(t, 8, null_fd(), NODE_PRIVATE, READ_CACHED, true, 0) == -ENFILE);
+
+	nodes_unopen(t, 4, false); /* kept now, until somebody needs the room */
+	CHECK(t->kept == 1 && !nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
+	CHECK(nodes_open(t, 4, false, 1000) == -ENFILE && t->kept == 1);
+	CHECK(nodes_repeat_open(t, 4, UNIQUE, 0, &a, &doubt));
+	ledger_settle(doubt);
+	release(t, 4, false);
+	nodes_forget(t, 5); /* open still, and nobody's to hold */
+	CHECK(nodes_have_room(t, 1001) && t->kept == 1);
+	CHECK(nodes_hold(t, 10, 0) == 0 && nodes_hold(t, 11, 0) == 0 && t->kept == 0);
+	CHECK(!nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
+	nodes_let(t, 10);
+	nodes_let(t, 11);
+	CHECK(t->holders.total == 6 && t->count == 6);
 	destroy(t);
 }
 
@@ -397,36 +454,42 @@ static void a_primed_name_is_answered_once(void)
 {
 	struct primed_table t;
 	struct fuse_entry_out in = {.nodeid = 7}, out = {0};
+	uint64_t evicted;
 
 	primed_init(&t);
 	CHECK(!primed_take(&t, 1, "name", 4, &out));
-	CHECK(primed_add(&t, 1, "name", 4, &in));
-	CHECK(!primed_add(&t, 1, "name", 4, &in));
+	CHECK(primed_add(&t, 1, "name", 4, &in, &evicted));
+	CHECK(!primed_add(&t, 1, "name", 4, &in, &evicted));
 	CHECK(!primed_take(&t, 2, "name", 4, &out));
 	CHECK(!primed_take(&t, 1, "names", 5, &out));
 	CHECK(!primed_take(&t, 1, "nam", 3, &out));
 	CHECK(primed_take(&t, 1, "name", 4, &out) && out.nodeid == 7);
 	CHECK(!primed_take(&t, 1, "name", 4, &out));
-	CHECK(!primed_add(&t, 1, "", 0, &in));
+	CHECK(!primed_add(&t, 1, "", 0, &in, &evicted));
 	primed_destroy(&t);
 }
 
-static void primed_names_are_bounded(void)
+static void the_oldest_primed_names_make_room_for_others(void)
 {
 	struct primed_table t;
-	struct fuse_entry_out entry = {.nodeid = 1};
-	uint32_t added = 0;
+	struct fuse_entry_out entry = {0};
+	uint64_t evicted;
+	uint32_t found = 0;
 	char name[16];
 
 	primed_init(&t);
-	for (uint32_t i = 0; i < 40000; i++)
-		added += primed_add(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
-	CHECK(added == 16384);
-	for (uint32_t i = 0; i < 40000; i++)
-		added -= primed_take(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
-	CHECK(added == 0);
-	CHECK(primed_add(&t, 1, "left", 4, &entry)); /* destroy frees it: LeakSanitizer looks */
-	primed_destroy(&t);
+	for (uint32_t i = 1; i <= 2 * MAX_PRIMED; i++) {
+		entry.nodeid = i;
+		CHECK(primed_add(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry, &evicted));
+		CHECK(evicted == (i > MAX_PRIMED ? i - MAX_PRIMED : 0));
+	}
+	for (uint32_t i = 1; i <= 2 * MAX_PRIMED; i += 2)
+		found += primed_take(&t, i % 3, name, (size_t)sprintf(name, "%u", i), &entry);
+	CHECK(found == MAX_PRIMED / 2 && t.count == MAX_PRIMED / 2);
+	for (uint32_t i = 0; i < MAX_PRIMED / 2; i++)
+		CHECK(primed_add(&t, 3, name, (size_t)sprintf(name, "%u", i), &entry, &evicted) && !evicted);
+	CHECK(primed_add(&t, 4, "one", 3, &entry, &evicted) && evicted == MAX_PRIMED + 2);
+	primed_destroy(&t); /* frees what is left: LeakSanitizer looks */
 }
 
 static void every_opcode_has_a_row(void)
@@ -444,6 +507,8 @@ static void every_opcode_has_a_row(void)
 int main(void)
 {
 	RUN(a_node_without_backing_is_not_opened);
+	RUN(an_open_that_fails_after_it_was_counted_leaves_nothing);
+	RUN(nobody_but_root_holds_more_than_is_left_for_all_others);
 	RUN(a_shared_backing_is_kept_and_reopened_with_the_same_id);
 	RUN(a_private_backing_is_closed_with_its_last_open);
 	RUN(the_least_recently_released_is_closed_first);
@@ -461,7 +526,7 @@ int main(void)
 	RUN(a_pending_request_is_taken_once);
 	RUN(thousands_of_pending_requests_are_all_found);
 	RUN(a_primed_name_is_answered_once);
-	RUN(primed_names_are_bounded);
+	RUN(the_oldest_primed_names_make_room_for_others);
 	RUN(every_opcode_has_a_row);
 	return 0;
 }

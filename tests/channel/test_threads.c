@@ -37,10 +37,10 @@ static void back(struct channel *ch, uint64_t nodeid, bool writing)
 	enum node_kind kind = nodeid % 2 ? NODE_SHARED : NODE_PRIVATE;
 	bool passthrough = nodeid % 3 == 0;
 
-	if (nodes_open(&ch->nodes, nodeid, writing))
+	if (nodes_open(&ch->nodes, nodeid, writing, 0))
 		return;
 	CHECK(nodes_attach(&ch->nodes, nodeid, scratch_file("content"), kind, passthrough,
-			   writing) == 0);
+			   writing, 0) == 0);
 }
 
 static void *libfuse_main(void *arg)
@@ -231,7 +231,7 @@ static void a_worker_that_waits_holds_up_no_other(void)
 	CHECK(setsockopt(p.ch->relay_fd, SOL_SOCKET, SO_SNDBUF, &tiny, sizeof(tiny)) == 0);
 	for (int i = 0; i < 8; i++)
 		slow[i] = ask(&p, FUSE_RMDIR, 7, "slow", 5);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	unique = ask(&p, FUSE_READ, 5, &in, sizeof(in));
 	expect_reply(&p, unique, 0, 1);
 	for (int i = 0; i < 8; i++) {
@@ -378,7 +378,7 @@ static void close_under_load_ends(void)
 
 		peer_start(&p, true, 10);
 		CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file("x"), NODE_SHARED, READ_CACHED,
-				   false) == 0);
+				   false, 0) == 0);
 		libfuse_start(&l, &p);
 		CHECK(pthread_create(&threads[0], NULL, ask_forever, &load) == 0);
 		CHECK(pthread_create(&threads[1], NULL, use_forever, &load) == 0);

@@ -171,6 +171,7 @@ static void a_file_of_the_template_is_copied_up_and_changed(void)
 
 static void a_primed_answer_does_not_outlive_the_change(void)
 {
+	uint64_t evicted;
 	struct fuse_entry_out entry = {.nodeid = 7};
 	struct peer p;
 	struct layers l;
@@ -183,7 +184,7 @@ static void a_primed_answer_does_not_outlive_the_change(void)
 	make_layers(&l);
 	peer_start(&p, true, 10);
 	ino = make_file(l.lower, "a");
-	CHECK(primed_add(&p.ch->primed, DIRECTORY, "a", 1, &entry));
+	CHECK(primed_add(&p.ch->primed, DIRECTORY, "a", 1, &entry, &evicted));
 	offer(&p, &l, DIRECTORY);
 	expect_mode(&p, ino, 0640);
 	CHECK(!primed_take(&p.ch->primed, DIRECTORY, "a", 1, &entry));
@@ -263,7 +264,7 @@ static void what_is_no_plain_change_is_relayed(void)
 	CHECK(mode_of(l.upper, "a") == 02640);
 	CHECK(fchmodat(l.upper, "a", 0600, 0) == 0);
 
-	nodes_attach(&p.ch->nodes, ino, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true);
+	nodes_attach(&p.ch->nodes, ino, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH, true, 0);
 	expect_relayed(&p, ask_mode(&p, ino, 0640)); /* open for writing, passed through */
 	nodes_forget(&p.ch->nodes, ino);
 	discard(&p);

@@ -113,14 +113,14 @@ static void fails_with(struct peer *p, uint64_t fh, int error)
 /* As when Python has counted it. */
 static uint64_t open_again(struct peer *p, uint32_t flags)
 {
-	CHECK(nodes_open(&p->ch->nodes, 5, flags != O_RDONLY));
+	CHECK(nodes_open(&p->ch->nodes, 5, flags != O_RDONLY, 0));
 	return relayed_open(p, 5, flags).fh;
 }
 
 static uint64_t open_first(struct peer *p)
 {
 	CHECK(nodes_attach(&p->ch->nodes, 5, scratch_file(""), NODE_PRIVATE, READ_PASSTHROUGH,
-			   true) == 0);
+			   true, 0) == 0);
 	return relayed_open(p, 5, O_RDWR).fh;
 }
 
@@ -166,7 +166,7 @@ static void readers_of_a_shared_file_are_told_of_its_clone(void)
 	struct peer p;
 
 	peer_start(&p, true, 10);
-	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false) == 0);
+	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	reader = repeat_open(&p, 5).fh;
 	CHECK(nodes_switch(&p.ch->nodes, 5, scratch_file("")) == 1);
 	writer = open_again(&p, O_RDWR);
@@ -237,13 +237,13 @@ static void begin(struct life *l)
 {
 	struct stat st;
 
-	CHECK(nodes_init(&l->table, 10, &fake_ops, ledger_new()) == 0);
+	CHECK(nodes_init(&l->table, 10, UINT32_MAX, &fake_ops, ledger_new()) == 0);
 	l->volume_fd = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	CHECK(l->volume_fd >= 0 && fstat(l->volume_fd, &st) == 0);
 	witness = st.st_ino;
 	for (uint64_t id = 5; id < 7; id++)
 		CHECK(nodes_attach(&l->table, id, open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600),
-				   NODE_PRIVATE, READ_PASSTHROUGH, true) == 0);
+				   NODE_PRIVATE, READ_PASSTHROUGH, true, 0) == 0);
 	l->private = opened(&l->table, 5, 100);
 	l->other = opened(&l->table, 6, 102);
 }
@@ -253,7 +253,7 @@ static void kill_and_restore(struct life *l)
 	static const struct backing_ops nobody = {.close = silent_close};
 	struct node_table before = l->table;
 
-	CHECK(nodes_init(&l->table, 10, &fake_ops,
+	CHECK(nodes_init(&l->table, 10, UINT32_MAX, &fake_ops,
 			 ledger_open(fcntl(before.ledger->fd, F_DUPFD_CLOEXEC, 0))) == 0);
 	CHECK(nodes_restore(&l->table, l->volume_fd) == 0);
 	ledger_free(before.ledger);

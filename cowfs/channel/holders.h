@@ -1,0 +1,32 @@
+/*
+ * holders.h - for whom descriptors are held, so that no user takes all of them
+ */
+#ifndef COWFS_HOLDERS_H
+#define COWFS_HOLDERS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define HOLDER_BUCKETS 256u
+
+struct holder;
+
+/* Every word is guarded by its owner's lock. */
+struct holders {
+	struct holder *buckets[HOLDER_BUCKETS]; /* those who hold any, by uid */
+	uint32_t max;	/* how many there may be */
+	uint32_t total; /* how many there are */
+};
+
+void holders_init(struct holders *h, uint32_t max);
+void holders_destroy(struct holders *h);
+/* Whether one more may be held for this user: who is not root holds no more than is left for all others. */
+bool holders_may(const struct holders *h, uint32_t uid);
+/* Whether so many are held that it matters for whom. */
+bool holders_scarce(const struct holders *h);
+/* One more. false: there is no memory to note it. */
+bool holders_add(struct holders *h, uint32_t uid);
+/* One less of those that were added. */
+void holders_drop(struct holders *h, uint32_t uid);
+
+#endif
