@@ -58,6 +58,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
+from cowfs.channel import BYPASS, CACHED, PASSTHROUGH, PRIVATE, SHARED
 from cowfs.copyup import QUICK_BYTES
 from cowfs.inodes import Directory
 from cowfs.inplace import HEAD_SIZE
@@ -74,13 +75,6 @@ if TYPE_CHECKING:
     from cowfs.overlay import Overlay
     from cowfs.priming import Priming
     from cowfs.touching import Touching
-
-SHARED = 0
-PRIVATE = 1
-# How the kernel reads a file, see the channel's `attach`.
-CACHED = 0
-PASSTHROUGH = 1
-BYPASS = 2
 
 # Searches for the names of a group of hard links before no directory may be moved meanwhile.
 TRIES = 3

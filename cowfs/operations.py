@@ -12,6 +12,10 @@ Concurrency: everything runs in one thread, so whatever has no await in it is at
 (copy-up, fsync) holds `lock_of(node)` and looks again at what it needs afterwards.  A handler holds
 at most one such lock, or, in rename, takes them one after the other and lets go in between.
 
+A request that the kernel has sent again (`AGAIN`) may have been done, and is then answered so.  The
+kernel still holds the locks of the directories, and every change comes from it: a name is there
+only if it was there when the request was made, or was made by it.
+
 This is the only place where OSError becomes FUSEError.
 """
 
@@ -34,6 +38,16 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from cowfs import ondisk, syscalls
 from cowfs.backing import Backing
 from cowfs.caller import UNSAID, Caller, is_in_group, uid_of
+from cowfs.channel import (
+    AGAIN,
+    ATTRIBUTE_AGAIN,
+    EXCHANGE_NUMBER,
+    FOREVER,
+    STATX,
+    TAKES_SETGID,
+    UNNAMED,
+    lost_privileges,
+)
 from cowfs.inodes import Directory, Node
 from cowfs.listing import LAST_COOKIE
 from cowfs.overlay import NAME_MAX, Overlay, failure
@@ -49,33 +63,10 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Ten years in seconds: until a change through the mount itself.
-FOREVER = 10 * 365 * 86400
-
 # Between two lines about what one handler did not foresee, in seconds; and how much of what it was
 # asked is in such a line, in characters: a FORGET may be long.
 LOGGED_S = 60.0
 LOGGED = 1000
-
-# What pyfuse3 has no word for comes with a slash in a name, where the kernel never puts one: an
-# O_TMPFILE as a CREATE, an ACL that takes setgid away as a SETXATTR, a STATX as a GETXATTR.  The
-# channel lets no attribute of such a name through that a user asks for.
-UNNAMED = b"/"
-TAKES_SETGID = b"/"
-STATX = b"/statx"
-
-# A request that the kernel has sent again, since the daemon that read it has ended without an
-# answer: it may have been done, and is then answered so.  The kernel still holds the locks of the
-# directories, and every change comes from it: a name is there only if it was there when the request
-# was made, or was made by it.  The channel puts the mark before a new name, and before the name to
-# be removed; in a rename before both.
-AGAIN = b"/"
-# The same for attributes; in a SETXATTR it stands for XATTR_CREATE, which the channel takes out
-# (all others may be done twice, and pyfuse3 would look by itself whether the attribute is there).
-ATTRIBUTE_AGAIN = b"//"
-# An exchange cannot be told by its names: the channel puts the number of each one, as the kernel
-# first sent it, before the old name: "/<decimal>/<name>".
-EXCHANGE_NUMBER = b"/"
 
 _FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
 
@@ -653,13 +644,9 @@ class Operations(pyfuse3.Operations):
         special = st.st_mode & (stat.S_ISUID | stat.S_ISGID)
         if not special or stat.S_ISDIR(st.st_mode) or uid_of(ctx) == 0:
             return
-        drop = st.st_mode & stat.S_ISUID
-        if st.st_mode & stat.S_ISGID and (
-            st.st_mode & stat.S_IXGRP or not is_in_group(ctx, st.st_gid)
-        ):
-            drop |= stat.S_ISGID
-        if drop:
-            self._overlay.set_mode(node, st.st_mode & ~drop)
+        lost = lost_privileges(st.st_mode, is_in_group(ctx, st.st_gid))
+        if lost:
+            self._overlay.set_mode(node, st.st_mode & ~lost)
 
     def _entry(self, node: Node, st: os.stat_result | None = None) -> EntryAttributes:
         """The answer that hands a node to the kernel: one more lookup."""

@@ -1,7 +1,7 @@
 """What is in a source directory, and whether it has changed since.
 
-One walk gives the fingerprint (design section 5: relative path, inode, size, mtime and ctime of
-every entry) and the lists that sealing works from. File data is never read.
+One walk gives the fingerprint (of relative path, inode, size, mtime and ctime of every entry) and
+the lists that sealing works from. File data is never read.
 
 The source belongs to users who may change it at any moment, and may mean harm: directories are
 opened below the source's descriptor without following a link (treewalk.py), entries are looked at

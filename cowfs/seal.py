@@ -1,6 +1,6 @@
 """Sealing: from a source to a template that has its state and never changes again.
 
-The steps are those of design section 5. A source is scanned; when its template is there already,
+A source is scanned; when its template is there already,
 that is all. Else every entry is cloned into a directory in `partial` that is locked under the
 template's id, so two mounts of one source seal once; the scan is repeated, and only when nothing
 has changed meanwhile does the tree get its name in `templates`.

@@ -1,7 +1,7 @@
 """The store: which copy a mount gets, on which template, and what may be removed.
 
-The rules of design section 5 are here, and nothing else: a kept copy is resumed, follows its
-source while nothing was written to it, and is never dropped unasked; an ephemeral one goes.
+These are the rules, and nothing else: a kept copy is resumed, follows its source while nothing was
+written to it, and is never dropped unasked; an ephemeral one goes.
 What lies on disk is in storedir.py, templates.py and copies.py; how a template is made in seal.py.
 
 Locks, always taken in this order: a copy's `lock`, held as long as it is served; a template's

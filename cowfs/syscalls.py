@@ -114,7 +114,6 @@ _STATX_INO_OFFSET = 0x20
 _STATX_DEV_OFFSET = 0x88  # major, minor
 _STATX_MNT_ID_OFFSET = 0x90
 _STATMOUNT_SIZE = 512
-_UTIME_OMIT = (1 << 30) - 2
 
 _FIEMAP_FLAG_SYNC = 1
 _FIEMAP_BATCH = 512
@@ -166,10 +165,6 @@ class _MntIdReq(ctypes.Structure):
     )
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
 class _CachestatRange(ctypes.Structure):
     _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
 
@@ -200,8 +195,6 @@ _libc.renameat2.argtypes = (
     ctypes.c_char_p,
     ctypes.c_uint,
 )
-_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
-_libc.futimens.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.statx.argtypes = (
     ctypes.c_int,
     ctypes.c_char_p,
@@ -449,26 +442,6 @@ def set_immutable(fd: int, on: bool) -> None:
     wanted = flags | FS_IMMUTABLE_FL if on else flags & ~FS_IMMUTABLE_FL
     if wanted != flags:
         set_file_flags(fd, wanted)
-
-
-def utimens(
-    fd_or_dirfd: int, name: bytes | None, atime_ns: int | None, mtime_ns: int | None
-) -> None:
-    """Set times in nanoseconds since the epoch; None leaves that one as it is (UTIME_OMIT).
-
-    `name` is an entry of the directory `fd_or_dirfd`, and a symlink is not followed; None means the
-    open file itself (not an O_PATH descriptor).
-    """
-    times = (_Timespec * 2)()
-    for slot, value in zip(times, (atime_ns, mtime_ns), strict=True):
-        if value is None:
-            slot.tv_nsec = _UTIME_OMIT
-        else:
-            slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
-    if name is None:  # which glibc's utimensat refuses
-        _call(_libc.futimens, fd_or_dirfd, times)
-    else:
-        _call(_libc.utimensat, fd_or_dirfd, name, times, AT_SYMLINK_NOFOLLOW, filename=name)
 
 
 def statx_mount_id(fd: int) -> int:

@@ -46,7 +46,7 @@ BELOW = {
     "check": "store",
     "warm": "overlay store options",
     "daemon": "channel operations store options",
-    "operations": "overlay options",
+    "operations": "channel overlay options",
     "overlay": "inodes copyup",
     "inodes": "ondisk",
     "copyup": "ondisk copying",

@@ -63,22 +63,6 @@ def test_renameat2_with_its_flags(directory: int, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["b"]
 
 
-@pytest.mark.parametrize("times", [(1, 2), (None, 5), (7, None), (-1, -999_999_999), (10**18, 0)])
-def test_utimens_sets_nanoseconds_and_leaves_what_is_none(
-    directory: int, tmp_path: Path, times: tuple[int | None, int | None]
-) -> None:
-    (tmp_path / "link").symlink_to("nowhere")
-    os.utime(tmp_path / "link", ns=(11, 22), follow_symlinks=False)
-    wanted = tuple(old if new is None else new for old, new in zip((11, 22), times, strict=True))
-    syscalls.utimens(directory, b"link", *times)
-    st = os.lstat(tmp_path / "link")
-    assert (st.st_atime_ns, st.st_mtime_ns) == wanted
-    os.utime(tmp_path, ns=(11, 22))
-    syscalls.utimens(directory, None, *times)
-    st = os.fstat(directory)
-    assert (st.st_atime_ns, st.st_mtime_ns) == wanted
-
-
 def test_mount_id_is_that_of_the_mount_table(directory: int) -> None:
     with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as lines:
         [known] = [line.split()[1] for line in lines if line.startswith("mnt_id:")]

@@ -30,7 +30,7 @@ RECORD = Record(
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (f"ok {os.getpid()}", "/mnt/a is not upgraded: another daemon than the new one serves it"),
+        ("ok SELF", "/mnt/a is not upgraded: another daemon than the new one serves it"),
         ("ok 4000000", "/mnt/a is not upgraded: another daemon than the new one serves it"),
         (
             "refused /opt/\udcff",
@@ -39,10 +39,12 @@ RECORD = Record(
         ("ended", "the mount /mnt/a ended, or its keeper did"),
         ("", "the mount /mnt/a ended, or its keeper did"),
     ],
+    ids=["ok of us", "ok of nobody", "refused", "ended", "no answer"],
 )
 def test_nothing_but_the_new_daemon_is_a_success(
     monkeypatch: pytest.MonkeyPatch, answer: str, says: str
 ) -> None:
+    answer = answer.replace("SELF", str(os.getpid()))
     monkeypatch.setattr(upgrade, "_ask", lambda _record: answer)
     with pytest.raises(MountFailure, match=says):
         upgrade.upgrade(replace(RECORD))

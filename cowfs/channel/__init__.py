@@ -11,21 +11,37 @@ This package only names what the extension module offers; `_channel.pyi` describ
 from __future__ import annotations
 
 from ._channel import (
+    AGAIN,
+    ATTRIBUTE_AGAIN,
     BYPASS,
     CACHED,
+    EXCHANGE_NUMBER,
+    FOREVER,
     PASSTHROUGH,
     PRIVATE,
     SHARED,
+    STATX,
+    TAKES_SETGID,
+    UNNAMED,
     Channel,
     check_ledger,
+    lost_privileges,
 )
 
 __all__ = [
+    "AGAIN",
+    "ATTRIBUTE_AGAIN",
     "BYPASS",
     "CACHED",
+    "EXCHANGE_NUMBER",
+    "FOREVER",
     "PASSTHROUGH",
     "PRIVATE",
     "SHARED",
+    "STATX",
+    "TAKES_SETGID",
+    "UNNAMED",
     "Channel",
     "check_ledger",
+    "lost_privileges",
 ]

@@ -22,6 +22,30 @@ PASSTHROUGH: Final[int]
 BYPASS: Final[int]
 """Read by way of the channel straight into the reader's memory; only mappings have pages."""
 
+FOREVER: Final[int]
+"""Seconds for which the kernel may keep what only a change through the mount makes untrue."""
+
+UNNAMED: Final[bytes]
+"""The name in a CREATE that is an O_TMPFILE. It begins with a slash, like all that follow, where
+the kernel never puts one; of a user's the channel lets none through."""
+
+TAKES_SETGID: Final[bytes]
+"""Before the name of an ACL in a SETXATTR that takes setgid away."""
+
+STATX: Final[bytes]
+"""The attribute in a GETXATTR that is a STATX; its value is the answer."""
+
+AGAIN: Final[bytes]
+"""Before a new name, and before the name to be removed, in a rename before both: the kernel has
+sent the request again, since the daemon that read it has ended without an answer."""
+
+ATTRIBUTE_AGAIN: Final[bytes]
+"""The same before the name of an attribute. In a SETXATTR it stands for XATTR_CREATE, which the
+channel takes out: pyfuse3 would look by itself whether the attribute is there."""
+
+EXCHANGE_NUMBER: Final[bytes]
+"""Before the number of an exchange, as the kernel first sent it: "/<decimal>/<old name>"."""
+
 @final
 class Channel:
     """The native end of one mount.
@@ -285,3 +309,9 @@ class Channel:
 def check_ledger(fd: int) -> None:
     """Whether this version can take over such a ledger. OSError: EPROTO for another layout, EINVAL
     for what is none."""
+
+def lost_privileges(mode: int, in_group: bool) -> int:
+    """Which of S_ISUID and S_ISGID a change of data or owner takes from a file of that mode.
+
+    `in_group`: the caller, who has no CAP_FSETID, is in the group of the file. inode(7).
+    """

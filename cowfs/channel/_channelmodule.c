@@ -18,7 +18,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "attr.h"
 #include "channel.h"
+#include "words.h"
 
 struct channel_object {
 	PyObject_HEAD
@@ -750,6 +752,17 @@ static PyObject *check_ledger(PyObject *module, PyObject *args)
 	return none_or_error(ledger_check(fd));
 }
 
+static PyObject *lost_privileges_of(PyObject *module, PyObject *args)
+{
+	unsigned int mode;
+	int in_group;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "Ip:lost_privileges", &mode, &in_group))
+		return NULL;
+	return PyLong_FromUnsignedLong(lost_privileges(mode, in_group));
+}
+
 static PyObject *Channel_get_ledger_fd(PyObject *self, void *closure)
 {
 	struct channel *ch = channel_of(self);
@@ -873,6 +886,26 @@ static PyType_Spec channel_spec = {
 	.slots = channel_slots,
 };
 
+static const struct {
+	const char *name, *word;
+} words[] = {
+	{"UNNAMED", WORD_UNNAMED},
+	{"TAKES_SETGID", WORD_TAKES_SETGID},
+	{"STATX", WORD_STATX},
+	{"AGAIN", WORD_AGAIN},
+	{"ATTRIBUTE_AGAIN", WORD_ATTRIBUTE_AGAIN},
+	{"EXCHANGE_NUMBER", WORD_EXCHANGE},
+};
+
+static int add_bytes(PyObject *module, const char *name, const char *word)
+{
+	PyObject *bytes = PyBytes_FromString(word);
+	int err = bytes ? PyModule_AddObjectRef(module, name, bytes) : -1;
+
+	Py_XDECREF(bytes);
+	return err;
+}
+
 static int module_exec(PyObject *module)
 {
 	PyObject *type = PyType_FromSpec(&channel_spec);
@@ -887,13 +920,18 @@ static int module_exec(PyObject *module)
 	    PyModule_AddIntConstant(module, "PRIVATE", NODE_PRIVATE) < 0 ||
 	    PyModule_AddIntConstant(module, "CACHED", READ_CACHED) < 0 ||
 	    PyModule_AddIntConstant(module, "PASSTHROUGH", READ_PASSTHROUGH) < 0 ||
-	    PyModule_AddIntConstant(module, "BYPASS", READ_BYPASS) < 0)
+	    PyModule_AddIntConstant(module, "BYPASS", READ_BYPASS) < 0 ||
+	    PyModule_AddIntConstant(module, "FOREVER", FOREVER_S) < 0)
 		return -1;
+	for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+		if (add_bytes(module, words[i].name, words[i].word) < 0)
+			return -1;
 	return 0;
 }
 
 static PyMethodDef module_methods[] = {
 	{"check_ledger", check_ledger, METH_VARARGS, NULL},
+	{"lost_privileges", lost_privileges_of, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -9,8 +9,7 @@
 
 #include "wire.h"
 
-/* Seconds for which the kernel may keep what nothing but Python or the channel will change; as in
- * operations.py. */
+/* Seconds for which the kernel may keep what nothing but Python or the channel will change. */
 #define FOREVER_S (UINT64_C(10) * 365 * 86400)
 
 /* Those of a file that users see under the inode number ino. */

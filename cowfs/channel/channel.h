@@ -167,6 +167,9 @@ void dataplane_answer(struct channel *ch, const struct request *rq);
 
 /* ---- privileges.c -------------------------------------------------------------------------------- */
 
+/* Which of setuid and setgid a change of data or owner takes from a file of that mode, when the caller has
+ * no CAP_FSETID. */
+mode_t lost_privileges(mode_t mode, bool in_group);
 /* Take setuid and setgid from the file, whose data the caller of rq is about to change without
  * CAP_FSETID. 0 or errno. */
 int drop_privileges(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd);

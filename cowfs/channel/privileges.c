@@ -75,6 +75,15 @@ static struct caller caller_of(const struct request *rq, gid_t gid)
 	return caller;
 }
 
+mode_t lost_privileges(mode_t mode, bool in_group)
+{
+	mode_t lost = mode & S_ISUID;
+
+	if (mode & S_ISGID && (mode & S_IXGRP || !in_group))
+		lost |= S_ISGID;
+	return lost;
+}
+
 static int drop(struct channel *ch, const struct request *rq, uint64_t nodeid, int fd,
 		bool keeps_for_root)
 {
@@ -89,9 +98,7 @@ static int drop(struct channel *ch, const struct request *rq, uint64_t nodeid, i
 	caller = caller_of(rq, st.st_gid);
 	if (keeps_for_root && caller.uid == 0)
 		return 0;
-	drop = st.st_mode & S_ISUID;
-	if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !caller.in_group))
-		drop |= S_ISGID;
+	drop = lost_privileges(st.st_mode, caller.in_group);
 	if (!drop)
 		return 0;
 	if (fchmod(fd, st.st_mode & 07777 & ~drop) < 0)

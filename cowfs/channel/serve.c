@@ -35,6 +35,7 @@
 
 #include "attr.h"
 #include "channel.h"
+#include "words.h"
 
 /* More workers than this do not wait for requests; who finishes as one too many ends. */
 #define MAX_IDLE 4
@@ -132,13 +133,13 @@ static void shorten_setxattr(const struct channel *ch, struct request *rq)
 	rq->head.len -= cut;
 	memcpy(rq->body, &in, FUSE_COMPAT_SETXATTR_IN_SIZE);
 	if (kill_sgid)
-		rq->body[FUSE_COMPAT_SETXATTR_IN_SIZE] = '/';
+		rq->body[FUSE_COMPAT_SETXATTR_IN_SIZE] = WORD_TAKES_SETGID[0];
 }
 
 /* libfuse does not know STATX: its answer is asked for as an attribute. */
 static void ask_for_statx(struct request *rq)
 {
-	static const char name[] = "/statx";
+	static const char name[] = WORD_STATX;
 	struct fuse_getxattr_in in = {.size = sizeof(struct wire_statx_out)};
 
 	memcpy(rq->body, &in, sizeof(in));
@@ -240,7 +241,7 @@ static void mark_setxattr(struct request *rq, uint32_t at)
 		return;
 	in.flags &= ~(uint32_t)XATTR_CREATE;
 	memcpy(rq->body, &in, FUSE_COMPAT_SETXATTR_IN_SIZE);
-	insert(rq, at, "//");
+	insert(rq, at, WORD_ATTRIBUTE_AGAIN);
 }
 
 /* The handler has to know that the change may have been made already: a slash says so, two before the
@@ -254,15 +255,15 @@ static void mark_resent(struct request *rq)
 		mark_setxattr(rq, at);
 		break;
 	case FUSE_REMOVEXATTR:
-		insert(rq, at, "//");
+		insert(rq, at, WORD_ATTRIBUTE_AGAIN);
 		break;
 	case FUSE_RENAME:
 	case FUSE_RENAME2:
-		insert(rq, at, "/");
-		insert(rq, at + (uint32_t)strlen((const char *)rq->body + at) + 1, "/");
+		insert(rq, at, WORD_AGAIN);
+		insert(rq, at + (uint32_t)strlen((const char *)rq->body + at) + 1, WORD_AGAIN);
 		break;
 	default:
-		insert(rq, at, "/");
+		insert(rq, at, WORD_AGAIN);
 		break;
 	}
 }
@@ -279,7 +280,7 @@ static void number_exchange(struct request *rq)
 	memcpy(&in, rq->body, sizeof(in));
 	if (!(in.flags & RENAME_EXCHANGE))
 		return;
-	snprintf(number, sizeof(number), "/%" PRIu64 "/", first_unique(rq->head.unique));
+	snprintf(number, sizeof(number), WORD_EXCHANGE "%" PRIu64 "/", first_unique(rq->head.unique));
 	insert(rq, sizeof(in), number);
 }
 
