@@ -97,16 +97,40 @@ class Node:
             self.parent = None
 
 
+class LowerPath:
+    """Where a directory is inside the template's tree.
+
+    It is made of a name and the path above, which others share: a deep tree costs no more than its
+    names do.
+    """
+
+    __slots__ = ("above", "name")
+
+    def __init__(self, above: LowerPath | None, name: bytes) -> None:
+        self.above = above
+        self.name = name
+
+    def __bytes__(self) -> bytes:
+        """The path, b"" for the root."""
+        names = []
+        step: LowerPath | None = self
+        while step is not None:
+            if step.name:
+                names.append(step.name)
+            step = step.above
+        return b"/".join(reversed(names))
+
+
 class Directory(Node):
     """A directory of the copy: of the template, of the upper layer, or merged of both."""
 
-    __slots__ = ("asked", "children", "listing", "lower", "lower_fd", "touched", "upper_fd")
+    __slots__ = ("asked", "children", "listing", "lower_fd", "lower_path", "touched", "upper_fd")
 
-    def __init__(self, nodeid: int, lower: bytes | None) -> None:
+    def __init__(self, nodeid: int, lower_path: LowerPath | None) -> None:
         super().__init__(nodeid)
-        # Its path inside the template's tree (b"" is the root), wherever it may have been moved
-        # to; None when nothing of the template shows through.
-        self.lower = lower
+        # Its place in the template, wherever it may have been moved to; None when nothing of the
+        # template shows through.
+        self.lower_path = lower_path
         # O_PATH descriptors of the two layers' directories, opened and closed by `Layers`; or -1.
         self.upper_fd = -1
         self.lower_fd = -1
@@ -117,6 +141,11 @@ class Directory(Node):
         self.asked = 0
         # How many files in it had their mode or owner changed, and not by the channel.
         self.touched = 0
+
+    @property
+    def lower(self) -> bytes | None:
+        """`lower_path` as bytes, made anew each time."""
+        return None if self.lower_path is None else bytes(self.lower_path)
 
 
 class NodeTable:

@@ -75,9 +75,7 @@ class Layers:
     def lower(self, directory: Directory) -> int:
         """The directory's descriptor in the template; OSError(ENOENT) when it has none."""
         if directory.lower_fd < 0:
-            if directory.lower is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            directory.lower_fd = self.open_lower(directory.lower, _OPEN_DIRECTORY)
+            directory.lower_fd = self._open_lower(directory)
             self._remember(directory)
         self._touch(directory)
         return directory.lower_fd
@@ -95,15 +93,22 @@ class Layers:
             if step.parent is None or not step.upper:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             step = step.parent
-        start = fd = step.upper_fd
-        for name in reversed(missing):
-            try:
-                child = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
-            finally:
-                if fd != start:
-                    os.close(fd)
-            fd = child
-        return fd
+        return _open_down(step.upper_fd, missing)
+
+    def _open_lower(self, directory: Directory) -> int:
+        """The same, as long as the parents are in the template what they are in the copy."""
+        missing = []
+        step: Directory = directory
+        while step.lower_fd < 0:
+            path, parent = step.lower_path, step.parent
+            if path is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if parent is None or path.above is None or path.above is not parent.lower_path:
+                assert directory.lower_path is not None
+                return self.open_lower(bytes(directory.lower_path), _OPEN_DIRECTORY)
+            missing.append(path.name)
+            step = parent
+        return _open_down(step.lower_fd, missing)
 
     def open_lower(self, path: bytes, flags: int) -> int:
         """Open *path* inside the template, however long it is."""
@@ -111,7 +116,7 @@ class Layers:
 
     def lower_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
         """What the template has under that name, or None."""
-        if parent.lower is None:
+        if parent.lower_path is None:
             return None
         try:
             return os.stat(name, dir_fd=self.lower(parent), follow_symlinks=False)
@@ -261,3 +266,16 @@ class Layers:
     def _touch(self, directory: Directory) -> None:
         if directory in self._cached:
             self._cached.move_to_end(directory)
+
+
+def _open_down(start: int, names: list[bytes]) -> int:
+    """The directory that these names lead to, the last one first; another one than *start*."""
+    fd = start
+    for name in reversed(names):
+        try:
+            child = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+        finally:
+            if fd != start:
+                os.close(fd)
+        fd = child
+    return fd

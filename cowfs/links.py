@@ -94,9 +94,10 @@ class LinkGroups:
     @staticmethod
     def _path(node: Node) -> bytes:
         """Where the template has the node's name, if it has it; b"" if not."""
-        if node.parent is None or node.parent.lower is None:
+        above = None if node.parent is None else node.parent.lower
+        if above is None:
             return b""
-        return node.parent.lower + b"/" + node.name if node.parent.lower else node.name
+        return above + b"/" + node.name if above else node.name
 
     def is_grouped(self, node: Node) -> bool:
         """Whether a shared node has several names in the template."""

@@ -154,11 +154,11 @@ class Listings:
         covered: set[bytes] = set()
         if directory.upper:
             for name, mode in _scan(self._layers.upper(directory)):
-                if directory.lower is not None:
+                if directory.lower_path is not None:
                     covered.add(name)
                 if mode != _WHITEOUT:
                     yield name, stat.S_ISDIR(mode)
-        if directory.lower is not None:
+        if directory.lower_path is not None:
             for name, mode in _scan(self._layers.lower(directory)):
                 if name not in covered:
                     yield name, stat.S_ISDIR(mode)

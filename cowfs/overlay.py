@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from cowfs import directories, ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
-from cowfs.inodes import ROOT_ID, Directory, Node, NodeTable
+from cowfs.inodes import ROOT_ID, Directory, LowerPath, Node, NodeTable
 from cowfs.layers import Layers
 from cowfs.links import LinkGroups
 from cowfs.listing import Listings
@@ -102,7 +102,7 @@ class Overlay:
         # Keeps others, who copy files up too, out of the upper layer's directories while it is
         # entered; it may be entered again meanwhile.
         self.alone: AbstractContextManager[None] = nullcontext()
-        root = Directory(ROOT_ID, b"")
+        root = Directory(ROOT_ID, LowerPath(None, b""))
         root.upper = True
         root.upper_fd = self.layers.upper_root_fd
         root.lower_fd = self.layers.tree_fd
@@ -160,8 +160,8 @@ class Overlay:
         node = self.nodes.by_ino(st.st_ino)
         lower = None
         if stat.S_ISDIR(st.st_mode):
-            assert parent.lower is not None
-            lower = _join(parent.lower, name)
+            assert parent.lower_path is not None
+            lower = LowerPath(parent.lower_path, name)
         if node is not None and isinstance(node, Directory) != (lower is not None):
             raise failure(errno.EIO)  # a file of the upper layer has its number, by a damaged mark
         if node is None:
@@ -170,7 +170,7 @@ class Overlay:
         self._place(node, parent, name, lower)
         return node
 
-    def _place(self, node: Node, parent: Directory, name: bytes, lower: bytes | None) -> None:
+    def _place(self, node: Node, parent: Directory, name: bytes, lower: LowerPath | None) -> None:
         """A name was found that leads to the node; *lower* is what a directory is merged with.
 
         The node may have been taken for one without a name: its removal was about to be done when
@@ -179,14 +179,14 @@ class Overlay:
         node.place(parent, name)
         if node.held_fd >= 0:
             if isinstance(node, Directory):
-                node.lower = lower
+                node.lower_path = lower
             self.layers.release(node)
 
     def _upper_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         where = ondisk.proc_path(self.layers.upper(parent), name)
         if stat.S_ISDIR(st.st_mode):
-            lower = self.merged_with(parent.lower, name, where)
-            ino = st.st_ino if lower is None else lower[1]
+            lower, ino = self._merged_with(parent, name, where)
+            ino = ino or st.st_ino
             node = self.nodes.by_ino(ino)
             moves = isinstance(node, Directory) and node.parent is not parent
             if moves and _is_within(parent, node):
@@ -194,7 +194,7 @@ class Overlay:
                 lower, ino = None, st.st_ino
                 node = self.nodes.by_ino(ino)
             if node is None:
-                node = Directory(ino, None if lower is None else lower[0])
+                node = Directory(ino, lower)
                 self.nodes.add(node)
         else:
             lower = None
@@ -212,8 +212,20 @@ class Overlay:
                 node = Node(ino)
                 self.nodes.add(node)
         node.upper = True
-        self._place(node, parent, name, None if lower is None else lower[0])
+        self._place(node, parent, name, lower)
         return node
+
+    def _merged_with(
+        self, parent: Directory, name: bytes, where: bytes
+    ) -> tuple[LowerPath | None, int]:
+        """The same of a directory whose parent is known; (None, 0) if nothing shows through."""
+        above = parent.lower
+        found = self.merged_with(above, name, where)
+        if found is None:
+            return None, 0
+        path, ino = found
+        at_home = above is not None and path == _join(above, name)
+        return LowerPath(parent.lower_path, name) if at_home else LowerPath(None, path), ino
 
     def merged_with(
         self, parent_lower: bytes | None, name: bytes, where: bytes
@@ -285,7 +297,7 @@ class Overlay:
         if (
             isinstance(node, Directory)
             and node.upper
-            and node.lower is not None
+            and node.lower_path is not None
             and st.st_nlink > 1  # btrfs counts no subdirectories: 1
         ):
             return 2 + self.listings.of(node).subdirectories
@@ -360,8 +372,9 @@ class Overlay:
         to, the file is marked to be read from the template for as long as nobody does.
         """
         shared_path = None
-        if not to_write and node.parent is not None and node.parent.lower is not None:
-            shared_path = _join(node.parent.lower, node.name)
+        above = None if to_write or node.parent is None else node.parent.lower
+        if above is not None:
+            shared_path = _join(above, node.name)
         source = self.layers.open(node, os.O_RDONLY)
         try:
             copy_up = RegularCopyUp(
@@ -383,8 +396,9 @@ class Overlay:
         """
         if not node.upper:
             assert node.parent is not None
-            assert node.parent.lower is not None
-            return _join(node.parent.lower, node.name)
+            above = node.parent.lower
+            assert above is not None
+            return _join(above, node.name)
         if node.written:
             return None
         noted = ondisk.get_shared_data(self.layers.path(node))
@@ -836,7 +850,7 @@ class Overlay:
             else:
                 ondisk.make_whiteout(parent_fd, name)
         layers.close_directory(node)
-        node.lower = None
+        node.lower_path = None
         self.listings.drop(node)
         self.listings.removed(parent, name, is_directory=True)
         if left is not None:
@@ -955,8 +969,8 @@ class Overlay:
         At its old place the mark tells what was true anyway.
         """
         where = self.layers.path(source)
-        if source.lower is not None:
-            ondisk.set_redirect(where, b"/" + source.lower)
+        if source.lower_path is not None:
+            ondisk.set_redirect(where, b"/" + bytes(source.lower_path))
         elif self.layers.lower_entry(parent, name) is not None:
             ondisk.set_opaque(where)
 
@@ -1030,7 +1044,7 @@ class Overlay:
             self.listings.added(new_parent, new_name, is_directory=is_directory)
         elif isinstance(target, Directory):
             layers.close_directory(target)
-            target.lower = None
+            target.lower_path = None
             self.listings.drop(target)
 
     def _moved(self, *nodes: Node) -> None:

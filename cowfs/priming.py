@@ -51,7 +51,7 @@ class Priming:
         """A name of the directory was asked for, and the answer came from here."""
         directory.asked += 1
         limit = PATIENCE.get(directory.asked)
-        if limit is not None and directory.lower is not None:
+        if limit is not None and directory.lower_path is not None:
             trio.lowlevel.spawn_system_task(self._prime, directory, limit)
 
     def take_back(self, node: Node) -> None:

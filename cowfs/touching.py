@@ -96,7 +96,7 @@ class Touching:
         directory = node.parent
         if isinstance(node, Directory) or directory is None or self._under_way:
             return
-        if not directory.upper or directory.lower is None:
+        if not directory.upper or directory.lower_path is None:
             return
         directory.touched += 1
         # Where a directory has many files that are always changed here, its offer is renewed ever
@@ -106,7 +106,7 @@ class Touching:
         now = time.monotonic()
         if directory.touched >= (WALKING if now < self._walk_until else PATIENCE):
             self._walk_until = now + WALK_S
-            self._offer(directory, directory.lower)
+            self._offer(directory, bytes(directory.lower_path))
 
     def _offer(self, directory: Directory, path: bytes) -> None:
         layers = self._overlay.layers

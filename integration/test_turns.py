@@ -305,3 +305,40 @@ def test_names_with_one_hash_have_places_one_after_the_other(
     made.remove(b"b", is_directory=False)
     made.remove(b"aa", is_directory=False)
     assert list(made.after(0)) == [(3, b"c")]
+
+
+def test_a_deep_tree_costs_no_more_than_its_names(xfs: Path) -> None:
+    """A path for each of its directories would grow with the square of the depth, and opening each
+    by its path would take as long."""
+    depth, name = 15, b"n" * 200
+    path = b"/".join([name] * depth)
+    (xfs / "tree" / os.fsdecode(path)).mkdir(parents=True)
+    world = World(xfs / "copy", xfs / "tree")
+    try:
+        layers, directory = world.overlay.layers, world.overlay.nodes.root
+        opened: list[bytes] = []
+
+        class Counting(type(layers)):  # type: ignore[misc]
+            def open_lower(self, path: bytes, flags: int) -> int:
+                opened.append(path)
+                return int(super().open_lower(path, flags))
+
+        layers.__class__ = Counting
+        kept = 0
+        for _ in range(depth):
+            node, _st = world.overlay.lookup(directory, name)
+            assert isinstance(node, Directory)
+            assert node.lower_path is not None
+            kept += len(node.lower_path.name)
+            node.lookups += 1
+            layers.lower(node)
+            directory = node
+        assert directory.lower == path
+        assert (kept, opened) == (depth * len(name), [])
+        # One that was moved is found by its path.
+        layers.close_directory(directory)
+        directory.displace()
+        layers.lower(directory)
+        assert opened == [path]
+    finally:
+        world.close()
