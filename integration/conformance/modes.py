@@ -68,6 +68,8 @@ def fchmod_reaches_the_file_of_the_descriptor() -> list[str]:
 
 @case
 def fchmodat2_knows_symlinks_and_empty_paths() -> object:
+    if outcome(calls.fchmodat2, calls.AT_FDCWD, "file", 0o600, 0) == "ENOSYS":
+        return "ENOSYS"  # before Linux 6.6
     fd = os.open("file", os.O_PATH)
     calls.fchmodat2(fd, "", 0o640, calls.AT_EMPTY_PATH)
     equal(mode_of("file"), "0640")

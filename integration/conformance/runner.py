@@ -87,7 +87,10 @@ class Stage:
 
     def _outcome(self, case: Case) -> Outcome:
         if case.name not in self._outcomes:
-            self._outcomes[case.name] = _perform(case, self._native / case.name)
+            try:
+                self._outcomes[case.name] = _perform(case, self._native / case.name)
+            except AssertionError as error:
+                raise AssertionError(f"XFS itself: {error}") from None
         return self._outcomes[case.name]
 
     def check_trees(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import json
@@ -17,13 +18,14 @@ from typing import Any, NamedTuple
 
 from integration import kernel
 from integration.command import cowfs, run
-from integration.conformance import processes
+from integration.conformance import calls, processes
 from integration.conformance.cases import equal, outcome
 from integration.conformance.families import CASES
 from integration.conformance.furniture import SHARE_MIN, furnish
 from integration.conformance.processes import apart
 from integration.conformance.readonly import allow_what_changes_nothing, refuse_every_change
-from integration.conformance.runner import Stage
+from integration.conformance.runner import Stage, as_it_is, by_overlayfs
+from integration.conformance.sizes import ZERO
 from integration.kernels.guest import SECONDS, VOLUME, Step
 from integration.trees import MIB, Entry, differences, make_model, tree_state
 
@@ -72,6 +74,7 @@ def groups(update: Path) -> Iterator[tuple[str, Callable[[], Iterator[Step]]]]:
     yield one("import", _import)
     yield one("default", _default)
     yield one("mount -t", _mount_t)
+    yield one("calls", _calls, ways()[0])
     for way in ways():
         yield one(f"keep, {way.name}", _keep, way)
         yield one(f"eight, {way.name}", _eight, way)
@@ -138,6 +141,33 @@ def _doctor() -> None:
     equal(found["reflink"], "ok")
     equal(found["/dev/fuse"], "ok")
     equal(found["passthrough"], "ok" if PASSES_THROUGH else "degraded")
+
+
+def _calls(way: Way) -> None:
+    """What the kernel's FUSE has not, and nothing else, `doctor` says."""
+    copy = _mount("calls", way, "ephemeral")
+
+    def make_without_a_name() -> None:
+        os.close(os.open(copy, os.O_TMPFILE | os.O_RDWR))
+
+    def zero() -> None:
+        with (copy / "config.json").open("r+b") as file:
+            calls.fallocate(file.fileno(), ZERO, 0, 10)
+
+    def tell_birth() -> None:
+        if int(run("stat", "--format=%W", copy / "config.json").stdout) <= 0:
+            raise OSError(errno.ENOTSUP, "no birth time")
+
+    tried = {
+        "O_TMPFILE": make_without_a_name,
+        "FALLOC_FL_ZERO_RANGE": zero,
+        "birth times": tell_birth,
+    }
+    failed = {name for name, call in tried.items() if outcome(call) == "ENOTSUP"}
+    lines = json.loads(_cowfs("doctor", "--json", VOLUME).stdout)["checks"]
+    [said] = [line["detail"] for line in lines if line["name"] == "calls"]
+    equal(failed, {name for name in tried if name in said})
+    _umount(copy)
 
 
 def _clone() -> None:
@@ -217,7 +247,8 @@ def _compare() -> Iterator[Step]:
     def again(way: Way, copy: Path) -> None:
         _umount(copy)
         _mount(copy.name, way, *options, source=stage.source)
-        stage.check_trees(copy, ("moved", "new"))
+        show = as_it_is if way.has_daemon else by_overlayfs
+        stage.check_trees(copy, ("moved", "new"), show=show)
         _umount(copy)
 
     def read_only(way: Way) -> None:
@@ -232,8 +263,9 @@ def _compare() -> Iterator[Step]:
         yield f"{way.name}: mount", functools.partial(begin, way)
         if (copy / "below").exists():
             continue  # it is not mounted
+        check = stage.check if way.has_daemon else stage.check_overlayfs
         for case in CASES:
-            yield f"{way.name}: {case.name}", functools.partial(stage.check, case, copy)
+            yield f"{way.name}: {case.name}", functools.partial(check, case, copy)
         yield f"{way.name}: after a remount", functools.partial(again, way, copy)
         yield f"{way.name}: read-only", functools.partial(read_only, way)
 
