@@ -1,6 +1,7 @@
 """python -m integration.kernels all | NAME...    the checks on these kernels, one after the other
 
-Names: 5.10 5.15 6.1 6.8 6.12 newest. --groups=NAME,NAME,... does only these groups of checks.
+Names: 5.10 5.15 6.1 6.8 6.12 newest. --groups=NAME,NAME,... does only these groups of checks,
+--ways=passthrough,relayed,overlay only these ways of serving a copy.
 Exit code 0: everything is as it should be. Needs root (a tree is mounted), qemu-system-x86, and
 what ./test.sh installs besides.
 """
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m integration.kernels")
     parser.add_argument("names", nargs="+", choices=[*DISTRIBUTIONS, "all"], metavar="NAME")
     parser.add_argument("--groups", type=lambda text: tuple(text.split(",")), default=())
+    parser.add_argument("--ways", type=lambda text: tuple(text.split(",")), default=())
     arguments = parser.parse_args()
     names = list(DISTRIBUTIONS) if "all" in arguments.names else arguments.names
     directory = Path(tempfile.mkdtemp(prefix="cowfs-kernels-", dir="/var/tmp"))
@@ -32,7 +34,13 @@ def main() -> None:
         for name in names:
             print(f"== {name}: {DISTRIBUTIONS[name].title}", flush=True)
             outcomes[name] = try_kernel(
-                name, package, update, directory / name, groups=arguments.groups, tell=_tell
+                name,
+                package,
+                update,
+                directory / name,
+                groups=arguments.groups,
+                ways=arguments.ways,
+                tell=_tell,
             )
             shutil.rmtree(directory / name)
             _summarize(name, outcomes[name])

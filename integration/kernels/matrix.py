@@ -39,15 +39,18 @@ def try_kernel(
     directory: Path,
     *,
     groups: tuple[str, ...] = (),
+    ways: tuple[str, ...] = (),
     patience: float = PATIENCE,
     tell: Callable[[str, float, str | None], None] | None = None,
 ) -> Outcome:
-    """Boot a kernel of `distributions` and do the checks of these groups, or all.
+    """Boot a kernel of `distributions` and do these groups of checks, in these ways of serving.
 
-    *update*: a newer version of *package*. *directory*: a new one, for this machine.
+    None named: all. *update*: a newer version of *package*. *directory*: a new one, for this
+    machine.
     """
     began = time.monotonic()
-    machine = Emulator(directory, kernel(name), package, update, {"groups": list(groups)})
+    plan = {"groups": groups, "ways": ways}
+    machine = Emulator(directory, kernel(name), package, update, plan)
     release = "none"
     at = "boot"
     ends: list[tuple[str, float, str | None]] = []
