@@ -1,7 +1,8 @@
 """python -m integration.kernels all | NAME...    the checks on these kernels, one after the other
 
 Names: 5.10 5.15 6.1 6.8 6.12 newest. --groups=NAME,NAME,... does only these groups of checks,
---ways=passthrough,relayed,overlay only these ways of serving a copy.
+--ways=passthrough,relayed,overlay only these ways of serving a copy;
+--cases='PATTERN,...' only these cases of `compare`, such as 'acls-*,opening-o_tmpfile*'.
 Exit code 0: everything is as it should be. Needs root (a tree is mounted), qemu-system-x86, and
 what ./test.sh installs besides.
 """
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=[*DISTRIBUTIONS, "all"], metavar="NAME")
     parser.add_argument("--groups", type=lambda text: tuple(text.split(",")), default=())
     parser.add_argument("--ways", type=lambda text: tuple(text.split(",")), default=())
+    parser.add_argument("--cases", type=lambda text: tuple(text.split(",")), default=("*",))
     arguments = parser.parse_args()
     names = list(DISTRIBUTIONS) if "all" in arguments.names else arguments.names
     directory = Path(tempfile.mkdtemp(prefix="cowfs-kernels-", dir="/var/tmp"))
@@ -40,6 +42,7 @@ def main() -> None:
                 directory / name,
                 groups=arguments.groups,
                 ways=arguments.ways,
+                cases=arguments.cases,
                 tell=_tell,
             )
             shutil.rmtree(directory / name)

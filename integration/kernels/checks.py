@@ -13,13 +13,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from integration import kernel
 from integration.command import cowfs, run
 from integration.conformance import calls, processes
-from integration.conformance.cases import equal, outcome
+from integration.conformance.cases import Case, equal, outcome
 from integration.conformance.families import CASES
 from integration.conformance.furniture import SHARE_MIN, furnish
 from integration.conformance.processes import apart
@@ -65,9 +66,9 @@ def ways() -> list[Way]:
 
 
 def groups(
-    update: Path, names_of_ways: Sequence[str] = ()
+    update: Path, names_of_ways: Sequence[str] = (), patterns: Sequence[str] = ("*",)
 ) -> Iterator[tuple[str, Callable[[], Iterator[Step]]]]:
-    """All groups of checks, in these ways of serving, or all.
+    """All groups of checks, in these ways of serving, or all, with the cases of these patterns.
 
     *update*: the package of a newer version, installed at the end.
     """
@@ -91,7 +92,14 @@ def groups(
             yield one(f"killed daemon, {way.name}", _killed_daemon, way)
             yield one(f"killed keeper, {way.name}", _killed_keeper, way)
             yield one(f"upgrade, {way.name}", _upgrade, way)
-    yield "compare", functools.partial(_compare, chosen)
+    yield (
+        "compare",
+        functools.partial(
+            _compare,
+            chosen,
+            [case for case in CASES if any(fnmatchcase(case.name, each) for each in patterns)],
+        ),
+    )
     yield one("update", _update, ways()[0], update)
     yield one("check", _check)
 
@@ -234,8 +242,8 @@ def _mount_t() -> None:
     equal((VOLUME / ".cowfs/copies/mount-t/upper/new").read_text(), "kept")
 
 
-def _compare(ways: Sequence[Way]) -> Iterator[Step]:
-    """Every case of the conformance suite, in every way of serving, and on XFS."""
+def _compare(ways: Sequence[Way], cases: Sequence[Case]) -> Iterator[Step]:
+    """Cases of the conformance suite, in these ways of serving, and on XFS."""
     root = VOLUME / "compare"
     options = ("suid", "dev", f"share_min={SHARE_MIN}")
     stage: Stage
@@ -244,7 +252,7 @@ def _compare(ways: Sequence[Way]) -> Iterator[Step]:
         nonlocal stage
         processes.PATIENCE = int(SECONDS)
         root.mkdir()
-        stage = Stage(root, CASES)
+        stage = Stage(root, cases)
         plain = root / "plain"
         plain.mkdir()
         apart(lambda: (os.chdir(plain), furnish()))
@@ -272,7 +280,7 @@ def _compare(ways: Sequence[Way]) -> Iterator[Step]:
         if (copy / "below").exists():
             continue  # it is not mounted
         check = stage.check if way.has_daemon else stage.check_overlayfs
-        for case in CASES:
+        for case in cases:
             yield f"{way.name}: {case.name}", functools.partial(check, case, copy)
         yield f"{way.name}: after a remount", functools.partial(again, way, copy)
         yield f"{way.name}: read-only", functools.partial(read_only, way)

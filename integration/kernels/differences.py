@@ -20,7 +20,34 @@ class Difference(NamedTuple):
     before: tuple[int, int] = (99, 0)
 
 
-DIFFERENCES: tuple[Difference, ...] = ()
+#: docs/semantics.md tells them to users.
+DIFFERENCES: tuple[Difference, ...] = (
+    *(
+        Difference(
+            f"compare: *: opening-o_tmpfile_{case}",
+            "Operation not supported",
+            "neither FUSE nor overlayfs has O_TMPFILE",
+            before=(6, 1),
+        )
+        for case in (
+            "makes_a_file_without_a_name",
+            "with_o_excl_stays_without_a_name",
+            "belongs_to_who_made_it",
+        )
+    ),
+    Difference(
+        "compare: relayed: sizes-fallocate_in_every_mode",
+        "ENOTSUP",
+        "FUSE has no FALLOC_FL_ZERO_RANGE",
+        before=(5, 14),
+    ),
+    Difference(
+        "compare: relayed: acls-list_by_somebody_outside_of_the_group_clears_setgid",
+        "'2775' is not '0775'",
+        "FUSE does not say who sets an ACL",
+        before=(5, 13),
+    ),
+)
 
 
 class Verdict(NamedTuple):

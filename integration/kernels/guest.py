@@ -76,7 +76,7 @@ def _work() -> None:
     report("kernel", release=os.uname().release)
     from integration.kernels.checks import groups
 
-    for name, steps in groups(PAYLOAD / plan["update"], plan["ways"]):
+    for name, steps in groups(PAYLOAD / plan["update"], plan["ways"], plan["cases"]):
         # The others work with what `model` makes.
         if not plan["groups"] or name.partition(",")[0] in ("model", *plan["groups"]):
             _do(name, steps)
