@@ -27,7 +27,16 @@ import time
 from typing import NoReturn
 
 from cowfs import inherited
-from cowfs.keeper import FORWARDED, LEAVE, LOCK, ORDER, Systemd, log, protect_from_oom
+from cowfs.keeper import (
+    FORWARDED,
+    LEAVE,
+    LOCK,
+    ORDER,
+    PERSISTENCE,
+    Systemd,
+    log,
+    protect_from_oom,
+)
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
 if TYPE_CHECKING:
@@ -38,8 +47,7 @@ WATCH = "watch"
 # Said to one that nobody supervises.
 BACKGROUND = "background"
 
-# How long SIGTERM asks for an unmount, and how long it waits before it asks again: seconds.
-PERSISTENCE = 10.0
+# How long it waits before it asks for an unmount again, seconds.
 _PAUSE = 0.2
 
 

@@ -36,7 +36,7 @@ from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.inplace import InPlace
-from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER
+from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER, PERSISTENCE
 from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
@@ -53,10 +53,6 @@ log = logging.getLogger("cowfs")
 
 # With off, a mount does as on a kernel before 6.9, which cannot send requests again.
 RESEND_VARIABLE = "COWFS_RESEND"
-
-# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
-# down, its users are told to end in the same moment.
-PERSISTENCE = 10.0
 
 # umount -f aborts the connection, and takes the mount away in the next moment: seconds.
 ABORTING = 1.0

@@ -27,6 +27,7 @@ import sys
 import time
 
 from cowfs import conversation, inherited
+from cowfs.errors import InternalError, MountFailure
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
@@ -68,9 +69,9 @@ SETTLING = 0.1
 BUFFER = 8 << 20
 HANDOVER = 5
 
-# As in `errors.py`, which is not imported.
-INTERNAL_ERROR = 4
-MOUNT_FAILURE = 32
+# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
+# down, its users are told to end in the same moment.  Daemon and attendant do so.
+PERSISTENCE = 10.0
 
 _SO_SNDBUFFORCE = 32
 
@@ -357,7 +358,7 @@ class Keeper:
             why = f"cannot start {self.command[0]}: {error.strerror}"
             if DEVICE not in self.held:
                 self._answer_failure(why)
-                self.exit_code = INTERNAL_ERROR
+                self.exit_code = InternalError.exit_code
                 return
             self._plan_restart(why, ready=False, served=0.0)
             return
@@ -469,14 +470,14 @@ class Keeper:
                 "(Linux 6.9 does): the mount answers ENOTCONN; unmount it with cowfs umount, and "
                 "mount it again"
             )
-            self.exit_code = MOUNT_FAILURE
+            self.exit_code = MountFailure.exit_code
             return
         if DEVICE not in self.held:
             self._answer_failure(
                 f"the daemon died before the mount was ready ({how}): what it said is above; "
                 "cowfs doctor tells what this machine lacks"
             )
-            self.exit_code = INTERNAL_ERROR
+            self.exit_code = InternalError.exit_code
             return
         if self.standby is not None and self.standby.able:
             self._swap()
@@ -504,7 +505,7 @@ class Keeper:
             self.command, self.fallback = self.fallback, None
         elif self.deaths >= HOPELESS and not ready:
             log(f"{how}, and none can serve: giving the mount up")
-            self.exit_code = INTERNAL_ERROR
+            self.exit_code = InternalError.exit_code
             return
         again = min(self.deaths - AT_ONCE - 1, 10)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**again) if again >= 0 else 0.0
@@ -590,7 +591,7 @@ class Keeper:
 
         if self.launcher is None:
             log(problem)
-        self._answer(json.dumps({"error": problem, "exit_code": INTERNAL_ERROR}))
+        self._answer(json.dumps({"error": problem, "exit_code": InternalError.exit_code}))
 
     # ---------------------------------------------------------------- another version
 

@@ -17,6 +17,7 @@ import pytest
 
 from cowfs import keeper
 from cowfs.conversation import send_order
+from cowfs.errors import InternalError
 
 # A keeper that goes on with a mount, with shorter times and no protection from the OOM killer.
 KEEPER = """
@@ -101,7 +102,7 @@ def last_words(process: subprocess.Popen[str]) -> tuple[int, str]:
 )
 def test_a_mount_that_no_daemon_can_serve_is_given_up(start: Start, command: list[str]) -> None:
     code, said = last_words(start(command))
-    assert code == keeper.INTERNAL_ERROR
+    assert code == InternalError.exit_code
     assert len(said.splitlines()) == keeper.HOPELESS
     assert "signal" not in said
     assert "and none can serve: giving the mount up" in said.splitlines()[-1]
@@ -330,7 +331,7 @@ def test_the_way_back_ends_when_the_new_version_serves(start: Start, tmp_path: P
         "time.sleep(0.2)\n"
     )
     code, said = last_words(start(daemon(script), fallback=["/bin/false"]))
-    assert code == keeper.INTERNAL_ERROR
+    assert code == InternalError.exit_code
     assert "going back" not in said
 
 
@@ -344,7 +345,7 @@ def test_a_new_version_that_does_not_serve_is_gone_back_from(start: Start) -> No
 def test_a_daemon_that_does_not_begin_is_ended(start: Start) -> None:
     times = {"STARTING": 0.3, "HOPELESS": 2, "FIRST_PAUSE": 0.01}
     code, said = last_words(start(daemon("time.sleep(60)"), times=times))
-    assert code == keeper.INTERNAL_ERROR
+    assert code == InternalError.exit_code
     assert said.count("does not begin to serve, and is ended") == 2
 
 
@@ -379,7 +380,7 @@ def test_a_daemon_that_takes_nothing_does_not_hold_the_keeper_up(start: Start) -
     stopped = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
     times = {"STARTING": 0.3, "HOPELESS": 2, "FIRST_PAUSE": 0.01}
     code, _said = last_words(start(stopped, times=times))
-    assert code == keeper.INTERNAL_ERROR
+    assert code == InternalError.exit_code
 
 
 def test_pauses_stay_short_however_many_have_died() -> None:
