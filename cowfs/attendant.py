@@ -77,7 +77,12 @@ def _watch(held: dict[str, int]) -> NoReturn:
     poll.register(held[WATCH], select.POLLIN)
     interrupted = 0
     while True:
-        ready = [fd for fd, _event in poll.poll()]
+        due = notify.due()  # what systemd has not taken yet
+        wait = None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
+        ready = [fd for fd, _event in poll.poll(wait)]
+        notify.settle(held)
+        if not ready:
+            continue
         if held[WATCH] in ready:
             break
         for signalled in os.read(reading, 64):

@@ -114,7 +114,8 @@ class Cloner:
                         os.mkdir(name, 0o700, dir_fd=fd)
                 for name, is_directory in directory.mounted:
                     if is_directory:
-                        os.mkdir(name, 0o755, dir_fd=fd)
+                        os.mkdir(name, dir_fd=fd)
+                        os.chmod(name, 0o755, dir_fd=fd)  # noqa: S103 -- whatever the umask is
                     else:
                         self._make_placeholder(fd, name)
 
@@ -122,6 +123,7 @@ class Cloner:
     def _make_placeholder(dir_fd: int, name: str) -> None:
         fd = os.open(name, _NEW, 0o644, dir_fd=dir_fd)
         try:
+            os.fchmod(fd, 0o644)
             _set_immutable(fd)
         finally:
             os.close(fd)

@@ -309,6 +309,7 @@ class _Mount:
         priming = Priming(overlay, channel)
         touching = Touching(overlay, channel)
         overlay.alone = touching
+        overlay.layers.on_release = channel.let
         backing = Backing(
             overlay,
             channel,

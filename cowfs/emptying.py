@@ -70,13 +70,20 @@ def main(arguments: list[str]) -> int:
     os.set_inheritable(fd, False)
     inherited.drop_scheduling()
     inherited.give_way()
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    for name in directories.names(fd):
-        with contextlib.suppress(OSError):  # what cannot be removed keeps no other thing
-            removal.remove(fd, name)
+    tried: set[str] = set()
+    # Who comes while we work leaves it to us: so we look again, the last time without the lock.
+    while found := set(directories.names(fd)) - tried:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        while found:
+            for name in found:
+                with contextlib.suppress(OSError):  # what cannot be removed keeps no other thing
+                    removal.remove(fd, name)
+            tried |= found
+            found = set(directories.names(fd)) - tried
+        fcntl.flock(fd, fcntl.LOCK_UN)
     return 0
 
 

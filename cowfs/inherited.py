@@ -14,6 +14,7 @@ has to stay small.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -110,12 +111,14 @@ def _set_limit(limit: int, soft: int) -> None:
     _, hard = resource.getrlimit(limit)
     endless = resource.RLIM_INFINITY
     if hard == endless or (soft != endless and soft <= hard):
-        resource.setrlimit(limit, (soft, hard))
-        return
-    try:
-        resource.setrlimit(limit, (soft, soft))
-    except (OSError, ValueError):  # above fs.nr_open, or not ours to raise
-        resource.setrlimit(limit, (hard, hard))
+        ways = [(soft, hard), (soft, soft)]
+    else:
+        ways = [(soft, soft), (hard, hard)]
+    for way in ways:
+        # Not ours to raise; or above fs.nr_open, which may have become less than we have already.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(limit, way)
+            return
 
 
 def largest_file() -> int | None:

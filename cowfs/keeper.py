@@ -212,7 +212,7 @@ class Keeper:
         self.restart_at = 0.0
         # What we were asked for by signals and is not done: what the daemon has been told of, and
         # what the next one will be.
-        self.told: list[int] = []
+        self.told: list[tuple[float, int]] = []
         self.untold: list[int] = []
         self.leaves = False
         # Started by an automounter: both of us are in its process group until the mount is made.
@@ -233,6 +233,8 @@ class Keeper:
                 self.daemon.sock.close()  # it leaves
                 self._reap(self.daemon.pid)
             return 0
+        if self.launcher is None:
+            self.notify.was_given_back(self.held)
         self._store()
         if self.daemon is not None:
             self._hand_over(self.daemon)
@@ -333,8 +335,9 @@ class Keeper:
         """What we were asked for is the daemon's to do, and the next one's if this one dies of it
         or before it: until it says so, it is not done."""
         while self.untold:
-            self.told.append(self.untold.pop(0))
-            daemon.signal(self.told[-1])
+            number = self.untold.pop(0)
+            self.told.append((time.monotonic(), number))
+            daemon.signal(number)
 
     def _leave(self) -> None:
         """The mount stays, and the next keeper goes on with it."""
@@ -410,7 +413,7 @@ class Keeper:
         elif verb == "bye":
             daemon.bye = int(argument)
         elif verb == "done":
-            self.told = [number for number in self.told if number != int(argument)]
+            self.told = [told for told in self.told if told[1] != int(argument)]
         elif verb == "able" and daemon is self.standby:
             daemon.able = True
             if self.daemon is None:  # between two of the last version
@@ -460,7 +463,11 @@ class Keeper:
         self._drain(daemon)
         daemon.sock.close()
         self.daemon = None
-        self.told, self.untold = [], self.told + self.untold
+        # A version that says of nothing that it is done has done, or refused, what it was told for
+        # longer: nobody expects it any more.
+        now = time.monotonic()
+        lost = [number for since, number in self.told if now - since < PERSISTENCE + STARTING]
+        self.told, self.untold = [], lost + self.untold
         if daemon.bye is not None:
             self.exit_code = daemon.bye
             return
@@ -661,6 +668,8 @@ class Systemd:
         self.stores = bool(self._address) and self._limit > 0
         # What it has by our knowledge, and the names of which that may not be true any more.
         self._stored: set[str] = set()
+        # What it has given back to us, and has still, until we have stored that anew.
+        self._given_back: set[str] = set()
         self._changed: dict[str, None] = {}
         # What it has no room for: whoever has such a file open loses it with this process.
         self._crowded: dict[str, None] = {}
@@ -683,6 +692,10 @@ class Systemd:
             self._changed[name] = None
             self._crowded.pop(name, None)
 
+    def was_given_back(self, held: dict[str, int]) -> None:
+        """What it has held for the process before this one."""
+        self._given_back.update(held)
+
     def due(self) -> float | None:
         """When `settle` has something to do; None: never."""
         return self._next if self._unsaid or self._changed else None
@@ -701,7 +714,7 @@ class Systemd:
 
     def finish(self, held: dict[str, int]) -> None:
         """The same as the last thing, for which there is no later."""
-        for name in self._stored - held.keys():
+        for name in (self._stored | self._given_back) - held.keys():
             self.change(name)
         deadline = time.monotonic() + _LAST_PATIENCE
         while (due := self.due()) is not None and time.monotonic() < deadline:
@@ -712,10 +725,11 @@ class Systemd:
 
     def _say_change(self, name: str, fd: int | None) -> bool:
         """Whether it was taken, or need not be said."""
-        if name in self._stored:
+        if name in self._stored or (fd is None and name in self._given_back):
             if not self._send(f"FDSTOREREMOVE=1\nFDNAME={name}"):
                 return False
-            self._stored.remove(name)
+            self._stored.discard(name)
+            self._given_back.discard(name)
             self._changed.update(self._crowded)
             self._crowded.clear()
         if fd is not None and len(self._stored) >= self._limit:
@@ -725,6 +739,7 @@ class Systemd:
             if not self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd):
                 return False
             self._stored.add(name)
+            self._given_back.discard(name)
         del self._changed[name]
         return True
 

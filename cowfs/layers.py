@@ -22,7 +22,7 @@ from cowfs import ondisk, syscalls, vault
 from cowfs.inodes import ROOT_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cowfs.inodes import Directory, Node
     from cowfs.vault import Vault
@@ -44,6 +44,8 @@ class Layers:
 
     def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None, kept: Vault) -> None:
         self.vault = kept
+        # Told the node id when a node needs no descriptor any more to be reached.
+        self.on_release: Callable[[int], object] = lambda _nodeid: None
         self.tree_fd = tree_fd
         self.upper_root_fd = upper_fd
         self._work_fd = -1 if work_fd is None else work_fd
@@ -199,6 +201,7 @@ class Layers:
         if node.held_fd >= 0:
             os.close(node.held_fd)
             node.held_fd = -1
+            self.on_release(node.nodeid)
         if node.held_as:
             self.vault.drop(node.held_as)
             node.held_as = ""

@@ -9,6 +9,7 @@ A group may have as many names as a copy has files, so they are looked for in pi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from cowfs import ondisk
@@ -179,10 +180,10 @@ class MovedDirectories:
             for count, found in enumerate(walk(self._upper_fd), 1):
                 if found.entry.is_dir(follow_symlinks=False):
                     where = ondisk.proc_path(found.directory_fd, found.name)
-                    lowers[found.path] = ondisk.lower_path(
-                        where, found.name, lowers[found.directory]
-                    )
-                    merged = lowers[found.path]
+                    lowers[found.path] = merged = None
+                    with suppress(FileNotFoundError):  # it was removed since it was listed
+                        merged = ondisk.lower_path(where, found.name, lowers[found.directory])
+                        lowers[found.path] = merged
                     if merged is not None:  # also at the same path, with a new directory above it
                         places[merged] = found.path
                 if count % READ == 0:

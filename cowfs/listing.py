@@ -41,9 +41,13 @@ _HASHES = (1 << 31) - (1 << 16)
 LAST_COOKIE = (1 << 31) - 1
 
 
-def _hash(name: bytes) -> int:
+def _whole_hash(name: bytes) -> int:
     """The same in every process."""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % _HASHES
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+def _hash(name: bytes) -> int:
+    return _whole_hash(name) % _HASHES
 
 
 class Listing:
@@ -107,6 +111,11 @@ class Listing:
         """(place, name) of every name from *place* on."""
         for i in range(bisect_left(self._places, place), len(self._places)):
             yield self._places[i], self._names[i]
+
+    def after_as_before(self, place: int) -> list[tuple[int, bytes]]:
+        """The same in the order of 62-bit hashes: for who was served by a daemon that had those."""
+        hashed = ((_whole_hash(name) & (1 << 62) - 1, name) for name in self._names)
+        return sorted(found for found in hashed if found[0] >= place)
 
     def is_empty(self) -> bool:
         return not self._names

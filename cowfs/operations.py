@@ -185,12 +185,13 @@ class Operations(pyfuse3.Operations):
             return
         if start_id <= 1 and not self._reply_dot(token, b"..", directory.parent or directory, 2):
             return
-        if start_id > LAST_COOKIE:
-            raise failure(errno.ESTALE)  # from the daemon of a version with other cookies
         # The kernel holds the directory's lock while it reads, and a change of it waits: the
         # listing does not change under this loop.
         overlay = self._overlay
-        for place, name in overlay.listings.of(directory).after(max(0, start_id - 2)):
+        listing = overlay.listings.of(directory)
+        # A larger cookie is from the daemon of a version before, of which this one took over.
+        after = listing.after if start_id <= LAST_COOKIE else listing.after_as_before
+        for place, name in after(max(0, start_id - 2)):
             try:
                 node, st = overlay.lookup(directory, name)
             except OSError:

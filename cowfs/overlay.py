@@ -117,7 +117,7 @@ class Overlay:
         # Shared nodes whose clone is being given its names, one by one: until it has all of them,
         # what each name shows is the template's file.
         self._rising: set[int] = set()
-        self._unfinished: _Group | None = None
+        self._unfinished: list[_Group] = []
         self._told: set[tuple[bytes, bytes]] = set()
         if work_fd is not None:
             self._empty(self.layers.work_fd)
@@ -134,7 +134,7 @@ class Overlay:
         """
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
-        if self._unfinished is not None:
+        if self._unfinished:
             self._take_back()
         layers = self.layers
         if parent.upper:
@@ -153,8 +153,8 @@ class Overlay:
         """Whether the entry of the upper layer is one of some that are not all there yet."""
         if not self._rising or stat.S_ISDIR(st.st_mode):
             return False
-        ino = ondisk.get_ino(ondisk.proc_path(self.layers.upper(parent), name))
-        return ino is not None and ino in self._rising
+        where = ondisk.proc_path(self.layers.upper(parent), name)
+        return ondisk.shown_ino(where, st.st_ino) in self._rising
 
     def _lower_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         node = self.nodes.by_ino(st.st_ino)
@@ -477,7 +477,7 @@ class Overlay:
         makes them last: as long as it has not succeeded nobody may write to the file.  Nobody sees
         some of the names meanwhile.
         """
-        if self._unfinished is not None:
+        if self._unfinished:
             self._take_back()
         if len(names) == 1:
             self._link(fd, *names[0])
@@ -495,32 +495,31 @@ class Overlay:
                     yield
             os.unlink(group.mark, dir_fd=layers.work_fd)
         except OSError:
-            if self._unfinished is None:  # else they are hidden until the next daemon
-                self._rising.discard(node.nodeid)
-                for parent, _name in group.names:
-                    parent.lookups += 1  # it stays in the table until the name is taken back
-                self._unfinished = group
-                with suppress(OSError):
-                    self._take_back()
+            for parent, _name in group.names:
+                parent.lookups += 1  # it stays in the table until the name is taken back
+            self._unfinished.append(group)
+            self._rising.discard(node.nodeid)
+            with suppress(OSError):
+                self._take_back()
             raise
         self._rising.discard(node.nodeid)
 
     @alone
     def _take_back(self) -> None:
-        """Take the names of a group away that could not be finished.
+        """Take the names of the groups away that could not be finished.
 
-        As long as the disk refuses that, nothing is looked up, so that nobody comes to the file.
+        As long as the disk refuses that, nothing is looked up, so that nobody comes to the files.
         """
-        group = self._unfinished
-        assert group is not None
-        while group.names:
-            parent, name = group.names[-1]
-            with self._keeping_times(parent) as parent_fd, suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=parent_fd)
-            group.names.pop()
-            parent.lookups -= 1
-        self._unfinished = None
-        self._clean_up(self.layers.work_fd, group.mark)
+        while self._unfinished:
+            group = self._unfinished[-1]
+            while group.names:
+                parent, name = group.names[-1]
+                with self._keeping_times(parent) as parent_fd, suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=parent_fd)
+                group.names.pop()
+                parent.lookups -= 1
+            self._unfinished.pop()
+            self._clean_up(self.layers.work_fd, group.mark)
 
     @alone
     def _link(self, fd: int, parent: Directory, name: bytes) -> None:

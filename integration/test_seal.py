@@ -298,10 +298,13 @@ def test_mounts_are_left_out_with_one_warning(
         ):
             subprocess.run(command, check=True)
             stack.callback(subprocess.run, ["umount", command[-1]], check=True)
+        stack.callback(os.umask, os.umask(0o077))  # as a mount's processes have it
         warnings: list[str] = []
         template = sealed(store, source, warn=warnings.append)
         assert sealed(store, source, warn=warnings.append) == template
     tree = Path(template.tree)
+    modes = [stat.S_IMODE((tree / name).stat().st_mode) for name in ("bind", "tmpfs", "file")]
+    assert modes == [0o755, 0o755, 0o644], "users may look at what stands in for a mount"
     assert list((tree / "bind").iterdir()) == []
     assert list((tree / "tmpfs").iterdir()) == []
     assert (tree / "file").read_bytes() == b""

@@ -1,0 +1,39 @@
+"""Limits of a mount's processes, where the system lets nobody set any."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from cowfs import inherited
+
+
+@pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 1 << 30, 4096])
+def test_limits_that_cannot_be_set_end_nobody(monkeypatch: pytest.MonkeyPatch, hard: int) -> None:
+    """So it is when fs.nr_open has become less than the hard limit: setrlimit(2) says EPERM."""
+    asked = []
+
+    def refuse(limit: int, values: tuple[int, int]) -> None:
+        asked.append(limit)
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _limit: (1024, hard))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(inherited.os, "umask", lambda _mask: 0)
+    inherited.drop_limits()
+    assert set(asked) == set(inherited.LIMITS)
+
+
+def test_a_hard_limit_above_the_systems_becomes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def set_limit(_limit: int, values: tuple[int, int]) -> None:
+        if values[1] > 1 << 20:
+            raise ValueError
+        done.append(values)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _limit: (1024, 1 << 30))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    inherited._set_limit(resource.RLIMIT_NOFILE, 1 << 20)
+    assert done == [(1 << 20, 1 << 20)]
