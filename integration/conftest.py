@@ -121,6 +121,14 @@ def session() -> Iterator[Watchdog]:
     assert not complaints, "this test run left things behind:\n" + "\n".join(complaints)
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Modes come out the same whatever ran before: an overlay in this process leaves 0."""
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
+
+
 @pytest.fixture(scope="session")
 def xfs_volume(session: Watchdog) -> Iterator[Volume]:
     """An XFS volume of 4 GiB with reflink, on a loop device. `mountpoint` is its path."""

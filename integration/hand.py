@@ -225,7 +225,7 @@ class Hand:
         return self._fstat(slot)
 
     def _futimens(self, slot: int, atime: int | None, mtime: int | None) -> object:
-        _check(_libc.futimens(self._fd(slot), _timespecs(atime, mtime)))
+        futimens(self._fd(slot), atime, mtime)
         return self._fstat(slot)
 
     def _fxattr(self, slot: int, key: str, value: bytes) -> object:
@@ -451,6 +451,11 @@ class Hand:
 def old_time(time_ns: int) -> int:
     """A time that somebody set; -1 for one that a change left."""
     return time_ns if time_ns < LONG_AGO_NS else -1
+
+
+def futimens(fd: int, atime: int | None, mtime: int | None) -> None:
+    """futimens(2): nanoseconds since the epoch, None for UTIME_OMIT, or `NOW`."""
+    _check(_libc.futimens(fd, _timespecs(atime, mtime)))
 
 
 def _timespecs(*times: int | None) -> ctypes.Array[ctypes.c_long]:

@@ -169,7 +169,9 @@ def test_foreground_serves_until_it_is_unmounted(
         assert "kept copy" in cowfs("umount", mountpoint).stdout
         assert process.wait(20) == 0
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        said = process.stderr.readlines()
+        # Where tests run, limits may be small.
+        assert [line for line in said if "fs.nr_open" not in line] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

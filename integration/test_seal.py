@@ -488,6 +488,8 @@ def test_what_a_kill_leaves_is_cleaned_by_the_next_start(
     assert tree_state(Path(copy.template.tree)) == tree_state(source)
     assert len(store.templates()) == 1
     assert os.listdir(Path(store.path) / "partial") == []
+    assert len(os.listdir(Path(store.path) / "trash")) == 1  # which others empty
+    store.remove_rubbish()
     assert os.listdir(Path(store.path) / "trash") == []
     copy.discard()
 

@@ -61,8 +61,8 @@ class Volume:
         unmount(self.mountpoint)
 
     def remove(self) -> None:
-        """Unmount it and delete the image."""
-        self.unmount()
+        """Unmount it, once its trash is empty, and delete the image."""
+        unmount(self.mountpoint, 60)
         self.image.unlink()
         self.mountpoint.rmdir()
         self.image.parent.rmdir()

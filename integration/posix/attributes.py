@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cowfs import syscalls
+from integration.hand import futimens
 from integration.posix.notes import OTHER, OWNER, TEAM, Notes, acting_as, opened, umask
 
 _OBJECTS = ("file", "large", "void", "dir", "to-file", "dangling", "fifo", "null", "linked")
@@ -194,13 +194,13 @@ def setting_times(notes: Notes, root: Path) -> None:
                 assert (st.st_atime_ns, st.st_mtime_ns) == ns
     fd = os.open(root / "file", os.O_RDONLY)
     os.utime(fd, ns=(10**18, 10**18))
-    syscalls.utimens(fd, None, None, 5)
+    futimens(fd, None, 5)
     notes.note("atime omitted", _times(root / "file")[:2])
-    syscalls.utimens(fd, None, 7, None)
+    futimens(fd, 7, None)
     notes.note("mtime omitted", _times(root / "file")[:2])
     before = _times(root / "file")
     time.sleep(0.012)
-    syscalls.utimens(fd, None, None, None)
+    futimens(fd, None, None)
     notes.note("both omitted", _times(root / "file") == before)
     os.close(fd)
     (root / "file").chmod(0o666)
