@@ -27,7 +27,7 @@ class Host:
         cowfs("install", "--root", directory)
         self.sbin = directory / "usr/sbin"
         # libmount keeps notes in /run/mount, for one machine
-        script = """
+        script = f"""{kernel.let_go_of_others()}
             mount -t overlay -o "lowerdir=$0:/usr/sbin" sbin /usr/sbin || exit
             mkdir -p /run/mount && mount -t tmpfs notes /run/mount || exit
             echo && exec cat"""

@@ -29,6 +29,16 @@ class Mount(NamedTuple):
     options: str  # of the filesystem
 
 
+def let_go_of_others() -> str:
+    """A command of sh for a new mount namespace: what other sessions have mounted goes there.
+
+    They would wonder who still has it. What they unmount is unmounted there only if / is shared.
+    """
+    own = f"{session_dir()}/"
+    theirs = f'$2 ~ "^/var/tmp/cowfs-test-" && index($2, "{own}") != 1 {{ print $2 }}'
+    return f"awk '{theirs}' /proc/self/mounts | tac | xargs -r -n1 umount -l 2>&- || :\n"
+
+
 def session_dir() -> Path:
     """The directory below which this session keeps its images and mountpoints. Never on a tmpfs."""
     return Path(os.environ[DIRECTORY])

@@ -340,7 +340,15 @@ def test_umount_says_in_which_container_the_copy_is_still_mounted(
     mountpoint = mount_copy(model)
     daemon = mount_copy.daemon_pid(mountpoint)
     with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"],
+        [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            kernel.let_go_of_others() + "echo; exec sleep 60",
+        ],
         stdout=subprocess.PIPE,
     ) as container:
         assert container.stdout is not None

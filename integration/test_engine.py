@@ -264,7 +264,15 @@ def test_copy_is_in_use_as_long_as_another_namespace_has_it(mounts: MountCopy, m
 def _namespace() -> Iterator[int]:
     """A process with mounts of its own, private copies of those that there are."""
     process = subprocess.Popen(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000"],
+        [
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            kernel.let_go_of_others() + "echo; exec sleep 1000",
+        ],
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -21,7 +21,15 @@ from integration.mounts import MountCopy
 def container() -> Iterator[subprocess.Popen[bytes]]:
     """A process with mounts of its own, private copies of those that there are."""
     with subprocess.Popen(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000"],
+        [
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            kernel.let_go_of_others() + "echo; exec sleep 1000",
+        ],
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None

@@ -101,8 +101,12 @@ def unmount(mountpoint: Path, patience: float = 5) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """rm -rf, also of immutable files. Does not leave the filesystem of `path`."""
+    """rm -rf, also of immutable files. Does not leave the filesystem of `path`.
+
+    Tried again for some seconds: the trash of a store may just be emptied by others.
+    """
     rm = ["rm", "-rf", "--one-file-system", str(path)]
-    if subprocess.run(rm, stderr=subprocess.DEVNULL).returncode != 0:
+    deadline = time.monotonic() + 10
+    while subprocess.run(rm, stderr=subprocess.DEVNULL).returncode != 0:
+        assert time.monotonic() < deadline, f"{path} cannot be removed"
         subprocess.run(["chattr", "-R", "-f", "-i", "-a", str(path)], stderr=subprocess.DEVNULL)
-        subprocess.run(rm, check=True)
