@@ -6,10 +6,12 @@ the machine that runs the tests stays as it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from integration import kernel
@@ -86,3 +88,19 @@ class Host:
         self._holder.stdout.close()
         self._holder.wait()
         assert not complaints, "\n".join(complaints)
+
+
+@contextlib.contextmanager
+def container() -> Iterator[subprocess.Popen[bytes]]:
+    """A process with mounts of its own, private copies of those that this session has."""
+    script = kernel.let_go_of_others() + "echo; exec sleep 1000"
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -18,6 +18,7 @@ import pytest
 from cowfs import __version__
 from integration import kernel
 from integration.command import COWFS, cowfs, one_error, run
+from integration.host import container
 from integration.mounts import MountCopy
 from integration.volumes import Volume
 
@@ -339,26 +340,12 @@ def test_umount_says_in_which_container_the_copy_is_still_mounted(
 ) -> None:
     mountpoint = mount_copy(model)
     daemon = mount_copy.daemon_pid(mountpoint)
-    with subprocess.Popen(
-        [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            kernel.let_go_of_others() + "echo; exec sleep 60",
-        ],
-        stdout=subprocess.PIPE,
-    ) as container:
-        assert container.stdout is not None
-        container.stdout.readline()
+    with container() as process:
         said = cowfs("umount", mountpoint, timeout=20).stdout
-        where = f"at {mountpoint} in the mount namespace of sleep (pid {container.pid})"
+        where = f"at {mountpoint} in the mount namespace of sleep (pid {process.pid})"
         assert said == f"unmounted {mountpoint}; the copy is still mounted {where}\n"
-        inside = ["nsenter", f"--mount=/proc/{container.pid}/ns/mnt", "cat"]
+        inside = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "cat"]
         assert run(*inside, mountpoint / "config.json").stdout.startswith("{")
-        container.kill()
     assert kernel.wait_for_end(daemon, 10)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, one_error, run
+from integration.host import container
 from integration.mounts import MountCopy
 from integration.trees import make_model, tree_state, with_ctimes
 from integration.volumes import Volume, unmount
@@ -250,39 +251,14 @@ def test_detached_copy_is_in_use_until_its_last_file_is_closed(
 def test_copy_is_in_use_as_long_as_another_namespace_has_it(mounts: MountCopy, model: Path) -> None:
     mountpoint = mounts(model, None, OVERLAY, "copy=held")
     pid = mounts.daemon_pid(mountpoint)
-    with _namespace() as container:
+    with container() as process:
         said = cowfs("umount", mountpoint).stdout
-        assert f"(pid {container})" in said
+        assert f"(pid {process.pid})" in said
         refused = cowfs("mount", "-o", "copy=held", model, mountpoint, check=False)
         assert "in use" in one_error(refused)
     assert kernel.wait_for_end(pid, 10)
     mounts(model, mountpoint, "copy=held")
     mounts.unmount(mountpoint)
-
-
-@contextlib.contextmanager
-def _namespace() -> Iterator[int]:
-    """A process with mounts of its own, private copies of those that there are."""
-    process = subprocess.Popen(
-        [
-            "unshare",
-            "-m",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            kernel.let_go_of_others() + "echo; exec sleep 1000",
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def test_umount8_has_the_same_effect_a_moment_later(mounts: MountCopy, model: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,30 +12,8 @@ from cowfs import processes, unmount
 from cowfs.errors import MountFailure
 from integration import kernel
 from integration.command import cowfs, one_error
+from integration.host import container
 from integration.mounts import MountCopy
-
-
-@contextlib.contextmanager
-def container() -> Iterator[subprocess.Popen[bytes]]:
-    """A process with mounts of its own, private copies of those that there are."""
-    with subprocess.Popen(
-        [
-            "unshare",
-            "-m",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            kernel.let_go_of_others() + "echo; exec sleep 1000",
-        ],
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_a_copy_that_a_container_holds_is_refused_with_its_name(
