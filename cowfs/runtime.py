@@ -203,7 +203,7 @@ def _read(directory: int, name: str) -> Record | None:
                     return None
             finally:
                 fcntl.flock(directory, fcntl.LOCK_UN)
-    except FileNotFoundError:  # its mount has just ended
+    except OSError:  # its mount has just ended; or what is there is no file
         return None
     return record
 

@@ -198,6 +198,16 @@ def test_records_of_other_versions_are_read_and_stay(table: Table) -> None:
     assert path.exists()
 
 
+def test_what_is_no_file_is_nobodys_record_and_hides_no_other(table: Table, tmp_path: Path) -> None:
+    table.mount(RECORD.device, RECORD.mountpoint)
+    runtime.write(RECORD)
+    (tmp_path / "run" / "0:98.json").mkdir()
+    assert runtime.all() == [RECORD]
+    assert runtime.find(RECORD.mountpoint) == RECORD
+    assert runtime.elsewhere() == []
+    assert files(tmp_path) == ["0:98.json", "0:99.json"]
+
+
 def test_a_mount_that_is_ending_takes_nothing_of_the_next_one_away(
     table: Table, tmp_path: Path
 ) -> None:
