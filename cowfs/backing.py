@@ -70,8 +70,7 @@ if TYPE_CHECKING:
 
     from cowfs.caller import Caller
     from cowfs.inodes import Node
-    from cowfs.inplace import InPlace
-    from cowfs.options import CloneMode
+    from cowfs.inplace import CloneMode, InPlace
     from cowfs.overlay import Overlay
     from cowfs.priming import Priming
     from cowfs.touching import Touching

@@ -211,9 +211,9 @@ def import_(
 @click.argument("mountpoint")
 def umount(lazy: bool, mountpoint: str) -> None:
     """Unmount the copy at MOUNTPOINT, and say what was kept and how to discard it."""
-    from cowfs import unmount
+    from cowfs import outcome, unmount
 
-    click.echo(report.printable(unmount.unmount(mountpoint, lazy=lazy)))
+    click.echo(report.printable(outcome.line(unmount.unmount(mountpoint, lazy=lazy))))
 
 
 @cowfs.command(short_help="Have this version serve the mounts of another one.")
@@ -431,10 +431,15 @@ def install(root: str, uninstall: bool) -> None:
     With it mount -t cowfs and fstab work. What is there already and is not its own is never
     overwritten; --uninstall takes away what it put there, and nothing that was changed since.
     """
+    from cowfs import commands
     from cowfs import install as installation
 
     had_units = installation.has_units(root)
-    done = installation.uninstall(root) if uninstall else installation.install(root)
+    done = (
+        installation.uninstall(root)
+        if uninstall
+        else installation.install(root, commands.table(PROGRAM, cowfs))
+    )
     for path in done.written:
         click.echo(report.printable(f"installed {path}"))
     for path in done.removed:

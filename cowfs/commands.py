@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import click
 
-from cowfs import cli
-
 
 class Option(NamedTuple):
     """flags: ("-l", "--lazy"). value: what its argument is called, empty when it has none."""
@@ -28,7 +26,8 @@ class Argument(NamedTuple):
 
 
 class Command(NamedTuple):
-    """text: paragraphs. ending: lines that stand below the options, such as exit codes."""
+    """text: paragraphs. ending: lines that stand below the options, such as exit codes. commands:
+    its subcommands, in the order in which --help lists them."""
 
     name: str
     summary: str
@@ -36,6 +35,7 @@ class Command(NamedTuple):
     options: list[Option]
     arguments: list[Argument]
     ending: list[str]
+    commands: list[Command]
 
     @property
     def usage(self) -> str:
@@ -44,23 +44,9 @@ class Command(NamedTuple):
         return " ".join([*words, *(argument.shown for argument in self.arguments)])
 
 
-def group() -> Command:
-    """`cowfs` itself: its text and options."""
-    return _command(_context())
-
-
-def commands() -> list[Command]:
-    """Every subcommand, in the order in which `cowfs --help` lists them."""
-    top = _context()
-    return [
-        _command(click.Context(command, info_name=name, parent=top))
-        for name, command in sorted(cli.cowfs.commands.items())
-        if not command.hidden
-    ]
-
-
-def _context() -> click.Context:
-    return click.Context(cli.cowfs, info_name=cli.PROGRAM, **cli.cowfs.context_settings)
+def table(program: str, command: click.Command) -> Command:
+    """A program of this name, with all its subcommands."""
+    return _command(click.Context(command, info_name=program, **command.context_settings))
 
 
 def _command(context: click.Context) -> Command:
@@ -72,6 +58,7 @@ def _command(context: click.Context) -> Command:
         elif isinstance(parameter, click.Argument):
             shown = " ".join(parameter.get_usage_pieces(context))
             arguments.append(Argument(parameter.name or "", shown, parameter.nargs != 1))
+    below = command.commands if isinstance(command, click.Group) else {}
     return Command(
         name=context.info_name or "",
         summary=command.get_short_help_str(1000),
@@ -79,6 +66,11 @@ def _command(context: click.Context) -> Command:
         options=options,
         arguments=arguments,
         ending=[line for line in (command.epilog or "").replace("\b", "").splitlines() if line],
+        commands=[
+            _command(click.Context(inner, info_name=name, parent=context))
+            for name, inner in sorted(below.items())
+            if not inner.hidden
+        ],
     )
 
 

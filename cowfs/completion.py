@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 
 from cowfs import options
-from cowfs.commands import Argument, Command, Option, commands, group
+from cowfs.commands import Argument, Command, Option
 
 # What stands for an argument, where it is not a path.
 _COPIES = "copies"
@@ -129,10 +129,10 @@ complete -c cowfs -f
 """
 
 
-def bash() -> str:
+def bash(top: Command) -> str:
     """A script for bash-completion."""
     values, words, arguments = [], [], []
-    for command in commands():
+    for command in top.commands:
         for option in command.options:
             if option.value:
                 pattern = "|".join(f"{command.name}:{flag}" for flag in option.flags)
@@ -144,9 +144,9 @@ def bash() -> str:
             for argument in command.arguments
             if (kind := _kind(command, argument)) is not None
         ]
-    names = [command.name for command in commands()]
-    top = [flag for option in group().options for flag in option.flags]
-    words.append(f"        '') word={shlex.quote(' '.join([*names, *top]))} ;;")
+    names = [command.name for command in top.commands]
+    own = [flag for option in top.options for flag in option.flags]
+    words.append(f"        '') word={shlex.quote(' '.join([*names, *own]))} ;;")
     words.append("        *) word= ;;")
     return _filled(
         _heading("bash") + _SHELL_FUNCTIONS + _BASH,
@@ -157,34 +157,34 @@ def bash() -> str:
     )
 
 
-def zsh() -> str:
+def zsh(top: Command) -> str:
     """A function for the directories that zsh's compinit reads."""
     arguments = []
-    for command in commands():
+    for command in top.commands:
         specs = [spec for option in command.options for spec in _zsh_option(option)]
         specs += [_zsh_argument(command, argument) for argument in command.arguments]
         lines = " \\\n".join(f"            {spec}" for spec in specs)
         arguments.append(f"        {command.name}) _arguments \\\n{lines} ;;")
     described = [
         shlex.quote(f"{command.name}:{command.summary}".replace("\\", "\\\\"))
-        for command in commands()
+        for command in top.commands
     ]
     return _filled(
         "#compdef cowfs\n" + _heading("zsh") + _SHELL_FUNCTIONS + _ZSH,
         options=" ".join(_zsh_mount_options()),
-        top=" ".join(spec for option in group().options for spec in _zsh_option(option)),
+        top=" ".join(spec for option in top.options for spec in _zsh_option(option)),
         commands=" ".join(described),
         arguments="\n".join(arguments),
     )
 
 
-def fish() -> str:
+def fish(top: Command) -> str:
     """A script for one of fish's directories of completions."""
-    top = "__fish_use_subcommand"
-    lines = [_fish_option(top, option) for option in group().options]
-    for command in commands():
+    first = "__fish_use_subcommand"
+    lines = [_fish_option(first, option) for option in top.options]
+    for command in top.commands:
         summary = _fish_quoted(command.summary)
-        lines.append(f"complete -c cowfs -n {top} -a {command.name} -d {summary}")
+        lines.append(f"complete -c cowfs -n {first} -a {command.name} -d {summary}")
         condition = f"'__cowfs_is {command.name}'"
         lines += [_fish_option(condition, option) for option in command.options]
         kinds = {_kind(command, argument) for argument in command.arguments}

@@ -16,6 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import translate
+from typing import Literal
+
+CloneMode = Literal["auto", "write", "open"]
+"""When a file of the template is cloned: what is known here when it is first opened and all others
+before the first write, each before the first write, or each when it is first opened."""
 
 # (program, offset in bytes, what stands there)
 HEADERS: tuple[tuple[str, int, bytes], ...] = (

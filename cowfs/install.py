@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cowfs import completion, manpages
+from cowfs.commands import Command
 from cowfs.errors import CowfsError, UsageError
 
 MANIFEST = "usr/lib/cowfs/installed.json"
@@ -58,13 +60,15 @@ class Done(NamedTuple):
     kept: list[str]
 
 
-def install(root: str) -> Done:
+def install(root: str, command: Command) -> Done:
     """Put everything below root, in place of what an earlier call has put there.
+
+    command: `cowfs`, whose man pages and completion are made.
 
     UsageError when something else is in a place that is needed, and then nothing is written.
     """
     top = _root(root)
-    files = _files(top)
+    files = _files(top, command)
     manifest = _read_manifest(top)
     for path in files:
         found = _found(top / path)
@@ -109,10 +113,8 @@ def has_units(root: str) -> bool:
 # --- what goes where ------------------------------------------------------------------------------
 
 
-def _files(root: Path) -> dict[str, File]:
+def _files(root: Path, command: Command) -> dict[str, File]:
     """Everything, by its place below the root."""
-    from cowfs import completion, manpages
-
     sbin = "sbin" if (root / "sbin").is_dir() and not (root / "sbin").is_symlink() else "usr/sbin"
     files: dict[str, File] = {}
     for name in ("mount", "umount"):
@@ -123,11 +125,11 @@ def _files(root: Path) -> dict[str, File]:
         files[f"{sbin}/{name}.fuse.cowfs"] = File(f"{name}.cowfs", is_link=True)
     for place, path in _unit_files(_data("systemd")):
         files[place] = File(_with_command(root, path))
-    for name, text in manpages.pages().items():
+    for name, text in manpages.pages(command).items():
         files[f"usr/share/man/man{name[-1]}/{name}"] = File(text)
-    files["usr/share/bash-completion/completions/cowfs"] = File(completion.bash())
-    files[f"{_zsh_directory(root)}/_cowfs"] = File(completion.zsh())
-    files["usr/share/fish/vendor_completions.d/cowfs.fish"] = File(completion.fish())
+    files["usr/share/bash-completion/completions/cowfs"] = File(completion.bash(command))
+    files[f"{_zsh_directory(root)}/_cowfs"] = File(completion.zsh(command))
+    files["usr/share/fish/vendor_completions.d/cowfs.fish"] = File(completion.fish(command))
     return files
 
 

@@ -14,7 +14,8 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from cowfs import __version__, commands, mounthelper, ondisk, options, umounthelper
+from cowfs import __version__, mounthelper, ondisk, options, umounthelper
+from cowfs.commands import Command, Option
 from cowfs.errors import EXIT_CODES
 from cowfs.helper import Option as Letter
 from cowfs.helper import synopsis
@@ -60,22 +61,21 @@ MARKS = {
 }
 
 
-def pages() -> dict[str, str]:
-    """Every page by its file name, such as "cowfs.1"."""
+def pages(top: Command) -> dict[str, str]:
+    """Every page by its file name, such as "cowfs.1". top: the command `cowfs`."""
     return {
-        "cowfs.1": _cowfs_1(),
+        "cowfs.1": _cowfs_1(top),
         "cowfs.5": _cowfs_5(),
         "mount.cowfs.8": _mount_cowfs_8(),
         "umount.cowfs.8": ".so man8/mount.cowfs.8\n",
     }
 
 
-def _cowfs_1() -> str:
+def _cowfs_1(top: Command) -> str:
     page = _Page("cowfs", 1)
-    top = commands.group()
     page.section("NAME").text("cowfs - instant copy-on-write copies of directories")
     page.section("SYNOPSIS")
-    for command in commands.commands():
+    for command in top.commands:
         page.call(f"cowfs {command.name}", command.usage)
     page.section("DESCRIPTION")
     for paragraph in top.text:
@@ -88,7 +88,7 @@ def _cowfs_1() -> str:
     for option in top.options:
         _option(page, option)
     page.section("COMMANDS")
-    for command in commands.commands():
+    for command in top.commands:
         page.subsection(f"cowfs {command.name} {command.usage}".rstrip())
         for paragraph in command.text:
             page.text(paragraph)
@@ -113,7 +113,7 @@ def _cowfs_1() -> str:
     return page.done()
 
 
-def _option(page: _Page, option: commands.Option) -> None:
+def _option(page: _Page, option: Option) -> None:
     page.item(" ".join([", ".join(option.flags), option.value]).rstrip(), option.help)
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from cowfs.errors import UsageError
+from cowfs.inplace import CloneMode
 from cowfs.syscalls import (
     MS_DIRSYNC,
     MS_LAZYTIME,
@@ -34,7 +35,6 @@ from cowfs.syscalls import (
     MS_SYNCHRONOUS,
 )
 
-CloneMode = Literal["auto", "write", "open"]
 PassthroughMode = Literal["auto", "on", "off"]
 Engine = Literal["auto", "fuse", "overlay"]
 

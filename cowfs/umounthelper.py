@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cowfs import helper, messages, report, unmount
+from cowfs import helper, messages, outcome, report, unmount
 from cowfs.errors import MountFailure
 from cowfs.helper import Option
 
@@ -42,14 +42,14 @@ def _run(arguments: Sequence[str]) -> int:
         helper.enter_namespace(namespaces[-1])
     lazy = call.has("l")
     try:
-        taken = unmount.take_away(mountpoint, lazy=lazy, force=call.has("f"))
+        taken = unmount.unmount(mountpoint, lazy=lazy, force=call.has("f"))
     except MountFailure as error:
         if not call.has("r") or not _made_read_only(mountpoint):
             raise
         messages.warn(PROGRAM, f"{error}; it is read-only now")
         return 0
     if call.has("v"):
-        print(report.printable(f"{PROGRAM}: {unmount.outcome_of(taken, lazy=lazy)}"))
+        print(report.printable(f"{PROGRAM}: {outcome.line(taken)}"))
     return 0
 
 

@@ -1,8 +1,7 @@
-"""`cowfs umount`: take a mount away, wait until its daemon has finished, and say what became of the
-copy.
+"""Take a mount away, and wait until its daemon has finished.
 
 Nothing here looks into the mount itself: its daemon may be dead or hang, and unmounting is the
-remedy for both.
+remedy for both. What became of the copy, `outcome.py` says.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cowfs import mountinfo, report
+from cowfs import mountinfo
 from cowfs.errors import CowfsError, MountFailure, SystemFailure, UsageError
 from cowfs.mountinfo import Mount
 from cowfs.processes import Process
@@ -34,28 +33,21 @@ _PAUSE = 0.02
 
 
 class Taken(NamedTuple):
-    """What was unmounted. elsewhere: where the same copy is mounted yet."""
+    """What was unmounted. record: None when its daemon had died. lazy: its last user may not have
+    gone yet. elsewhere: where the same copy is mounted yet."""
 
     mount: Mount
     record: Record | None
+    lazy: bool
     elsewhere: Place | None
 
 
-def unmount(mountpoint: str, *, lazy: bool) -> str:
-    """Unmount and return the line that says what was kept.
-
-    With lazy the mount leaves the tree at once and ends when its last user is gone; then nobody
-    waits. Raises UsageError (not ours, or no permission) or MountFailure (busy).
-    """
-    return outcome_of(take_away(mountpoint, lazy=lazy), lazy=lazy)
-
-
-def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
+def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Taken:
     """Unmount, wait until the daemon has put the copy away, and return what was mounted.
 
     force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
-    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind, a container). Raises as
-    unmount().
+    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind, a container). Raises
+    UsageError (not ours, or no permission) or MountFailure (busy).
     """
     mount = find(mountpoint)
     from cowfs import processes, runtime, syscalls
@@ -82,7 +74,7 @@ def take_away(mountpoint: str, *, lazy: bool, force: bool = False) -> Taken:
     finally:
         for fd in waiting:
             os.close(fd)
-    return Taken(mount, record, elsewhere)
+    return Taken(mount, record, lazy, elsewhere)
 
 
 def _unmount(mount: Mount, record: Record | None, flags: int) -> None:
@@ -133,7 +125,9 @@ def _settle(record: Record) -> None:
     """Nobody else does it, if the attendant was killed."""
     from cowfs.store import Store
 
-    with contextlib.suppress(CowfsError, FileNotFoundError):  # outcome() says what there is to say
+    with contextlib.suppress(
+        CowfsError, FileNotFoundError
+    ):  # whoever looks next says what there is to say
         store = Store.open(record.store)
         with contextlib.closing(store):
             store.settle(record.copy)
@@ -156,47 +150,6 @@ def find(mountpoint: str) -> Mount:
             f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with umount"
         )
     return mount
-
-
-def outcome_of(taken: Taken, *, lazy: bool) -> str:
-    """What take_away() has come to, in one line."""
-    mount, record, elsewhere = taken
-    if lazy:
-        return _detached(mount, record)
-    if elsewhere is not None:
-        return f"unmounted {mount.mountpoint}; the copy is still mounted {elsewhere}"
-    if record is None:
-        return (
-            f"unmounted {mount.mountpoint}; its daemon had died. A kept copy of it is listed by: "
-            "cowfs list"
-        )
-    return outcome(record)
-
-
-def outcome(record: Record) -> str:
-    """What became of the copy of a mount that has ended."""
-    from cowfs import copies
-    from cowfs.store import Store
-
-    name = record.copy
-    try:
-        with contextlib.closing(Store.open(record.store)) as store:
-            files, deleted = copies.changes(store, name)
-            size = copies.private_bytes(store, name)
-    except FileNotFoundError:
-        return f"discarded ephemeral copy {name}"
-    except (OSError, CowfsError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
-        return f"unmounted; what became of the copy {name} cannot be seen: {problem}"
-    if not record.persistent:
-        return f"ephemeral copy {name} is not discarded yet: the next mount or cowfs gc does that"
-    if not files and not deleted:
-        return f"kept copy {name} (no changed files); discard it with: cowfs rm {name}"
-    counts = report.count(files, "file")
-    if deleted:
-        counts += f", {report.count(deleted, 'deletion')}"
-    counts += f", {report.human_size(size)} private"
-    return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
 
 
 def holders(mount: Mount, proc: str = "/proc") -> Iterator[Process]:
@@ -259,15 +212,6 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     return MountFailure(
         f"{path} is busy, held by {names}: end what uses it, or detach it with: cowfs umount "
         f"--lazy {path}"
-    )
-
-
-def _detached(mount: Mount, record: Record | None) -> str:
-    if record is None:
-        return f"detached {mount.mountpoint}"
-    return (
-        f"detached {mount.mountpoint}; copy {record.copy} is released when its last open file is "
-        "closed"
     )
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import completion
-from cowfs.commands import commands
+from cowfs import cli, completion
+from cowfs.commands import table
 from integration import shells
+
+COWFS = table(cli.PROGRAM, cli.cowfs)
 
 #: Stand for the programs that completion asks, so that the answers are known.
 COPIES = r"""#!/bin/sh
@@ -52,7 +54,7 @@ def tab(request: pytest.FixtureRequest, tmp_path: Path, path: str) -> Callable[[
     """`tab(line)` types the line and Tab."""
     shell = request.param
     script = tmp_path / "_cowfs"
-    script.write_text(getattr(completion, shell)())
+    script.write_text(getattr(completion, shell)(COWFS))
     return lambda line: shells.complete(shell, script, line, path)
 
 
@@ -60,7 +62,7 @@ def tab(request: pytest.FixtureRequest, tmp_path: Path, path: str) -> Callable[[
 def fish(tmp_path: Path, path: str) -> Callable[[str], list[str]]:
     """`fish(line)` is what fish offers for the last word of the line."""
     script = tmp_path / "cowfs.fish"
-    script.write_text(completion.fish())
+    script.write_text(completion.fish(COWFS))
 
     def candidates(line: str) -> list[str]:
         done = subprocess.run(
@@ -106,7 +108,7 @@ def test_tab_completes_the_word(
 
 def test_tab_lists_every_command_and_option(tab: Callable[[str], shells.Completed]) -> None:
     shown = tab("cowfs ").shown.split()
-    for command in commands():
+    for command in COWFS.commands:
         assert command.name in shown
     shown = tab("cowfs import -").shown.split()
     for flag in ("--resume", "--verify", "--region", "--jobs", "--depth", "--json", "--help"):
@@ -138,8 +140,8 @@ def test_fish_offers_the_word(
 
 
 def test_fish_offers_every_command_and_option(fish: Callable[[str], list[str]]) -> None:
-    assert set(fish("cowfs ")) == {command.name for command in commands()}
-    for command in commands():
+    assert set(fish("cowfs ")) == {command.name for command in COWFS.commands}
+    for command in COWFS.commands:
         flags = {flag for option in command.options for flag in option.flags}
         assert {flag for flag in flags if flag.startswith("--")} <= set(
             fish(f"cowfs {command.name} --")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import processes, unmount
+from cowfs import outcome, processes, unmount
 from cowfs.errors import MountFailure
 from integration import kernel
 from integration.command import cowfs, one_error
@@ -104,7 +104,7 @@ def test_a_user_that_is_just_ending_is_waited_for(
             return True
 
         monkeypatch.setattr(unmount, "_is_ending", is_ending)
-        assert "kept copy killed" in unmount.unmount(str(mountpoint), lazy=False)
+        assert "kept copy killed" in outcome.line(unmount.unmount(str(mountpoint)))
         assert set(asked) == {process.pid}
 
 
@@ -126,4 +126,4 @@ def test_a_later_mount_with_the_same_device_number_is_another_one(
     later = place._replace(mount=place.mount._replace(mount_id=place.mount.mount_id + 1000))
     answers = [[place], [later]]
     monkeypatch.setattr(processes, "places", lambda _device: answers.pop(0))
-    assert "kept copy first" in unmount.unmount(str(mountpoint), lazy=False)
+    assert "kept copy first" in outcome.line(unmount.unmount(str(mountpoint)))

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent / "cowfs"
 #: Which modules make a room, from the top to the bottom. A new module is entered here.
 ROOMS = {
     "commands": "__main__ cli commands completion doctor engine helper install interrupts launch "
-    "manpages messages mounthelper overlaymount preflight privileges probes remount report scope "
-    "umounthelper unmount upgrade",
+    "manpages messages mounthelper outcome overlaymount preflight privileges probes remount report "
+    "scope umounthelper unmount upgrade",
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checklower checkrules checktemplate findings",
     "warm": "warm warmfiles",

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from cowfs import cli, install
+from cowfs.commands import table
 from cowfs.errors import UsageError
 
+COWFS = table(cli.PROGRAM, cli.cowfs)
 HELPERS = ("mount.cowfs", "umount.cowfs")
 
 
@@ -54,7 +56,7 @@ def everything(root: Path) -> dict[str, str]:
 
 
 def test_everything_goes_where_the_system_looks(root: Path, units: Path) -> None:
-    done = install.install(str(root))
+    done = install.install(str(root), COWFS)
     found = everything(root)
     assert sorted(done.written) == sorted(
         str(root / path) for path in found if path != install.MANIFEST
@@ -89,7 +91,7 @@ def test_everything_goes_where_the_system_looks(root: Path, units: Path) -> None
 
 @pytest.mark.parametrize("helper", HELPERS)
 def test_a_helper_runs_the_python_of_this_installation(root: Path, helper: str) -> None:
-    install.install(str(root))
+    install.install(str(root), COWFS)
     path = root / "usr/sbin" / helper
     assert f"python={shlex.quote(sys.executable)}\n" in path.read_text()
     done = subprocess.run([path], capture_output=True, text=True)
@@ -106,7 +108,7 @@ def test_a_python_that_is_hard_to_write_is_found(
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    install.install(str(root))
+    install.install(str(root), COWFS)
     command = [root / "usr/sbin/mount.cowfs", "a b", "c"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == ["-I", "-m", "cowfs.mounthelper", "a b", "c", ""]
@@ -116,7 +118,7 @@ def test_a_helper_whose_installation_is_gone_says_so(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    install.install(str(root))
+    install.install(str(root), COWFS)
     for helper in HELPERS:
         done = subprocess.run([root / "usr/sbin" / helper], capture_output=True, text=True)
         assert done.returncode == (2 if os.geteuid() == 0 else 1)
@@ -129,7 +131,7 @@ def test_what_is_within_the_root_is_named_as_from_there(
 ) -> None:
     monkeypatch.setattr(sys, "executable", f"{root}/opt/cowfs/bin/python")
     monkeypatch.setattr(sys, "argv", [f"{root}/opt/cowfs/bin/cowfs"])
-    install.install(str(root))
+    install.install(str(root), COWFS)
     found = everything(root)
     assert "python=/opt/cowfs/bin/python\n" in found["usr/sbin/mount.cowfs"]
     assert "=/opt/cowfs/bin/cowfs " in found["usr/lib/systemd/system/cowfs@.service"]
@@ -138,7 +140,7 @@ def test_what_is_within_the_root_is_named_as_from_there(
 def test_an_sbin_that_is_no_link_and_site_functions_are_used(root: Path) -> None:
     (root / "sbin").mkdir()
     (root / "usr/share/zsh/site-functions").mkdir(parents=True)
-    install.install(str(root))
+    install.install(str(root), COWFS)
     assert (root / "sbin/mount.cowfs").exists()
     assert not (root / "usr/sbin").exists()
     assert (root / "usr/share/zsh/site-functions/_cowfs").exists()
@@ -147,7 +149,7 @@ def test_an_sbin_that_is_no_link_and_site_functions_are_used(root: Path) -> None
 def test_uninstall_leaves_what_was_there_before(root: Path, units: Path) -> None:
     (root / "usr/sbin").mkdir(parents=True)
     (root / "usr/sbin/other").write_text("not ours")
-    install.install(str(root))
+    install.install(str(root), COWFS)
     done = install.uninstall(str(root))
     assert everything(root) == {"usr/sbin/other": "not ours"}
     assert sorted(path.name for path in root.rglob("*")) == ["other", "sbin", "usr"]
@@ -157,7 +159,7 @@ def test_uninstall_leaves_what_was_there_before(root: Path, units: Path) -> None
 
 
 def test_uninstall_keeps_what_somebody_has_changed_or_added(root: Path) -> None:
-    install.install(str(root))
+    install.install(str(root), COWFS)
     page, extra = root / "usr/share/man/man1/cowfs.1", root / "usr/share/man/man1/mine.1"
     page.write_text("changed")
     extra.write_text("added")
@@ -179,17 +181,17 @@ def test_what_is_not_its_own_is_never_overwritten(root: Path, what: str) -> None
         path.mkdir()
     before = everything(root)
     with pytest.raises(UsageError, match=r"cowfs\.5 is there and was not put there"):
-        install.install(str(root))
+        install.install(str(root), COWFS)
     assert everything(root) == before
 
 
 def test_installing_again_replaces_its_own_and_drops_what_it_has_no_more(
     root: Path, units: Path
 ) -> None:
-    install.install(str(root))
+    install.install(str(root), COWFS)
     (units / "cowfs@.service").write_text("[Service]\nExecStart=@cowfs@ other\n")
     (units / "srv-llama.mount").unlink()
-    done = install.install(str(root))
+    done = install.install(str(root), COWFS)
     assert done.removed == [str(root / "usr/share/doc/cowfs/examples/srv-llama.mount")]
     assert "other" in (root / "usr/lib/systemd/system/cowfs@.service").read_text()
     install.uninstall(str(root))
@@ -210,9 +212,9 @@ def test_what_was_interrupted_can_be_done_again_or_taken_away(
 
     monkeypatch.setattr(install, "_write", fail)
     with pytest.raises(Exception, match="No space left on device"):
-        install.install(str(root))
+        install.install(str(root), COWFS)
     monkeypatch.setattr(install, "_write", write)
-    install.install(str(root))
+    install.install(str(root), COWFS)
     manifest = json.loads((root / install.MANIFEST).read_text())
     assert set(manifest["files"]) == set(everything(root)) - {install.MANIFEST}
     install.uninstall(str(root))
@@ -243,7 +245,7 @@ def test_a_command_that_no_unit_can_name_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/opt/my apps/100%/cowfs"])
     with pytest.raises(UsageError, match="cannot name /opt/my apps"):
-        install.install(str(root))
+        install.install(str(root), COWFS)
     assert list(root.iterdir()) == []
 
 

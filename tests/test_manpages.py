@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import pytest
 
-from cowfs import errors, manpages, mounthelper, options, umounthelper
-from cowfs.commands import commands, group
+from cowfs import cli, errors, manpages, mounthelper, options, umounthelper
+from cowfs.commands import Command, table
+
+COWFS = table(cli.PROGRAM, cli.cowfs)
 
 
 def words(page: str) -> str:
     """A page without what is roff's: as somebody reads it, on one line."""
-    text = manpages.pages()[page]
+    text = manpages.pages(COWFS)[page]
     for written, meant in (("\\-", "-"), ("\\e", "\\"), ("\\(dq", '"'), ("\\&", "")):
         text = text.replace(written, meant)
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
-def test_every_command_with_its_options_and_exit_codes_is_described(command: object) -> None:
+@pytest.mark.parametrize("command", COWFS.commands, ids=lambda command: command.name)
+def test_every_command_with_its_options_and_exit_codes_is_described(command: Command) -> None:
     page = words("cowfs.1")
-    [found] = [one for one in commands() if one == command]
-    assert f'.SS "cowfs {found.name} {found.usage}".'.replace(' ".', '".').rstrip(".") in page
-    for paragraph in found.text:
+    assert f'.SS "cowfs {command.name} {command.usage}".'.replace(' ".', '".').rstrip(".") in page
+    for paragraph in command.text:
         assert paragraph in page
-    for option in found.options:
+    for option in command.options:
         assert ", ".join(option.flags) in page
         assert option.help in page
-    for line in found.ending[1:]:
+    for line in command.ending[1:]:
         assert line.split(maxsplit=1)[1] in page
 
 
 def test_the_options_of_the_command_itself_are_described() -> None:
-    assert {flag for option in group().options for flag in option.flags} == {
+    assert {flag for option in COWFS.options for flag in option.flags} == {
         *("-h", "--help", "--version")
     }
-    for option in group().options:
+    for option in COWFS.options:
         assert f'.B "{", ".join(option.flags)}" {option.help}' in words("cowfs.1")
 
 
@@ -62,6 +63,6 @@ def test_every_exit_code_is_described() -> None:
 
 def test_no_line_is_taken_for_a_command_of_roff() -> None:
     known = (".TH", ".SH", ".SS", ".PP", ".TP", ".B ", ".nf", ".fi", ".so")
-    for page in manpages.pages().values():
+    for page in manpages.pages(COWFS).values():
         for line in page.splitlines():
             assert line.startswith(known) or line[0] not in ".'", line

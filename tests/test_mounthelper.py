@@ -76,7 +76,7 @@ def test_every_failure_is_one_line_and_an_exit_code_of_mount(
         raise error
 
     monkeypatch.setattr(launch, "mount", fail)
-    monkeypatch.setattr(unmount, "take_away", fail)
+    monkeypatch.setattr(unmount, "unmount", fail)
     assert mounthelper.main(["/src", "/mnt"]) == umounthelper.main(["/mnt"]) == code
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["mount.cowfs", "umount.cowfs"]
