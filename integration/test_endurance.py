@@ -1,7 +1,7 @@
 """What a mount holds does not grow, however long it runs and however often its daemon is replaced.
 
-COWFS_ENDURANCE_SECONDS=3600 COWFS_ENDURANCE_KILLS=2000 pytest integration/test_endurance.py is the
-long run.
+The long run: COWFS_ENDURANCE_SECONDS=3600 COWFS_ENDURANCE_KILLS=2000, and pytest
+integration/test_endurance.py.
 """
 
 from __future__ import annotations

@@ -444,7 +444,12 @@ def test_source_in_a_copy_is_refused(mounts: MountCopy, model: Path) -> None:
 
 def _mount_with(change: str, model: Path, mountpoint: Path) -> Result:
     """`cowfs mount` on a kernel that is said to be otherwise."""
-    code = f"import sys; from cowfs import cli, engine, overlayfs\n{change}\nsys.exit(cli.main())"
+    code = (
+        "import sys; from cowfs import cli, engine\n"
+        "from cowfs import overlayfs\n"
+        f"{change}\n"
+        "sys.exit(cli.main())"
+    )  # fmt: skip
     return run(sys.executable, "-I", "-c", code, "mount", model, mountpoint, check=False)
 
 
@@ -479,7 +484,11 @@ def test_overlayfs_that_was_asked_for_and_refused_is_an_error(
     mounts: MountCopy, model: Path
 ) -> None:
     mountpoint = mounts.mountpoint()
-    code = f"import sys; from cowfs import cli, overlayfs\n{_NO_OVERLAYFS}\nsys.exit(cli.main())"
+    code = (
+        "import sys; from cowfs import cli, overlayfs\n"
+        f"{_NO_OVERLAYFS}\n"
+        "sys.exit(cli.main())"
+    )  # fmt: skip
     command = (sys.executable, "-I", "-c", code, "mount", "-o", OVERLAY, model, mountpoint)
     result = run(*command, check=False)
     assert result.returncode == 32
