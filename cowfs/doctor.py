@@ -308,9 +308,9 @@ def _libfuse() -> str:
 
 
 def _channel() -> str:
-    from cowfs.channel import _channel
+    from cowfs import channel  # noqa: F401 -- it brings the extension module in
 
-    return os.path.basename(_channel.__file__)
+    return os.path.basename(_mapped("_channel"))
 
 
 def _liburing() -> str:
