@@ -1,6 +1,6 @@
 """What `cowfs check` has to say: findings, and what they come to.
 
-Pure data. Where findings come from is in check.py and below it, how they look on a terminal in the
+Pure data. Where they come from is in check.py and below it, how they look on a terminal in the
 command line.
 """
 
