@@ -608,11 +608,10 @@ def _refusal(held: dict[str, int]) -> str | None:
     """Why this version cannot take over from the one that serves; None when it can."""
     try:
         Place.from_fd(held[PLACE])
-        _read_order(held)
-        check_ledger(held[LEDGER])
+        options = _read_order(held).options
+        check_ledger(held[LEDGER], options.passthrough != "off")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = "its ledger has another layout" if isinstance(error, OSError) else str(error)
-        return f"cowfs {__version__} cannot take over from the version that serves: {why}"
+        return f"cowfs {__version__} cannot take over from the version that serves: {error}"
     return None
 
 

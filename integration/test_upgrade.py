@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,65 @@ def test_a_version_that_cannot_take_over_leaves_the_last_one_serving(
     assert mount_copy.record(root)["version"] == before["version"]
     upgrade_to_itself = cowfs("upgrade", root)
     assert f"is served by cowfs {before['version']}" in upgrade_to_itself.stdout
+
+
+WRITEBACK_CACHE = 1 << 16
+
+
+class Agreement:
+    """What the ledger of a mount says that was agreed on at INIT, a struct wire_init_out."""
+
+    _AT = 136  # see channel/ledger.c
+    FLAGS, MAX_PAGES = (12, "<I"), (28, "<H")
+
+    def __init__(self, keeper: int) -> None:
+        held = Path(f"/proc/{keeper}/fd").iterdir()
+        (self._ledger,) = [fd for fd in held if os.readlink(fd).startswith("/memfd:cowfs-ledger")]
+        assert self.read((0, "<I")) == 7  # of FUSE
+
+    def read(self, field: tuple[int, str]) -> int:
+        with self._ledger.open("rb") as file:
+            data = os.pread(file.fileno(), struct.calcsize(field[1]), self._AT + field[0])
+        return int(struct.unpack(field[1], data)[0])
+
+    def pretend(self, field: tuple[int, str], value: int) -> None:
+        with self._ledger.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), struct.pack(field[1], value), self._AT + field[0])
+
+
+def test_what_was_agreed_on_with_the_kernel_and_is_not_known_is_refused(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy(model)
+    before = mount_copy.record(root)
+    agreement = Agreement(before["keeper_pid"])
+    flags = agreement.read(Agreement.FLAGS)
+    agreement.pretend(Agreement.FLAGS, flags | WRITEBACK_CACHE)
+    refused = cowfs("upgrade", root, check=False)
+    assert refused.returncode == 32
+    version = before["version"]
+    assert one_error(refused) == (
+        f"cowfs: {root} is not upgraded: cowfs {version} cannot take over from the version that "
+        "serves: it has agreed with the kernel on what this one does not do (INIT flags 0x10000); "
+        f"cowfs {version} serves it as before"
+    )
+    assert mount_copy.record(root) == before
+    agreement.pretend(Agreement.FLAGS, flags)
+    cowfs("upgrade", root)
+    assert mount_copy.record(root)["daemon_pid"] != before["daemon_pid"]
+
+
+def test_larger_reads_than_this_version_agrees_on_are_served_as_agreed(
+    mount_copy: MountCopy, model: Path
+) -> None:
+    root = mount_copy(model)
+    before = mount_copy.record(root)
+    agreement = Agreement(before["keeper_pid"])
+    agreement.pretend(Agreement.MAX_PAGES, 4 * agreement.read(Agreement.MAX_PAGES))
+    cowfs("upgrade", root)
+    assert mount_copy.record(root)["daemon_pid"] != before["daemon_pid"]
+    for path in (file for file in model.rglob("*") if file.is_file()):
+        assert (root / path.relative_to(model)).read_bytes() == path.read_bytes()
 
 
 def test_upgrade_of_what_is_no_mount(mount_plain: MountCopy, model: Path, tmp_path: Path) -> None:

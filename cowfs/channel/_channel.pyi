@@ -306,9 +306,11 @@ class Channel:
         kernel ends the connection when nobody else holds its descriptor. May be called twice.
         """
 
-def check_ledger(fd: int) -> None:
-    """Whether this version can take over such a ledger. OSError: EPROTO for another layout, EINVAL
-    for what is none."""
+def check_ledger(fd: int, passthrough: bool, /) -> None:
+    """Look at the ledger of a mount that another version serves, with passthrough if it may.
+
+    ValueError says why this version cannot go on with it: the layout, or what was agreed on with
+    the kernel. OSError."""
 
 def lost_privileges(mode: int, in_group: bool) -> int:
     """Which of S_ISUID and S_ISGID a change of data or owner takes from a file of that mode.

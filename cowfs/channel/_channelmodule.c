@@ -744,12 +744,23 @@ static PyObject *Channel_oldest(PyObject *self, PyObject *unused)
 
 static PyObject *check_ledger(PyObject *module, PyObject *args)
 {
-	int fd;
+	char why[AGREEMENT_WHY] = "its ledger has another layout";
+	struct ledger_init init;
+	int fd, passthrough, err;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "i:check_ledger", &fd))
+	if (!PyArg_ParseTuple(args, "ip:check_ledger", &fd, &passthrough))
 		return NULL;
-	return none_or_error(ledger_check(fd));
+	err = ledger_check(fd);
+	if (!err)
+		err = ledger_peek_init(fd, &init);
+	if (!err && !agreement_can_be_served(&init, passthrough, why))
+		err = -EPROTO;
+	if (err == -EPROTO || err == -EINVAL) {
+		PyErr_SetString(PyExc_ValueError, why);
+		return NULL;
+	}
+	return none_or_error(err);
 }
 
 static PyObject *lost_privileges_of(PyObject *module, PyObject *args)

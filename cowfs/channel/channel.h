@@ -8,7 +8,7 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, holders.c,
+ * handshake.c brings it up, channel.c makes, closes and frees it. agreement.c, ahead.c, nodes.c, holders.c,
  * ledger.c, pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
@@ -28,6 +28,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "agreement.h"
 #include "ahead.h"
 #include "counters.h"
 #include "ledger.h"
@@ -78,6 +79,8 @@ struct channel {
 	bool passthrough;      /* set by channel_start() before any thread runs */
 	bool resends;	       /* the same: whether another channel could go on with the connection */
 	uint8_t setxattr_head; /* the same: bytes before the name in a SETXATTR */
+	size_t max_read;       /* the same: bytes that one READ may ask for, or more */
+	size_t max_write;      /* the same: bytes that one WRITE may bring, or more */
 	uint64_t root_ino;     /* never changes; the inode number shown for node id 1 */
 
 	int dev_fd;    /* the kernel; set by mount or adopt, before any thread runs */
@@ -110,7 +113,7 @@ struct request {
 	uint8_t *body;
 	uint32_t body_len;
 	bool resent;	  /* an earlier daemon has read it, and may have done what it asks for */
-	uint8_t *scratch; /* WIRE_MAX_DATA bytes; may overlap the payload of a WRITE, no more */
+	uint8_t *scratch; /* max_read bytes; may overlap the payload of a WRITE, no more */
 };
 
 /* The number of a request, whether it comes for the first time or again. */
@@ -145,13 +148,9 @@ int channel_start(struct channel *ch);
 /* Go on with a connection that another daemon has started: INIT with libfuse alone, the open files of
  * the ledger, and the kernel is asked for every request that had no answer. Takes dev_fd over;
  * volume_fd is of the volume, and one open file description for every daemon of this mount. How many open
- * files are lost, or -errno: -EPROTO when this version would have agreed on something else at INIT, -EINVAL
+ * files are lost, or -errno: -EPROTO when this version cannot serve what was agreed on at INIT, -EINVAL
  * when the kernel cannot send again. */
 int channel_resume(struct channel *ch, int dev_fd, int volume_fd);
-
-/* How many pages make up WIRE_MAX_DATA. The kernel counts in its own, and makes READs as large as so many
- * of them, whatever max_write says; on some machines a page has 64 KiB. */
-uint16_t channel_max_pages(long page_size);
 
 /* ---- serve.c ------------------------------------------------------------------------------------- */
 

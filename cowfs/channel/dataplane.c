@@ -26,7 +26,7 @@
 static void answer_read(struct channel *ch, const struct request *rq, struct backing *b)
 {
 	TAKE(fuse_read_in, in);
-	size_t want = in.size < WIRE_MAX_DATA ? in.size : WIRE_MAX_DATA;
+	size_t want = in.size < ch->max_read ? in.size : ch->max_read;
 	size_t got = 0;
 	bool follows;
 	int err = 0;

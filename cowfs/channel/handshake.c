@@ -1,8 +1,8 @@
 /*
  * handshake.c - mount(2), and INIT with both sides
  *
- * Knows what the channel asks the kernel for, and what libfuse may know of it. Each side gets an
- * INIT of its own: the kernel is answered by the channel, because libfuse 3.14 has never heard of
+ * Knows what libfuse may know; what the kernel is asked for agreement.c says. Each side gets an INIT
+ * of its own: the kernel is answered by the channel, because libfuse 3.14 has never heard of
  * passthrough; libfuse is sent an INIT that says protocol 7.13 and has the 16-byte body, because
  * from 7.14 on it would splice from its descriptor, which a SEQPACKET socket refuses. Request
  * layouts are the same in both.
@@ -26,19 +26,6 @@
 #define INIT_TIMEOUT_MS 10000
 
 #define READ_AHEAD_KB "1024"
-#define MAX_READAHEAD (1024u * 1024u)
-
-/*
- * Asked of the kernel, as far as it offers them. Left out with reason:
- * WRITEBACK_CACHE (switches passthrough off), AUTO_INVAL_DATA (the backing files change only
- * through us), READDIRPLUS_AUTO (pyfuse3 has no plain readdir), EXPORT_SUPPORT (node ids mean
- * nothing after a remount), SECURITY_CTX (it changes layouts that libfuse reads).
- */
-static const uint64_t wanted =
-	FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK |
-	FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES |
-	FUSE_CACHE_SYMLINKS | FUSE_NO_OPENDIR_SUPPORT | FUSE_HANDLE_KILLPRIV_V2 | FUSE_ASYNC_DIO |
-	FUSE_SETXATTR_EXT | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_ALLOW_IDMAP | FUSE_INIT_EXT;
 
 /* What libfuse is told that the kernel offers: what it needs for pyfuse3, and nothing that would
  * make it change a layout, a buffer size or a file descriptor. */
@@ -160,51 +147,20 @@ static int read_init(struct channel *ch, struct init_request *init)
 	return 0;
 }
 
-static uint64_t offers(const struct wire_init_in_ext *in)
+static size_t larger(size_t a, size_t b)
 {
-	uint64_t flags = in->base.flags;
-
-	return flags & FUSE_INIT_EXT ? flags | (uint64_t)in->flags2 << 32 : flags;
-}
-
-uint16_t channel_max_pages(long page_size)
-{
-	return page_size < (long)WIRE_MAX_DATA ? (uint16_t)((long)WIRE_MAX_DATA / page_size) : 1;
-}
-
-/* What this channel agrees on, given what the kernel offers. */
-static struct wire_init_out agree(const struct channel *ch, const struct wire_init_in_ext *in)
-{
-	uint64_t offered = offers(in);
-	uint64_t agreed;
-	struct wire_init_out out = {
-		.major = FUSE_KERNEL_VERSION,
-		.minor = in->base.minor < WIRE_MINOR ? in->base.minor : WIRE_MINOR,
-		.max_readahead = MAX_READAHEAD,
-		.max_background = 64,
-		.congestion_threshold = 48,
-		.max_write = WIRE_MAX_DATA,
-		.time_gran = 1,
-		.max_pages = channel_max_pages(sysconf(_SC_PAGESIZE)),
-	};
-
-	agreed = offered & wanted;
-	if (ch->want_passthrough && (offered & FUSE_PASSTHROUGH) && (agreed & FUSE_INIT_EXT)) {
-		agreed |= FUSE_PASSTHROUGH;
-		out.max_stack_depth = 1; /* 0 would silently switch passthrough off */
-	}
-	out.flags = (uint32_t)agreed;
-	out.flags2 = (uint32_t)(agreed >> 32);
-	return out;
+	return a > b ? a : b;
 }
 
 static void note_agreement(struct channel *ch, const struct wire_init_in_ext *in,
 			   const struct wire_init_out *out)
 {
-	uint64_t agreed = out->flags | (uint64_t)out->flags2 << 32;
+	uint64_t agreed = agreement_flags(out);
 
 	ch->passthrough = agreed & FUSE_PASSTHROUGH;
-	ch->resends = offers(in) & FUSE_HAS_RESEND;
+	ch->resends = agreement_offered(in) & FUSE_HAS_RESEND;
+	ch->max_read = larger(WIRE_MAX_DATA, (size_t)agreement_max_read(out));
+	ch->max_write = larger(WIRE_MAX_DATA, out->max_write);
 	ch->setxattr_head = agreed & FUSE_SETXATTR_EXT ? sizeof(struct fuse_setxattr_in)
 						       : FUSE_COMPAT_SETXATTR_IN_SIZE;
 }
@@ -219,7 +175,7 @@ static int replay_init(struct channel *ch, const struct ledger_init *init)
 		.head = init->head,
 		.in = {.major = FUSE_KERNEL_VERSION,
 		       .minor = 13,
-		       .max_readahead = MAX_READAHEAD,
+		       .max_readahead = init->out.max_readahead,
 		       .flags = told},
 	};
 	struct pending p = {
@@ -261,7 +217,7 @@ int channel_start(struct channel *ch)
 	}
 	init.head = request.head;
 	init.in = request.in;
-	init.out = agree(ch, &request.in);
+	init.out = agreement_make(&request.in, ch->want_passthrough);
 	note_agreement(ch, &init.in, &init.out);
 	ledger_set_init(ch->ledger, &init);
 	err = kernel_answer(ch, init.head.unique, 0, &init.out, sizeof(init.out));
@@ -277,7 +233,7 @@ int channel_start(struct channel *ch)
 int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
 {
 	const struct ledger_init *init = ledger_init(ch->ledger);
-	struct wire_init_out out;
+	char why[AGREEMENT_WHY];
 	int lost, err;
 
 	if (ch->dev_fd >= 0 || !init) {
@@ -285,15 +241,9 @@ int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
 		return init ? -EBUSY : -ENOTCONN;
 	}
 	channel_adopt(ch, dev_fd);
-	out = agree(ch, &init->in);
-	/* A version that knew nothing of idmapped mounts did without: so does this connection. */
-	if (!(init->out.flags2 & FUSE_ALLOW_IDMAP >> 32))
-		out.flags2 &= ~(uint32_t)(FUSE_ALLOW_IDMAP >> 32);
-	/* What was agreed holds as long as the connection: nobody may go on with it who thinks that
-	 * something else was. */
-	if (memcmp(&out, &init->out, sizeof(out)))
+	if (!agreement_can_be_served(init, ch->want_passthrough, why))
 		return -EPROTO;
-	note_agreement(ch, &init->in, &out);
+	note_agreement(ch, &init->in, &init->out);
 	err = replay_init(ch, init);
 	if (err)
 		return err;

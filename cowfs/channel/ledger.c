@@ -134,6 +134,20 @@ int ledger_check(int fd)
 	return st.st_size == (off_t)LEDGER_SIZE ? 0 : -EPROTO;
 }
 
+int ledger_peek_init(int fd, struct ledger_init *init)
+{
+	uint32_t has_init = 0;
+	ssize_t n = pread(fd, &has_init, sizeof(has_init), offsetof(struct ledger_header, has_init));
+
+	if (n == sizeof(has_init) && !has_init)
+		return -ENOTCONN;
+	if (n == sizeof(has_init))
+		n = pread(fd, init, sizeof(*init), offsetof(struct ledger_header, init));
+	if (n < 0)
+		return -errno;
+	return n == sizeof(*init) ? 0 : -EIO;
+}
+
 static void undo(struct ledger *l)
 {
 	struct undo *u = &l->header->undo;

@@ -90,6 +90,10 @@ void ledger_free(struct ledger *l);
 /* The same look without opening: 0, -EPROTO, -EINVAL or another -errno. fd stays the caller's. */
 int ledger_check(int fd);
 
+/* What was agreed at INIT, of a ledger that has passed this look. 0, -ENOTCONN before it was, or another
+ * -errno. fd stays the caller's. */
+int ledger_peek_init(int fd, struct ledger_init *init);
+
 struct counters *ledger_counters(struct ledger *l);
 
 /* What was agreed at INIT, or NULL before it was. */

@@ -47,8 +47,7 @@
  * stands before it. */
 #define DATA_OFFSET 4096
 #define REQUEST_OFFSET (DATA_OFFSET - WIRE_WRITE_PREFIX)
-#define BUFFER_SIZE (DATA_OFFSET + WIRE_MAX_DATA + 4096)
-#define REQUEST_MAX (BUFFER_SIZE - REQUEST_OFFSET)
+#define DATA_END 4096 /* behind the payload */
 
 /* A request under which so many daemons have ended is taken for the reason, and answered with EIO. More
  * than ends by chance, or by somebody's will, while one request is under way. */
@@ -524,6 +523,19 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 
 static void *worker_main(void *arg);
 
+/* What a request may bring. The kernel wants room for its largest WRITE before it gives us any. */
+static size_t request_size(const struct channel *ch)
+{
+	return DATA_OFFSET + ch->max_write + DATA_END;
+}
+
+static size_t buffer_size(const struct channel *ch)
+{
+	size_t largest = ch->max_read > ch->max_write ? ch->max_read : ch->max_write;
+
+	return DATA_OFFSET + largest + DATA_END;
+}
+
 /* Called with the lock. */
 static void join_finished(struct worker_pool *pool)
 {
@@ -541,7 +553,7 @@ static void join_finished(struct worker_pool *pool)
  * with no payload but that of a name or an attribute, and holds less memory. */
 static void touch_pages(const struct channel *ch, uint8_t *buffer)
 {
-	memset(buffer, 0, ch->passthrough ? DATA_OFFSET + RELAY_MAX : BUFFER_SIZE);
+	memset(buffer, 0, ch->passthrough ? DATA_OFFSET + RELAY_MAX : request_size(ch));
 }
 
 /* Called with the lock. 0 or -errno. */
@@ -557,7 +569,7 @@ static int spawn(struct channel *ch)
 		return -ENOMEM;
 	w->ch = ch;
 	w->idle = true;
-	w->buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+	w->buffer = mmap(NULL, buffer_size(ch), PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (w->buffer == MAP_FAILED) {
 		free(w);
@@ -574,7 +586,7 @@ static int spawn(struct channel *ch)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attr);
 	if (err) {
-		munmap(w->buffer, BUFFER_SIZE);
+		munmap(w->buffer, buffer_size(ch));
 		free(w);
 		return -err;
 	}
@@ -621,7 +633,7 @@ static void finish(struct worker *w)
 	struct worker_pool *pool = &w->ch->pool;
 	struct worker **link = &pool->running;
 
-	munmap(w->buffer, BUFFER_SIZE);
+	munmap(w->buffer, buffer_size(w->ch));
 	pthread_mutex_lock(&pool->lock);
 	while (*link != w)
 		link = &(*link)->next;
@@ -641,9 +653,10 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 	struct channel *ch = w->ch;
 	uint8_t *request = w->buffer + REQUEST_OFFSET;
+	size_t room = request_size(ch) - REQUEST_OFFSET;
 
 	while (!atomic_load(&ch->pool.stopping)) {
-		ssize_t n = read(ch->dev_fd, request, REQUEST_MAX);
+		ssize_t n = read(ch->dev_fd, request, room);
 
 		/* ENOENT: the caller gave up while its request was being copied to us */
 		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))

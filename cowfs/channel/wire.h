@@ -17,7 +17,7 @@
 /* The newest protocol whose every request the channel knows how to answer. */
 #define WIRE_MINOR 45
 
-/* Largest payload of one READ or WRITE (max_write, and as many pages as that is). */
+/* Largest payload of one READ or WRITE that is agreed on (max_write, and as many pages as that is). */
 #define WIRE_MAX_DATA (1024u * 1024u)
 
 /* Header and fixed part that stand before the payload of a WRITE. */

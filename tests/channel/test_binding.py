@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel
+from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel, check_ledger
 
 
 @pytest.fixture
@@ -180,3 +180,14 @@ def test_an_object_that_goes_away_closes_everything() -> None:
     channel.attach(5, null(), SHARED, CACHED, False)
     del channel
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_ledger_is_judged_in_words(channel: Channel) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        check_ledger(channel.ledger_fd, True)  # nothing was agreed on with a kernel yet
+    nonsense = os.memfd_create("nonsense")
+    with pytest.raises(ValueError, match="its ledger has another layout"):
+        check_ledger(nonsense, True)
+    os.close(nonsense)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        check_ledger(-1, True)

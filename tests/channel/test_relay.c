@@ -46,17 +46,17 @@ static void init_asks_the_kernel_for_passthrough(void)
 	CHECK((flags & must) == must && !(flags & never));
 	CHECK(out.max_stack_depth == 1 && out.request_timeout == 0);
 	CHECK(out.max_write == 1 << 20 && out.time_gran == 1);
-	CHECK(out.max_pages == channel_max_pages(sysconf(_SC_PAGESIZE)));
+	CHECK(out.max_pages == agreement_max_pages(sysconf(_SC_PAGESIZE)));
 	CHECK(p.ch->passthrough);
 	peer_stop(&p);
 }
 
 static void a_read_is_as_large_as_a_write_whatever_a_page_is(void)
 {
-	CHECK(channel_max_pages(4096) == 256);
-	CHECK(channel_max_pages(65536) == 16);
-	CHECK(channel_max_pages(1 << 20) == 1);
-	CHECK(channel_max_pages(1 << 24) == 1);
+	CHECK(agreement_max_pages(4096) == 256);
+	CHECK(agreement_max_pages(65536) == 16);
+	CHECK(agreement_max_pages(1 << 20) == 1);
+	CHECK(agreement_max_pages(1 << 24) == 1);
 }
 
 static void init_takes_only_what_an_older_kernel_offers(void)
