@@ -246,15 +246,11 @@ class _Mount:
         except OSError as error:
             raise _mount_failure(config.mountpoint, error) from None
         try:
-            self._place.mounted()
+            self._device = self._place.mounted()
             channel.start()
             if options.passthrough == "on":
                 self._require_passthrough()
             self._replaceable = channel.resends and os.environ.get(RESEND_VARIABLE) != "off"
-            mounted = mountinfo.mounted_at(config.mountpoint)
-            if mounted is None:
-                raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
-            self._device = mounted.device
             runtime.claim(self._device)
             self._start_libfuse()
             self._entrust()

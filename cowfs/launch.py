@@ -389,14 +389,15 @@ class _Launch:
         from cowfs import runtime, syscalls
         from cowfs.mountpoint import Mountpoint
 
-        record = runtime.find(self.mountpoint)
-        if record is not None and record.copy != self.name:
-            return  # somebody else was quicker
         now = mountinfo.mounted_at(self.mountpoint)
         before = self.mounted_before
-        if now is not None and now.is_cowfs and (before is None or now.mount_id != before.mount_id):
-            with contextlib.suppress(OSError):
-                Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
+        if now is None or not now.is_cowfs or (before and now.mount_id == before.mount_id):
+            return
+        record = runtime.of(now)
+        if record is not None and record.copy != self.name:
+            return  # somebody else was quicker
+        with contextlib.suppress(OSError):
+            Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""

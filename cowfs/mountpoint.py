@@ -56,9 +56,20 @@ class Mountpoint:
         """Of our mount, and of no later one (`statx_unique_mount_id`); -1 before there is one."""
         return self._mount_id
 
-    def mounted(self) -> None:
-        """Something was mounted there just now, and is ours."""
-        self._mount_id = self._top()
+    def mounted(self) -> str:
+        """Something was mounted there just now, and is ours; its device, "major:minor".
+
+        OSError: ESTALE when it is not there any more.
+        """
+        fd = self._open()
+        try:
+            mount_id = syscalls.statx_unique_mount_id(fd)
+            if mount_id == syscalls.statx_unique_mount_id(self._parent_fd):
+                raise OSError(errno.ESTALE, "the mount vanished as it was made")
+            self._mount_id = mount_id
+            return syscalls.statx_identity(ondisk.proc_path(fd))[0]
+        finally:
+            os.close(fd)
 
     def found(self, mount_id: int) -> None:
         """This mount is ours, made by another process."""
@@ -84,5 +95,5 @@ class Mountpoint:
             os.close(fd)
 
     def _open(self) -> int:
-        # Opening with O_PATH, and statx for the mount's id alone, ask nothing of a FUSE server.
+        # Opening with O_PATH, and statx for ids and device alone, ask nothing of a FUSE server.
         return os.open(self._name, _ENTRY, dir_fd=self._parent_fd)

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cowfs import __version__, attendant, lowers, mountinfo, overlayfs, runtime, syscalls
+from cowfs import __version__, attendant, lowers, overlayfs, runtime, syscalls
 from cowfs.errors import CowfsError, MountFailure
 from cowfs.keeper import LOCK, ORDER
 from cowfs.mountpoint import Mountpoint
@@ -81,12 +81,9 @@ def _mount(store: Store, copy: Copy, config: Config) -> OverlayMount:
     finally:
         os.close(copy_fd)
     try:
-        place.mounted()
+        device = place.mounted()
         watch = _watch(place.path)
-        mounted = mountinfo.mounted_at(config.mountpoint)
-        if mounted is None:
-            raise MountFailure(f"{config.mountpoint}: the mount vanished as it was made")
-        record = _record(copy, config, mounted.device)
+        record = _record(copy, config, device)
         order = attendant.write_order(place.mount_id, asdict(record))
     except BaseException:
         with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> 
         raise MountFailure(f"{mountpoint} is not a mounted copy: there is nothing to remount")
     if mount.source not in (source, os.path.realpath(source)):
         raise MountFailure(f"{mountpoint} is a copy of {mount.source}, not of {source}")
-    record = runtime.find(path)
+    record = runtime.of(mount)
     if record is None:
         raise MountFailure(
             f"the daemon of {mountpoint} has died: unmount it with umount, and mount it again"

@@ -9,9 +9,14 @@ A daemon writes its record when its mount answers and removes it at the end. A k
 behind: whoever reads the records drops those that are not true any more. Nothing here touches a
 mount itself, which may hang; what is mounted is read from the mount table.
 
-A device number is free as soon as its mount is gone, and the next mount may write its record before
-the last one's daemon, or a reader, removes the old one: so both look again under a lock (flock of
-the directory).
+A record is of a filesystem, and the device number names that: each of its mounts (mount --bind,
+another namespace) has the same, and the same record. The unique id of a mount (statx(2)) would name
+one of them, which may be gone while the others are served on; so a record has none.
+
+A device number is free as soon as its filesystem is gone, and the next one may write its record
+before the last one's daemon, or a reader, removes the old one: so both look again under a lock
+(flock of the directory). Whoever has made a mount takes the number for itself before it answers
+(`claim`): nothing that is found by it later is of the one before.
 """
 
 from __future__ import annotations
@@ -130,12 +135,8 @@ def control_path(device: str) -> str:
     return os.path.join(RUN_DIR, device + _SOCKET)
 
 
-def find(mountpoint: str) -> Record | None:
-    """The record of the topmost mount at this canonical path."""
-    mounts = mountinfo.read()
-    mount = mountinfo.mounted_at(mountpoint, mounts)
-    if mount is None:
-        return None
+def of(mount: Mount) -> Record | None:
+    """The record of a mount in the table."""
     return next((record for record in all() if record.device == mount.device), None)
 
 

@@ -52,12 +52,17 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Take
     mount = find(mountpoint)
     from cowfs import processes, runtime, syscalls
 
-    record = runtime.find(mount.mountpoint)
+    record = runtime.of(mount)
     waiting = [] if record is None else _pidfds(record)
     flags = syscalls.MNT_DETACH if lazy else 0
     flags |= syscalls.MNT_FORCE if force else 0
-    # The device number is free as soon as the mount is gone: what has it later is another mount.
-    before = {place.key for place in processes.places(mount.device)}
+    # Device number and mount id are free as soon as the mount is gone, and what has both of them
+    # later is another one. So ours is not among those that are looked for.
+    before = {
+        place.key
+        for place in processes.places(mount.device)
+        if place.process is not None or place.mount.mount_id != mount.mount_id
+    }
     elsewhere = None
     try:
         try:

@@ -31,7 +31,7 @@ def records(mountpoint: str | None) -> list[Record]:
         return runtime.all()
     from cowfs import unmount
 
-    record = runtime.find(unmount.find(mountpoint).mountpoint)
+    record = runtime.of(unmount.find(mountpoint))
     if record is None:
         raise UsageError(
             f"no daemon serves {mountpoint} any more: unmount it with cowfs umount, and mount it "

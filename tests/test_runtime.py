@@ -57,6 +57,12 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Table:
     return table
 
 
+def found(mountpoint: str) -> Record | None:
+    """The record of the topmost mount there."""
+    mount = mountinfo.mounted_at(mountpoint)
+    return None if mount is None else runtime.of(mount)
+
+
 def files(tmp_path: Path) -> list[str]:
     return sorted(os.listdir(tmp_path / "run"))
 
@@ -65,8 +71,8 @@ def test_record_is_found_by_the_path_of_its_mount(table: Table, tmp_path: Path) 
     table.mount("0:99", "/mnt/a")
     runtime.write(RECORD)
     assert runtime.all() == [RECORD]
-    assert runtime.find("/mnt/a") == RECORD
-    assert runtime.find("/mnt/b") is None
+    assert found("/mnt/a") == RECORD
+    assert found("/mnt/b") is None
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "run" / "0:99.json").stat().st_mode) == 0o600
     runtime.remove("0:99")
@@ -75,17 +81,27 @@ def test_record_is_found_by_the_path_of_its_mount(table: Table, tmp_path: Path) 
     assert files(tmp_path) == []
 
 
+def test_all_mounts_of_a_copy_have_the_one_record(table: Table) -> None:
+    table.mount("0:99", "/mnt/a")
+    table.mount("0:99", "/mnt/bound")
+    runtime.write(RECORD)
+    assert found("/mnt/bound") == RECORD
+    for mounts in table.tables.values():
+        del mounts[0]
+    assert found("/mnt/bound") == RECORD
+
+
 def test_the_topmost_of_two_mounts_at_one_path_is_meant(table: Table) -> None:
     table.mount("0:98", "/mnt/a")
     table.mount("0:99", "/mnt/a")
     runtime.write(RECORD)
     runtime.write(replace(RECORD, device="0:98", copy="other"))
-    assert runtime.find("/mnt/a") == RECORD
+    assert found("/mnt/a") == RECORD
 
 
 def test_no_record_and_no_directory_is_no_mount(table: Table) -> None:
     assert runtime.all() == []
-    assert runtime.find("/mnt/a") is None
+    assert found("/mnt/a") is None
     runtime.remove("0:99")
 
 
@@ -203,7 +219,7 @@ def test_what_is_no_file_is_nobodys_record_and_hides_no_other(table: Table, tmp_
     runtime.write(RECORD)
     (tmp_path / "run" / "0:98.json").mkdir()
     assert runtime.all() == [RECORD]
-    assert runtime.find(RECORD.mountpoint) == RECORD
+    assert found(RECORD.mountpoint) == RECORD
     assert runtime.elsewhere() == []
     assert files(tmp_path) == ["0:98.json", "0:99.json"]
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import mountinfo, unmount
+from cowfs import mountinfo, processes, runtime, unmount
 from cowfs.errors import UsageError
 from cowfs.mountinfo import Mount
+from cowfs.mountpoint import Mountpoint
+from cowfs.processes import Place, Process
 
 OTHER = Mount(999_999_999, "4095:1048575", "/nowhere", "fuse.cowfs", "/data")
 
@@ -91,3 +93,38 @@ def test_a_mountpoint_is_found_through_links_and_from_a_directory(
     monkeypatch.chdir(tmp_path)
     for name in ("mnt", "./mnt/", "link", str(tmp_path / "mnt"), "../" + real.name + "/mnt"):
         assert unmount.find(name) == mount
+
+
+class _Place:
+    """Stands in for the place of a mount, and unmounts it."""
+
+    def unmount(self, flags: int) -> None:
+        pass
+
+
+def take_away(
+    monkeypatch: pytest.MonkeyPatch, before: list[Place], after: list[Place]
+) -> Place | None:
+    """Where `OTHER` is said to be mounted yet, by what was there before and after its unmount."""
+    looks = [after, before]
+    monkeypatch.setattr(unmount, "find", lambda _path: OTHER)
+    monkeypatch.setattr(runtime, "of", lambda _mount: None)
+    monkeypatch.setattr(Mountpoint, "of", lambda _mount: _Place())
+    monkeypatch.setattr(processes, "places", lambda _device: looks.pop())
+    return unmount.take_away(OTHER.mountpoint, lazy=False).elsewhere
+
+
+def test_the_next_mount_with_the_same_numbers_is_not_the_one_that_was_unmounted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = Place("mnt:[1]", OTHER, None)
+    another = Place("mnt:[1]", OTHER._replace(mountpoint="/mnt/next"), None)
+    assert take_away(monkeypatch, [ours], [another]) is None
+
+
+def test_other_places_of_a_copy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Place("mnt:[1]", OTHER, None)
+    bound = Place("mnt:[1]", OTHER._replace(mount_id=7, mountpoint="/mnt/bound"), None)
+    container = Place("mnt:[2]", OTHER, Process(8, "sleep"))
+    assert take_away(monkeypatch, [ours, bound], [bound]) == bound
+    assert take_away(monkeypatch, [ours, container], [container]) == container
