@@ -13,10 +13,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from cowfs import descriptors, mountinfo, preflight, privileges, probes
+from cowfs import descriptors, mountinfo, preflight, privileges, probes, syscalls
 from cowfs.errors import CowfsError, UsageError
 
 Status = Literal["ok", "degraded", "failed"]
@@ -58,7 +58,7 @@ def examine(path: str | None) -> list[Finding]:
     return [
         _kernel(),
         _privileges(volume),
-        _fuse_device(),
+        *_engines(),
         _passthrough(volume or "/dev/shm"),  # noqa: S108 -- only a volume to try it with
         *_fuse_features(),
         _io_uring(),
@@ -120,7 +120,7 @@ def _privileges(volume: str | None) -> Finding:
         return Finding("privileges", "failed", f"cannot be tried in {volume}: {error.strerror}")
     if lacking:
         return _from_error("privileges", privileges.refusal(lacking))
-    return Finding("privileges", "ok", f"all that a mount needs, tried in {volume}")
+    return Finding("privileges", "ok", f"all that either engine needs, tried in {volume}")
 
 
 def _lacking(directory: str) -> list[str]:
@@ -131,12 +131,40 @@ def _lacking(directory: str) -> list[str]:
         os.close(fd)
 
 
-def _fuse_device() -> Finding:
+def _engines() -> Iterator[Finding]:
+    """What serves copies: FUSE or overlayfs, of which one is enough."""
+    device = None
     try:
         preflight.require_fuse_device()
     except CowfsError as error:
-        return _from_error("/dev/fuse", error)
-    return Finding("/dev/fuse", "ok", "opens")
+        device = _from_error("/dev/fuse", error)
+    refusal, remedy = _refusal_of_overlayfs()
+    if device is None:
+        yield Finding("/dev/fuse", "ok", "opens")
+    elif refusal is None:
+        detail = f"{device.detail}; copies are served by the kernel's overlayfs"
+        yield replace(device, status="degraded", detail=detail)
+    else:
+        yield device
+    if refusal is None:
+        yield Finding("overlayfs", "ok", "the kernel has it, for engine=overlay")
+    else:
+        yield Finding(
+            "overlayfs",
+            "degraded" if device is None else "failed",
+            f"{refusal}; engine=overlay is refused, and auto is always FUSE",
+            remedy,
+        )
+
+
+def _refusal_of_overlayfs() -> tuple[str | None, str | None]:
+    """Why there is none, and what helps."""
+    try:
+        if syscalls.has_filesystem(b"overlay"):
+            return None, None
+    except OSError as error:
+        return f"cannot be tried: {error.strerror}", "become root"
+    return "this kernel has none", "load the module with: modprobe overlay"
 
 
 def _passthrough(directory: str) -> Finding:

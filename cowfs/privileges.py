@@ -1,8 +1,10 @@
 """What a mount must be allowed to do on the volume, tried on a file without a name.
 
-`cowfs mount` and `cowfs doctor` ask the same list. Nothing is looked up: what counts is whether the
-call works, whatever gives or takes the right to it (capabilities(7), a seccomp filter, a security
-module).
+`cowfs mount` and `cowfs doctor` ask the same list, and it is one list for both engines. Sealing is
+the same for both; later overlayfs acts with the capabilities of whoever has mounted it, for every
+user: without CAP_CHOWN, say, nobody changes what another one owns. What FUSE alone needs is its
+device. Nothing is looked up: what counts is whether the call works, whatever gives or takes the
+right to it (capabilities(7), a seccomp filter, a security module).
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ def refusal(lacking: list[str]) -> UsageError:
     """What to tell who lacks these."""
     return UsageError(
         f"no permission to mount: what needs CAP_{', CAP_'.join(lacking)} is refused; run it as "
-        "root (sudo), in a container with --privileged, or with --device /dev/fuse and "
-        f"{' '.join(f'--cap-add {name}' for name in CAPABILITIES)}"
+        f"root (sudo), in a container with --privileged, or with --device /dev/fuse (but for "
+        f"engine=overlay) and {' '.join(f'--cap-add {name}' for name in CAPABILITIES)}"
     )
 
 

@@ -564,18 +564,27 @@ def mount_apart(dir_fd: int, flags: int) -> int:
     return fd
 
 
+def has_filesystem(fstype: bytes) -> bool:
+    """Whether the kernel has filesystems of this type, if need be in a module, which is loaded.
+
+    OSError: EPERM where nobody may ask.
+    """
+    try:
+        os.close(_fsopen(fstype))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return False
+    return True
+
+
 def create_filesystem(fstype: bytes, parameters: Mapping[bytes, bytes]) -> int:
     """A descriptor of a new filesystem of this type that is mounted nowhere, and ends with it.
 
     fsopen(2), fsconfig(2), Linux 5.2. OSError of the filesystem; ENODEV: the kernel has no such
     type. Before Linux 5.12 overlayfs wants no comma in what it is told.
     """
-    fd = _call(
-        _libc.syscall,
-        ctypes.c_long(_SYS_FSOPEN),
-        ctypes.c_char_p(fstype),
-        ctypes.c_uint(_FSOPEN_CLOEXEC),
-    )
+    fd = _fsopen(fstype)
     try:
         for key, value in parameters.items():
             _fsconfig(fd, _FSCONFIG_SET_STRING, key, value)
@@ -584,6 +593,15 @@ def create_filesystem(fstype: bytes, parameters: Mapping[bytes, bytes]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _fsopen(fstype: bytes) -> int:
+    return _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_FSOPEN),
+        ctypes.c_char_p(fstype),
+        ctypes.c_uint(_FSOPEN_CLOEXEC),
+    )
 
 
 def _fsconfig(fd: int, command: int, key: bytes | None, value: bytes | None) -> None:

@@ -516,8 +516,9 @@ def test_doctor_finds_nothing_wrong_where_mounts_work(xfs: Path) -> None:
     report = json.loads(result.stdout)
     assert report["ok"] is True
     checks = {check["name"]: check for check in report["checks"]}
-    wanted = {"kernel", "privileges", "/dev/fuse", "passthrough", "io_uring", "reflink"}
-    assert wanted | {"pyfuse3", "libfuse", "trio", "cowfs.channel", "liburing"} <= set(checks)
+    wanted = {"kernel", "privileges", "/dev/fuse", "overlayfs", "passthrough", "io_uring"}
+    wanted |= {"reflink", "pyfuse3", "libfuse", "trio", "cowfs.channel", "liburing"}
+    assert wanted <= set(checks)
     assert checks["reflink"]["status"] == "ok"
     for name in ("pyfuse3", "libfuse", "trio", "liburing"):
         assert re.match(r"\d+(\.\d+)+", checks[name]["detail"]), checks[name]

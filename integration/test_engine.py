@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cowfs.privileges import CAPABILITIES
 from integration import kernel
 from integration.command import COWFS, Result, cowfs, one_error, run
 from integration.host import container
@@ -508,6 +510,42 @@ def test_auto_is_fuse_where_root_has_no_inotify_left(mounts: MountCopy, model: P
     assert "fs.inotify.max_user_instances" in result.stderr
     assert mounts.record(mountpoint)["engine"] == "fuse"
     mounts.unmount(mountpoint)
+
+
+# --- what it may do -------------------------------------------------------------------------------
+
+_UNCHECKED = (
+    "import sys; from cowfs import cli, launch\n"
+    "launch._require_privileges = lambda _: None\n"
+    "sys.exit(cli.main())"
+)
+_FILE_CAPABILITY = struct.pack("<5I", 0x02000000, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("lacking", CAPABILITIES)
+def test_overlayfs_needs_each_capability_that_fuse_does(
+    mounts: MountCopy, xfs: Path, lacking: str
+) -> None:
+    """Which is why there is one list of them: without one the mount fails, or a call in it."""
+    source = xfs / "source"
+    source.mkdir()
+    for name in ("able", "theirs"):
+        (source / name).write_text(name)
+    os.setxattr(source / "able", "security.capability", _FILE_CAPABILITY)
+    os.chown(source / "theirs", 65534, 65534)
+    (source / "theirs").chmod(0o6755)
+    mountpoint = mounts.mountpoint()
+    result = run(
+        *("setpriv", f"--bounding-set=-{lacking.lower()}", sys.executable, "-I", "-c", _UNCHECKED),
+        *("mount", "-o", OVERLAY, source, mountpoint),
+        check=False,
+    )
+    if result.returncode != 0:
+        assert "ermission" in one_error(result) or "not permitted" in one_error(result)
+        return
+    with (mountpoint / "theirs").open("a") as file:
+        file.write("by root, who keeps setuid and setgid")
+    assert not (mountpoint / "theirs").stat().st_mode & 0o6000
 
 
 # --- the question whether overlayfs has a copy ----------------------------------------------------

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import doctor, mountinfo, preflight, privileges, probes
+from cowfs import doctor, mountinfo, preflight, privileges, probes, syscalls
 from cowfs.doctor import Finding
-from cowfs.errors import UsageError
+from cowfs.errors import SystemFailure, UsageError
 from cowfs.mountinfo import Mount
 
 
@@ -21,6 +21,7 @@ def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
     monkeypatch.setattr(privileges, "missing", lambda _: [])
     monkeypatch.setattr(preflight, "require_fuse_device", lambda: None)
+    monkeypatch.setattr(syscalls, "has_filesystem", lambda _: True)
     monkeypatch.setattr(probes, "passthrough", lambda _: None)
     monkeypatch.setattr(probes, "fuse", lambda: probes.Fuse(45, (1 << 64) - 1))
     monkeypatch.setattr(probes, "reflink", lambda _: None)
@@ -82,6 +83,28 @@ def test_a_missing_lesser_capability_stops_a_mount_too(monkeypatch: pytest.Monke
     assert found.status == "failed"
     assert "CAP_LINUX_IMMUTABLE" in str(found.remedy)
     assert "--cap-add LINUX_IMMUTABLE" in str(found.remedy)
+
+
+def test_one_engine_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise SystemFailure("cannot open /dev/fuse (No such device): modprobe fuse")
+
+    assert {finding(name).status for name in ("/dev/fuse", "overlayfs")} == {"ok"}
+    monkeypatch.setattr(preflight, "require_fuse_device", refuse)
+    device = finding("/dev/fuse")
+    assert device.status == "degraded"
+    assert "copies are served by the kernel's overlayfs" in device.detail
+    assert device.remedy == "modprobe fuse"
+    monkeypatch.setattr(syscalls, "has_filesystem", lambda _: False)
+    assert {finding(name).status for name in ("/dev/fuse", "overlayfs")} == {"failed"}
+    monkeypatch.setattr(preflight, "require_fuse_device", lambda: None)
+    overlayfs = finding("overlayfs")
+    assert overlayfs.status == "degraded"
+    assert "engine=overlay is refused" in overlayfs.detail
+    assert "modprobe overlay" in str(overlayfs.remedy)
+    assert doctor.would_mount(doctor.examine("/"))
+    monkeypatch.setattr(syscalls, "has_filesystem", refusing(errno.EPERM))
+    assert finding("overlayfs").remedy == "become root"
 
 
 def test_without_passthrough_a_mount_works_but_slower(monkeypatch: pytest.MonkeyPatch) -> None:

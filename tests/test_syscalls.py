@@ -82,3 +82,8 @@ def test_failure_carries_the_errno_of_the_call(directory: int) -> None:
         syscalls.statx_mount_id(-1)
     with pytest.raises(FileNotFoundError):
         syscalls.umount2(b"/does/not/exist", 0)
+
+
+def test_filesystems_that_the_kernel_has_and_has_not() -> None:
+    assert syscalls.has_filesystem(b"tmpfs")
+    assert not syscalls.has_filesystem(b"nonesuch")
