@@ -82,6 +82,7 @@ def _mount(store: Store, copy: Copy, config: Config) -> OverlayMount:
         os.close(copy_fd)
     try:
         device = place.mounted()
+        runtime.claim(device)
         watch = _watch(place.path)
         record = _record(copy, config, device)
         order = attendant.write_order(place.mount_id, asdict(record))

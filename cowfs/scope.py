@@ -4,6 +4,13 @@ Keeper and daemon begin in the control group of whoever called `cowfs mount` or 
 unit, a session, another service.  When that one is stopped or killed, systemd ends whatever is in
 its group, and a copy that others use would go with it.  In a scope they stay until the mount ends.
 
+Without systemd they stay in that group, as the daemons of other FUSE filesystems do.  A container
+runtime, a batch system or a supervisor made it, to bound and to end whatever is started in it, and
+there is nobody to ask for another one.  Leaving it by hand would be an escape that its owner knows
+nothing of, and leads nowhere: a container has its own group as the root of what it sees, and may
+seldom write there; a group of cgroup v2 that hands controllers on takes no process (EBUSY); v1 has
+many trees; and memory stays charged to where it was first used.
+
 The manager is asked over its private socket, as systemctl does for root: the bus may not run yet
 when the mounts of fstab are made, and a client library would take longer to import than all of the
 mount.  Messages are those of the D-Bus specification, and only what this one question needs.

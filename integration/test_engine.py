@@ -512,6 +512,29 @@ def test_auto_is_fuse_where_root_has_no_inotify_left(mounts: MountCopy, model: P
     mounts.unmount(mountpoint)
 
 
+def test_what_the_last_mount_with_its_device_has_left_is_gone_before_it_has_a_record(
+    mounts: MountCopy, model: Path
+) -> None:
+    leaving = """
+import os
+from cowfs import mountinfo, overlaymount, runtime
+mount, write = overlayfs.mount, overlaymount.write_record
+def mount_and_leave(*arguments):
+    mount(*arguments)
+    left = runtime.control_path(mountinfo.mounted_at(sys.argv[-1]).device)
+    if not os.path.exists(left):
+        os.mknod(left)
+def look_and_write(record, pid):
+    assert not os.path.exists(runtime.control_path(record.device))
+    write(record, pid)
+overlayfs.mount, overlaymount.write_record = mount_and_leave, look_and_write
+"""
+    mountpoint = mounts.mountpoint()
+    result = _mount_with(f"{_NO_PASSTHROUGH}\n{leaving}", model, mountpoint)
+    assert (result.returncode, result.stderr) == (0, "")
+    mounts.unmount(mountpoint)
+
+
 # --- what it may do -------------------------------------------------------------------------------
 
 _UNCHECKED = (

@@ -8,8 +8,8 @@
  *           <---- replies ----  replies.c  <-------------- replies ----------+
  *           <-- notifications - kernel.c
  *
- * handshake.c brings it up, channel.c makes, closes and frees it. agreement.c, ahead.c, nodes.c, holders.c,
- * ledger.c, pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
+ * handshake.c brings it up, channel.c makes, closes and frees it. agreement.c, ahead.c, nodes.c,
+ * holders.c, ledger.c, pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
