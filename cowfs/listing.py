@@ -8,7 +8,8 @@ three: `.` and `..` come first.  Cookies have 31 bits, as XFS's have: that is wh
 32-bit program can hold, which without large-file support fails with EOVERFLOW for any more.
 
 A listing is made by reading both layers once, and is then kept up to date by the operations
-themselves, since nothing else changes a copy that is mounted.
+themselves, since nothing else changes a copy that is mounted.  A large directory is read and put in
+order in pieces (`pieces.py`); what changes meanwhile is entered at the end.
 """
 
 from __future__ import annotations
@@ -18,19 +19,32 @@ import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections import OrderedDict, defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
 
 from cowfs import directories
+from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cowfs.inodes import Directory
     from cowfs.layers import Layers
+    from cowfs.pieces import Pieces
+
+# What is read of a directory: name, and whether it is one itself; None for what is not shown.
+Entries: TypeAlias = "Iterable[tuple[bytes, bool] | None]"
 
 KEPT_LISTINGS = 64
 KEPT_NAMES = 1 << 19
+# Listings of large directories that are made at once: each has two descriptors of a layer open.
+MADE_AT_ONCE = 8
+
+# Entries that are read or put in order, and changes that are entered, in one piece: about a
+# millisecond.
+READ = 512
+ENTERED = 4
 
 # Of n names some n**2 / 2**32 have the hash of another one.  The second in the order of their bytes
 # has the next place that is free; what is created later, until the listing is made anew, takes the
@@ -39,6 +53,9 @@ KEPT_NAMES = 1 << 19
 _HASHES = (1 << 31) - (1 << 16)
 
 LAST_COOKIE = (1 << 31) - 1
+
+# What is put in order at once are the names whose places have the same upper bits: a thousandth.
+_GROUP_BITS = 21
 
 
 def _whole_hash(name: bytes) -> int:
@@ -58,26 +75,45 @@ class Listing:
 
     __slots__ = ("_displaced", "_names", "_places", "subdirectories")
 
-    def __init__(self, entries: Iterator[tuple[bytes, bool]]) -> None:
+    def __init__(self, entries: Entries = ()) -> None:
         # Where those are whose place another name had.
         self._displaced: dict[bytes, int] = {}
-        self.subdirectories = 0
-        found = []
-        for name, is_directory in entries:
-            found.append((_hash(name), name))
-            self.subdirectories += is_directory
-        found.sort()
         self._places = array("I")
-        self._names = [name for _place, name in found]
-        last = -1
-        for place, name in found:
-            last = max(place, last + 1)
-            self._places.append(last)
-            if last != place:
-                self._displaced[name] = last
+        self._names: list[bytes] = []
+        self.subdirectories = 0
+        at_once(self.fill(entries))
+
+    def fill(self, entries: Entries) -> Pieces[None]:
+        """Enter what a directory has into an empty listing, which is of no use before the end."""
+        groups: defaultdict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        for count, entry in enumerate(entries, 1):
+            if entry is not None:
+                name, is_directory = entry
+                place = _hash(name)
+                groups[place >> _GROUP_BITS].append((place, name))
+                self.subdirectories += is_directory
+            if count % READ == 0:
+                yield
+        last, in_piece = -1, 0
+        for group in sorted(groups):
+            found = groups.pop(group)
+            found.sort()
+            for place, name in found:
+                last = max(place, last + 1)
+                self._places.append(last)
+                self._names.append(name)
+                if last != place:
+                    self._displaced[name] = last
+            in_piece += len(found)
+            if in_piece > READ:
+                in_piece = 0
+                yield
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __contains__(self, name: bytes) -> bool:
+        return self._index(name) is not None
 
     def _index(self, name: bytes) -> int | None:
         place = self._displaced.get(name)
@@ -121,6 +157,46 @@ class Listing:
         return not self._names
 
 
+class _Making:
+    """A listing that is half made.
+
+    Who removes or creates a name meanwhile does not know whether it was read already, so `changes`
+    is what was done with each last: whether it is a directory, or None when it is gone.
+    """
+
+    __slots__ = ("changes", "listing", "work")
+
+    def __init__(self, entries: Entries) -> None:
+        self.listing = Listing()
+        self.changes: dict[bytes, bool | None] = {}
+        self.work = self._make(entries)
+
+    def _make(self, entries: Entries) -> Pieces[None]:
+        listing = self.listing
+        subdirectories: set[bytes] = set()
+
+        def noted() -> Entries:
+            for entry in entries:
+                if entry is not None and entry[1]:
+                    subdirectories.add(entry[0])
+                yield entry
+
+        yield from listing.fill(noted())
+        # The kernel lets one change of a directory through at a time, so this comes to an end.
+        while self.changes:
+            for _ in range(min(ENTERED, len(self.changes))):
+                name, is_directory = self.changes.popitem()
+                if name in listing:
+                    listing.remove(name, is_directory=name in subdirectories)
+                subdirectories.discard(name)
+                if is_directory is not None:
+                    listing.add(name, is_directory=is_directory)
+                    if is_directory:
+                        subdirectories.add(name)
+            if self.changes:
+                yield
+
+
 class Listings:
     """Makes listings, and keeps those that were used last: `KEPT_LISTINGS` at most, with
     `KEPT_NAMES` in all; the last one whatever its size."""
@@ -128,49 +204,82 @@ class Listings:
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
         self._kept: OrderedDict[Directory, Listing] = OrderedDict()
+        self._making: dict[Directory, _Making] = {}
 
     def of(self, directory: Directory) -> Listing:
-        """The listing of a directory; OSError when a layer cannot be read."""
-        listing = directory.listing
-        if listing is None:
-            directory.listing = listing = Listing(self._merge(directory))
-            self._kept[directory] = listing
-            names = sum(len(kept) for kept in self._kept.values())
-            while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
-                oldest, kept = next(iter(self._kept.items()))
-                names -= len(kept)
-                self.drop(oldest)
+        """The listing of a directory, while everybody waits.  OSError: a layer cannot be read."""
+        return at_once(self.made(directory))
+
+    def made(self, directory: Directory) -> Pieces[Listing]:
+        """The same in pieces.
+
+        Whoever wants a listing that is half made goes on with it, so it does not matter who began.
+        The caller sees to it that the directory stays in the table meanwhile.
+        """
+        while (listing := directory.listing) is None:
+            if directory in self._making or len(self._making) < MADE_AT_ONCE:
+                self._go_on_with(directory)
+            else:
+                with suppress(OSError):  # whoever wants that one will meet the same error
+                    self._go_on_with(next(iter(self._making)))
+            if directory.listing is None:
+                yield
         self._kept.move_to_end(directory)
         return listing
+
+    def _go_on_with(self, directory: Directory) -> None:
+        """Do a piece; after the last one the directory has its listing."""
+        making = self._making.get(directory)
+        if making is None:
+            making = self._making[directory] = _Making(self._merge(directory))
+        try:
+            next(making.work)
+        except StopIteration:
+            del self._making[directory]
+            self._keep(directory, making.listing)
+        except BaseException:
+            del self._making[directory]
+            raise
+
+    def _keep(self, directory: Directory, listing: Listing) -> None:
+        directory.listing = self._kept[directory] = listing
+        names = sum(len(kept) for kept in self._kept.values())
+        while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
+            oldest, kept = next(iter(self._kept.items()))
+            names -= len(kept)
+            self.drop(oldest)
 
     def drop(self, directory: Directory) -> None:
         directory.listing = None
         self._kept.pop(directory, None)
+        making = self._making.pop(directory, None)
+        if making is not None:
+            making.work.close()
 
-    @staticmethod
-    def added(directory: Directory, name: bytes, *, is_directory: bool) -> None:
+    def added(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was created in the directory."""
         if directory.listing is not None:
             directory.listing.add(name, is_directory=is_directory)
+        elif directory in self._making:
+            self._making[directory].changes[name] = is_directory
 
-    @staticmethod
-    def removed(directory: Directory, name: bytes, *, is_directory: bool) -> None:
+    def removed(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was removed from the directory."""
         if directory.listing is not None:
             directory.listing.remove(name, is_directory=is_directory)
+        elif directory in self._making:
+            self._making[directory].changes[name] = None
 
-    def _merge(self, directory: Directory) -> Iterator[tuple[bytes, bool]]:
+    def _merge(self, directory: Directory) -> Entries:
         covered: set[bytes] = set()
         if directory.upper:
             for name, mode in _scan(self._layers.upper(directory)):
                 if directory.lower_path is not None:
                     covered.add(name)
-                if mode != _WHITEOUT:
-                    yield name, stat.S_ISDIR(mode)
+                yield None if mode == _WHITEOUT else (name, stat.S_ISDIR(mode))
         if directory.lower_path is not None:
             for name, mode in _scan(self._layers.lower(directory)):
-                if name not in covered:
-                    yield name, stat.S_ISDIR(mode)
+                yield None if name in covered else (name, stat.S_ISDIR(mode))
 
 
 _WHITEOUT = 0

@@ -49,7 +49,7 @@ from cowfs.channel import (
     lost_privileges,
 )
 from cowfs.inodes import Directory, Node
-from cowfs.listing import LAST_COOKIE
+from cowfs.listing import LAST_COOKIE, Listing
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
@@ -67,6 +67,9 @@ R = TypeVar("R")
 # asked is in such a line, in characters: a FORGET may be long.
 LOGGED_S = 60.0
 LOGGED = 1000
+
+# Entries of a listing that are looked up before others have their turns: some milliseconds.
+LISTED = 64
 
 _FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
 
@@ -165,6 +168,8 @@ class Operations(pyfuse3.Operations):
             missing.entry_timeout = FOREVER
             return missing
         self._priming.looked_up(parent)
+        if self._overlay.lacks_count(node, st):
+            st = await self._stat(node)
         return self._entry(node, st)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -188,12 +193,16 @@ class Operations(pyfuse3.Operations):
         # The kernel holds the directory's lock while it reads, and a change of it waits: the
         # listing does not change under this loop.
         overlay = self._overlay
-        listing = overlay.listings.of(directory)
+        listing = await self._listing(directory)
         # A larger cookie is from the daemon of a version before, of which this one took over.
         after = listing.after if start_id <= LAST_COOKIE else listing.after_as_before
-        for place, name in after(max(0, start_id - 2)):
+        for count, (place, name) in enumerate(after(max(0, start_id - 2)), 1):
+            if count % LISTED == 0:
+                await self._backing.turns.give()
             try:
                 node, st = overlay.lookup(directory, name)
+                if overlay.lacks_count(node, st):
+                    st = await self._stat(node)
             except OSError:
                 # What cannot be read has its name in the listing, and the error when it is used.
                 if not self._reply_name(token, name, place + 3):
@@ -321,6 +330,8 @@ class Operations(pyfuse3.Operations):
         if again and self._find(parent, name) is None:
             return
         node = self._held(parent, name)
+        if isinstance(node, Directory):
+            await self._listing(node)  # is it empty?
         self.touching.take_back(node)
         with self._backing.losing_a_name(node, self._caller(ctx)):
             self._overlay.rmdir(parent, name)
@@ -362,6 +373,8 @@ class Operations(pyfuse3.Operations):
             moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
             if moves or overlay.links.is_grouped(target):
                 await self._in_upper(target)
+            if isinstance(target, Directory) and isinstance(source, Directory) and not flags:
+                await self._listing(target)  # is it empty?
             self._priming.take_back(target)
             self.touching.take_back(target)
         moves_directory = isinstance(source, Directory) or isinstance(target, Directory)
@@ -418,7 +431,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getattr(self, inode: int, _ctx: RequestContext) -> EntryAttributes:
         node = self._nodes.get(inode)
-        return self._attributes(node, self._overlay.getattr(node))
+        return self._attributes(node, await self._stat(node))
 
     @handler
     async def setattr(
@@ -455,7 +468,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_mode or fields.update_uid or fields.update_gid:
             self.touching.changed(node)
         shown = self._nodes.get(inode)  # not the one that has taken over its name
-        return self._attributes(shown, overlay.getattr(shown))
+        return self._attributes(shown, await self._stat(shown))
 
     @handler
     async def statfs(self, _ctx: RequestContext) -> StatvfsData:
@@ -477,7 +490,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getxattr(self, inode: int, name: bytes, _ctx: RequestContext) -> bytes:
         if name == STATX:
-            return self._statx(self._nodes.get(inode))
+            return await self._statx(self._nodes.get(inode))
         if ondisk.is_internal(name):
             raise failure(errno.ENODATA)
         node = self._overlay.current(self._nodes.get(inode))
@@ -625,6 +638,23 @@ class Operations(pyfuse3.Operations):
             node = self._overlay.current(node)  # it may have been replaced while we waited
         return node
 
+    async def _stat(self, node: Node) -> os.stat_result:
+        """`Overlay.getattr`; a directory has the listing from which its links are counted."""
+        st = self._overlay.getattr(node)
+        if self._overlay.lacks_count(node, st):
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                await self._listing(node)
+            st = self._overlay.getattr(node)
+        return st
+
+    async def _listing(self, directory: Directory) -> Listing:
+        """No await if it is kept; until the next one it is, and no change is missing."""
+        directory.children += 1  # it stays in the table meanwhile
+        try:
+            return await self._backing.turns.do(self._overlay.listings.made(directory))
+        finally:
+            directory.children -= 1
+
     def _change_nothing(self, node: Node, ctx: RequestContext) -> None:
         """A change without a field: chown(2) with -1 for both ids, which takes setuid and setgid.
 
@@ -655,9 +685,9 @@ class Operations(pyfuse3.Operations):
         node.lookups += 1
         return attributes
 
-    def _statx(self, node: Node) -> bytes:
+    async def _statx(self, node: Node) -> bytes:
         """What `_attributes` says, and when the file was made."""
-        entry = self._attributes(node, self._overlay.getattr(node))
+        entry = self._attributes(node, await self._stat(node))
         born = self._overlay.birth_time(node)
         mask = _STATX_BASIC_STATS | (0 if born is None else _STATX_BTIME)
         times = (entry.st_atime_ns, born or 0, entry.st_ctime_ns, entry.st_mtime_ns)

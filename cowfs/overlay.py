@@ -20,7 +20,7 @@ import logging
 import os
 import stat
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeGuard, TypeVar
 
 from cowfs import directories, ondisk, syscalls
 from cowfs.copyup import RegularCopyUp, copy_up_directory, copy_up_special
@@ -294,14 +294,21 @@ class Overlay:
         if node.parent is None and node.nodeid != ROOT_ID:
             # Its last known name is gone.  A file of the upper layer counts its other names itself.
             return st.st_nlink if node.upper and not isinstance(node, Directory) else 0
-        if (
-            isinstance(node, Directory)
-            and node.upper
-            and node.lower_path is not None
-            and st.st_nlink > 1  # btrfs counts no subdirectories: 1
-        ):
+        if isinstance(node, Directory) and self._is_merged(node, st):
             return 2 + self.listings.of(node).subdirectories
         return st.st_nlink
+
+    @staticmethod
+    def _is_merged(directory: Directory, st: os.stat_result) -> bool:
+        """Whether the link count is that of both layers together."""
+        merged = directory.upper and directory.lower_path is not None
+        return merged and st.st_nlink > 1  # btrfs counts no subdirectories: 1
+
+    def lacks_count(self, node: Node, st: os.stat_result) -> TypeGuard[Directory]:
+        """Whether a listing, which takes long if it is large, has to be made before `nlink`."""
+        if not isinstance(node, Directory) or node.listing is not None:
+            return False
+        return self._is_merged(node, st) and not _is_removed(node)
 
     def readlink(self, node: Node) -> bytes:
         """The target of a symbolic link."""
@@ -1003,7 +1010,7 @@ class Overlay:
         target.place(old_parent, old_name)
         source_is_directory = isinstance(source, Directory)
         target_is_directory = isinstance(target, Directory)
-        if source_is_directory != target_is_directory and old_parent is not new_parent:
+        if source_is_directory != target_is_directory:
             self.listings.removed(old_parent, old_name, is_directory=source_is_directory)
             self.listings.added(old_parent, old_name, is_directory=target_is_directory)
             self.listings.removed(new_parent, new_name, is_directory=target_is_directory)
@@ -1039,9 +1046,10 @@ class Overlay:
         self._moved(source)
         source.place(new_parent, new_name)
         self.listings.removed(old_parent, old_name, is_directory=is_directory)
-        if target is None:
-            self.listings.added(new_parent, new_name, is_directory=is_directory)
-        elif isinstance(target, Directory):
+        if target is not None:
+            self.listings.removed(new_parent, new_name, is_directory=is_directory)
+        self.listings.added(new_parent, new_name, is_directory=is_directory)
+        if isinstance(target, Directory):
             layers.close_directory(target)
             target.lower_path = None
             self.listings.drop(target)

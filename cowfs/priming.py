@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from cowfs.inodes import Node
+from cowfs.turns import Turns
 
 if TYPE_CHECKING:
     from cowfs.inodes import Directory
@@ -67,7 +68,13 @@ class Priming:
             if os.fstat(overlay.layers.lower(directory)).st_size > limit:
                 return
             directory.asked = max(directory.asked, *PATIENCE)  # once is enough
-            names = [name for _place, name in overlay.listings.of(directory).after(0)]
+            directory.children += 1  # it stays in the table meanwhile
+            try:
+                listing = await Turns().do(overlay.listings.made(directory))
+            finally:
+                directory.children -= 1
+                overlay.prune(directory)
+            names = [name for _place, name in listing.after(0)]
             for start in range(0, len(names), BATCH):
                 # The directory may have been changed or removed since the last batch.
                 if directory.parent is None and directory is not overlay.nodes.root:

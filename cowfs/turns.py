@@ -28,11 +28,15 @@ class Turns:
         try:
             while True:
                 next(work)
-                self.taken += 1
-                await trio.lowlevel.checkpoint()
+                await self.give()
         except StopIteration as end:
             result: R = end.value
             return result
+
+    async def give(self) -> None:
+        """Let others have their turns."""
+        self.taken += 1
+        await trio.lowlevel.checkpoint()
 
 
 class taking:  # noqa: N801 -- it reads as what it does
