@@ -24,8 +24,20 @@ if TYPE_CHECKING:
     import trio
 
     from cowfs.listing import Listing
+    from cowfs.pieces import Pieces
 
 ROOT_ID = 1
+
+
+class NotYetFound(Exception):  # noqa: N818 -- nothing went wrong
+    """A node of an earlier daemon, which has to be looked for before it is asked for again.
+
+    `search` is the work, which says whether it was found.
+    """
+
+    def __init__(self, search: Pieces[bool]) -> None:
+        super().__init__()
+        self.search = search
 
 
 class Node:
@@ -156,8 +168,9 @@ class NodeTable:
         self.root_ino = root_ino
         root.lookups = 1  # the kernel never looks the root up, and never forgets it
         self._nodes: dict[int, Node] = {ROOT_ID: root}
-        # After a take-over: finds and enters a node that the kernel got from an earlier daemon.
-        self.missing: Callable[[int], Node | None] | None = None
+        # After a take-over: finds and enters a node that the kernel got from an earlier daemon, or
+        # raises NotYetFound.
+        self.missing: Callable[[int], Node] | None = None
 
     def __contains__(self, nodeid: int) -> bool:
         return nodeid in self._nodes
@@ -169,7 +182,10 @@ class NodeTable:
         return iter(self._nodes.values())
 
     def get(self, nodeid: int) -> Node:
-        """A node that the kernel holds; OSError(ESTALE) for one that was forgotten."""
+        """A node that the kernel holds; OSError(ESTALE) for one that was forgotten; NotYetFound.
+
+        A handler asks for it before it changes anything, since it may have to begin anew.
+        """
         node = self._nodes.get(nodeid)
         if node is None and self.missing is not None:
             node = self.missing(nodeid)

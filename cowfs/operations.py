@@ -48,7 +48,7 @@ from cowfs.channel import (
     UNNAMED,
     lost_privileges,
 )
-from cowfs.inodes import Directory, Node
+from cowfs.inodes import Directory, Node, NotYetFound
 from cowfs.listing import LAST_COOKIE, Listing
 from cowfs.overlay import NAME_MAX, Overlay, failure
 from cowfs.priming import Priming
@@ -106,7 +106,8 @@ def handler(
 
     Users may be able to cause it as often as they like, and one line a minute says it as well.
 
-    Before it begins it learns what the channel has changed, see touching.py.
+    Before it begins it learns what the channel has changed, see touching.py.  It begins anew once a
+    node was found that an earlier daemon has had.
     """
     log_rarely = _Rarely(method.__name__)
 
@@ -114,8 +115,12 @@ def handler(
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         operations: Any = args[0]
         try:
-            operations.touching.take()
-            return await method(*args, **kwargs)
+            while True:
+                operations.touching.take()
+                try:
+                    return await method(*args, **kwargs)
+                except NotYetFound as node:
+                    await operations.look_for(node)
         except FUSEError:
             raise
         except OSError as error:
@@ -154,6 +159,15 @@ class Operations(pyfuse3.Operations):
         self.touching = touching
         self._read_only = read_only
         self._on_forgotten = on_forgotten
+        # Held over a search for a node of an earlier daemon, which mostly finds others, too.
+        self._searching = trio.Lock()
+
+    async def look_for(self, node: NotYetFound) -> None:
+        """Find a node of an earlier daemon; ESTALE when no name leads to it."""
+        async with taking(self._searching):
+            found = await self._backing.turns.do(node.search)
+        if not found:
+            raise failure(errno.ESTALE)
 
     # ---------------------------------------------------------------- names
 

@@ -3,8 +3,9 @@
 The kernel goes on with the node ids that it has.  They say by themselves what they stand for (see
 `inodes.py`), so a node that is not in the table is looked for on the disk when it is first asked
 for: one walk over both layers tells under which name each inode number shows, and the way down to
-it goes through `Overlay.lookup`, as that of any name.  What the disk does not tell comes from the
-vault, and is entered before any request.
+it goes through `Overlay.lookup`, as that of any name.  Others have their turns during the walk, so
+what they rename may be missed, and then there is another one.  What the disk does not tell comes
+from the vault, and is entered before any request.
 
 All else that a daemon has in memory is made again, or may be lost:
 
@@ -33,23 +34,32 @@ empty directory which was about to be replaced by another one.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from array import array
 from bisect import bisect_left
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from cowfs import directories, ondisk, syscalls, vault
-from cowfs.inodes import Directory, Node
+from cowfs.inodes import Directory, Node, NotYetFound
 from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cowfs.overlay import Overlay
+    from cowfs.pieces import Pieces
 
 _NAME = re.compile(r"(gone-upper|gone-lower|old|successor)-(\d+)|exchange-(\d+)-(\d+)-(\d+)")
+# Walks for one node before one that lets nobody rename anything meanwhile.
+WALKS = 2
+# Entries that are read in one piece, and that are put in order in one: some milliseconds.
+READ = 128
+RUN = 1 << 13
+
 _READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
 
 
@@ -61,20 +71,37 @@ class Restoration:
 
     def __init__(self, overlay: Overlay, held: dict[str, int]) -> None:
         self._overlay = overlay
-        self._places: Places | None = None
+        self._places = Places()
         self._enter(held)
         overlay.nodes.missing = self.resolve
 
-    def resolve(self, nodeid: int) -> Node | None:
-        """Enter the node of an id that the kernel uses; None when no name leads to it.
+    def resolve(self, nodeid: int) -> Node:
+        """Enter the node of an id that the kernel uses; NotYetFound; OSError."""
+        node = self._find(nodeid)
+        if node is None:
+            raise NotYetFound(self._search(nodeid))
+        return node
+
+    def _search(self, nodeid: int) -> Pieces[bool]:
+        """Look for a node until it is in the table, or no name leads to it.
 
         OSError when a layer cannot be read.
         """
-        if self._places is not None and (node := self._find(nodeid)) is not None:
-            return node
-        # The first time, or what leads there was renamed and forgotten since.
-        self._places = Places(shown(self._overlay))
-        return self._find(nodeid)
+        overlay = self._overlay
+        if self._find(nodeid) is not None:  # by a walk that was for another one
+            return True
+        # It is the first walk, or what leads there was renamed and forgotten since the last one.
+        for _ in range(WALKS):
+            changed = overlay.names_changed
+            places = Places()
+            yield from places.fill(shown(overlay))
+            self._places = places
+            if self._find(nodeid) is not None:
+                return True
+            if overlay.names_changed == changed:
+                return False
+        self._places = Places(shown(overlay))
+        return self._find(nodeid) is not None
 
     def stale_names(self) -> Iterator[tuple[int, bytes]]:
         """The names that a replaced node may still have in the kernel, with the node ids of their
@@ -152,7 +179,6 @@ class Restoration:
     # ---------------------------------------------------------------- from the disk
 
     def _find(self, ino: int) -> Node | None:
-        assert self._places is not None
         for parent_ino, name in self._places.of(ino):
             parent = self._directory(parent_ino)
             node = None if parent is None else self._child(parent, name, ino)
@@ -162,7 +188,6 @@ class Restoration:
 
     def _directory(self, ino: int) -> Directory | None:
         """The directory with that number, found by way of those that are in the table."""
-        assert self._places is not None
         nodes = self._overlay.nodes
         way: list[tuple[bytes, int]] = []
         step = ino
@@ -205,25 +230,53 @@ def _number(fd: int) -> int:
 class Places:
     """Under which names each inode number shows: 24 bytes and the name for each entry."""
 
-    def __init__(self, entries: Iterator[tuple[int, int, bytes]]) -> None:
-        inos, parents, starts, names = array("Q"), array("Q"), array("Q"), bytearray()
+    def __init__(self, entries: Iterable[tuple[int, int, bytes]] = ()) -> None:
+        self._runs: list[_Run] = []
+        at_once(self.fill(entries))
+
+    def fill(self, entries: Iterable[tuple[int, int, bytes]]) -> Pieces[None]:
+        """Enter (inode number, that of the directory, name) of everything."""
+        entries = iter(entries)
+        run: list[tuple[int, int, bytes]] = []
+        while read := list(islice(entries, READ)):
+            run += read
+            if len(run) >= RUN:
+                self._runs.append(_Run(run))
+                run = []
+            if len(read) == READ:
+                yield
+        if run:
+            self._runs.append(_Run(run))
+
+    def __len__(self) -> int:
+        return sum(len(run) for run in self._runs)
+
+    def of(self, ino: int) -> Iterator[tuple[int, bytes]]:
+        """(inode number of the directory, name) of every name."""
+        for run in self._runs:
+            yield from run.of(ino)
+
+
+class _Run:
+    """Some of the entries, in the order of their inode numbers."""
+
+    __slots__ = ("_inos", "_names", "_parents", "_starts")
+
+    def __init__(self, entries: list[tuple[int, int, bytes]]) -> None:
+        entries.sort()
+        names = bytearray()
+        self._inos, self._parents, self._starts = array("Q"), array("Q"), array("Q")
         for ino, parent, name in entries:
-            inos.append(ino)
-            parents.append(parent)
-            starts.append(len(names))
-            names += name
-            names.append(0)
-        order = sorted(range(len(inos)), key=inos.__getitem__)
-        self._inos = array("Q", map(inos.__getitem__, order))
-        self._parents = array("Q", map(parents.__getitem__, order))
-        self._starts = array("Q", map(starts.__getitem__, order))
+            self._inos.append(ino)
+            self._parents.append(parent)
+            self._starts.append(len(names))
+            names += name + b"\0"
         self._names = bytes(names)
 
     def __len__(self) -> int:
         return len(self._inos)
 
     def of(self, ino: int) -> Iterator[tuple[int, bytes]]:
-        """(inode number of the directory, name) of every name."""
         at = bisect_left(self._inos, ino)
         while at < len(self._inos) and self._inos[at] == ino:
             start = self._starts[at]
@@ -235,7 +288,8 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
     """(inode number, that of its directory, name) of everything that the copy shows.
 
     The numbers are those that users see.  OSError when a layer cannot be read; an entry of which
-    only the marks cannot be read is left out.
+    only the marks cannot be read is left out.  Names may change between two entries: what is below
+    a directory that was renamed meanwhile may be left out, too.
     """
     layers = overlay.layers
     # The number, the path in the upper layer, which is that in the copy, and the path in the lower.
@@ -244,7 +298,12 @@ def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
         directory, upper, lower = pending.pop()
         covered: set[bytes] = set()
         if upper is not None:
-            fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
+            try:
+                fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue  # it is not there any more
+                raise
             try:
                 with directories.entries(fd, os.O_NOATIME) as entries:
                     for entry in entries:

@@ -28,9 +28,9 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from cowfs import copies, syscalls
+from cowfs import copies, restore, syscalls
 from cowfs.backing import Backing
-from cowfs.inodes import ROOT_ID
+from cowfs.inodes import ROOT_ID, NotYetFound
 from cowfs.inplace import InPlace
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
@@ -322,7 +322,7 @@ class World:
         """A request of *uid*; OSError as its caller sees it."""
         ctx = SimpleNamespace(uid=uid, gid=uid, pid=os.getpid(), umask=0o022)
         try:
-            if name not in ("lookup", "getattr"):
+            if name not in ("lookup", "getattr") or args[0] not in self.overlay.nodes:
                 return trio.run(lambda: getattr(self.operations, name)(*args, ctx))
             try:
                 getattr(self.operations, name)(*args, ctx).send(None)
@@ -617,6 +617,104 @@ def test_every_entry_of_a_copy_has_one_place(world: World) -> None:
             parent, _, name = path.rpartition("/")
             directory = nodes[parent] if parent else world.overlay.nodes.root_ino
             assert (directory, os.fsencode(name)) in list(places.of(nodeid))
+
+
+def test_others_are_served_while_a_node_is_looked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One walk finds the nodes of all who ask meanwhile."""
+    nodes = held(world)
+    world.kill()
+    monkeypatch.setattr(restore, "READ", 2)
+    monkeypatch.setattr(restore, "RUN", 8)
+    walks = served = 0
+    turns = world.operations._backing.turns
+
+    def counted(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
+        nonlocal walks
+        walks += 1
+        return shown(overlay)
+
+    monkeypatch.setattr(restore, "shown", counted)
+    found: list[int] = []
+    context = SimpleNamespace(uid=0, gid=0, pid=os.getpid(), umask=0o022)
+    wanted = [nodes["d2/s1/f0"], nodes["d0/s0"], nodes["d1/p"]]
+
+    async def ask(nodeid: int) -> None:
+        found.append((await world.operations.getattr(nodeid, context)).st_ino)
+
+    async def main() -> None:
+        nonlocal served
+        async with trio.open_nursery() as nursery:
+            for nodeid in wanted:
+                nursery.start_soon(ask, nodeid)
+            while not found:
+                await world.operations.lookup(ROOT_ID, b"d1", context)
+                served += 1
+                await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+    assert set(found) == set(wanted)
+    assert walks == 1
+    assert served > len(nodes) // 2 // 2
+    assert turns.taken > len(nodes) // 2 // 2  # it is progress
+
+
+def test_a_node_is_found_though_its_directory_is_moved_during_the_walk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodeid = world.lookup("d1/s0/f1")
+    world.kill()
+    monkeypatch.setattr(restore, "READ", 1)
+    with pytest.raises(NotYetFound) as unknown:
+        world.overlay.nodes.get(nodeid)
+    places = itertools.cycle(["d1", "d0/m", "m", "d2/m"])
+    here, moves = next(places), 0
+    search = unknown.value.search
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found = end.value
+            break
+        there = next(places)
+        world.rename(here, there)
+        here, moves = there, moves + 1
+    assert found
+    assert moves > 2
+    assert world.stat(nodeid).st_ino == nodeid == world.lookup(f"{here}/s0/f1")
+
+
+def test_a_directory_that_goes_during_the_walk_is_not_walked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.do("mkdir", "d0/empty", 0o755)
+    nodeid = world.lookup("d2/s1/f0")
+    world.kill()
+    monkeypatch.setattr(restore, "READ", 1)
+    read = []
+    for entry in shown(world.overlay):
+        read.append(entry)
+        if entry[2] == b"empty":
+            world.do("rmdir", "d0/empty")
+    assert nodeid in {ino for ino, _parent, _name in read}
+
+
+def test_a_number_that_leads_to_nothing_is_looked_for_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.kill()
+    walks = 0
+
+    def counted(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
+        nonlocal walks
+        walks += 1
+        return shown(overlay)
+
+    monkeypatch.setattr(restore, "shown", counted)
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        world.call("getattr", 1 << 40)
+    assert walks == 1
 
 
 def test_a_listing_goes_on_in_another_process(world: World) -> None:
