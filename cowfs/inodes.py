@@ -77,6 +77,15 @@ class Node:
         self.predecessor: Node | None = None
 
     @property
+    def is_root(self) -> bool:
+        return self.nodeid == ROOT_ID
+
+    @property
+    def is_unlinked(self) -> bool:
+        """Whether no known name leads to it: the last one was removed, or it never had one."""
+        return self.parent is None and self.nodeid != ROOT_ID
+
+    @property
     def replaced(self) -> bool:
         """Whether another node has taken over its name."""
         return self.successor is not None
@@ -143,9 +152,13 @@ class Directory(Node):
         self.touched = 0
 
     @property
-    def lower(self) -> bytes | None:
+    def template_path(self) -> bytes | None:
         """`lower_path` as bytes, made anew each time."""
         return None if self.lower_path is None else bytes(self.lower_path)
+
+    def template_path_of(self, name: bytes) -> bytes | None:
+        """Where the template would have what is shared with it under *name*."""
+        return None if self.lower_path is None else bytes(LowerPath(self.lower_path, name))
 
 
 class NodeTable:

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from cowfs import ondisk, syscalls, vault
-from cowfs.inodes import ROOT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,48 +141,60 @@ class Layers:
         """
         if node.held_fd >= 0:
             return ondisk.proc_path(node.held_fd)
-        if node.parent is None:
-            return ondisk.proc_path(self._root_fd(node))
-        side = self.upper if node.upper else self.lower
-        return ondisk.proc_path(side(node.parent), node.name)
+        if node.is_root:
+            return ondisk.proc_path(self.upper_root_fd)
+        return ondisk.proc_path(*self.entry(node))
 
     @staticmethod
     def follows(node: Node) -> bool:
         """Whether `path` ends in a link of /proc, which must be followed to reach the node."""
-        return node.held_fd >= 0 or node.parent is None
+        return node.held_fd >= 0 or node.is_root
 
     def stat(self, node: Node) -> os.stat_result:
         """lstat of the node in the layer that has it (st_ino is that of the layer)."""
         if node.held_fd >= 0:
             return os.fstat(node.held_fd)
-        if node.parent is None:
-            return os.fstat(self._root_fd(node))
-        side = self.upper if node.upper else self.lower
-        return os.stat(node.name, dir_fd=side(node.parent), follow_symlinks=False)
+        if node.is_root:
+            return os.fstat(self.upper_root_fd)
+        parent_fd, name = self.entry(node)
+        return os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
 
-    def _root_fd(self, node: Node) -> int:
-        """Of what is neither held nor has a name; OSError(ESTALE) when that is not the root."""
-        if node.nodeid != ROOT_ID:
+    def entry(self, node: Node) -> tuple[int, bytes]:
+        """Where the layer that has the node has it: its directory's descriptor, and its name there.
+
+        OSError(ESTALE) for what has no name.
+        """
+        if node.parent is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return self.upper_root_fd
+        return (self.upper if node.upper else self.lower)(node.parent), node.name
 
     def open(self, node: Node, flags: int) -> int:
         """Open the node's regular file in the layer that has it."""
         flags |= os.O_CLOEXEC | os.O_NOATIME
         if node.held_fd >= 0:
             return os.open(ondisk.proc_path(node.held_fd), flags)
-        if node.parent is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        side = self.upper if node.upper else self.lower
-        return os.open(node.name, flags | os.O_NOFOLLOW, dir_fd=side(node.parent))
+        parent_fd, name = self.entry(node)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
+
+    def open_path(self, node: Node) -> int:
+        """Open any node but the root without opening what it stands for (O_PATH)."""
+        flags = os.O_PATH | os.O_CLOEXEC
+        if node.held_fd >= 0:
+            return os.open(ondisk.proc_path(node.held_fd), flags)
+        parent_fd, name = self.entry(node)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
+
+    def readlink(self, node: Node) -> bytes:
+        """The target of a symbolic link."""
+        if node.held_fd >= 0:
+            return os.readlink(b"", dir_fd=node.held_fd)
+        parent_fd, name = self.entry(node)
+        return os.readlink(name, dir_fd=parent_fd)
 
     def hold(self, node: Node) -> None:
         """Keep the node reachable without a name; called before its name is removed."""
         if node.held_fd < 0 and node.parent is not None:
-            side = self.upper if node.upper else self.lower
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(node.name, flags, dir_fd=side(node.parent))
-            self.hold_by(node, fd, upper=node.upper)
+            self.hold_by(node, self.open_path(node), upper=node.upper)
 
     def hold_by(self, node: Node, fd: int, *, upper: bool) -> None:
         """Reach the node through *fd* from now on, which is taken over: its file in one layer."""

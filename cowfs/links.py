@@ -95,10 +95,8 @@ class LinkGroups:
     @staticmethod
     def _path(node: Node) -> bytes:
         """Where the template has the node's name, if it has it; b"" if not."""
-        above = None if node.parent is None else node.parent.lower
-        if above is None:
-            return b""
-        return above + b"/" + node.name if above else node.name
+        path = None if node.parent is None else node.parent.template_path_of(node.name)
+        return path or b""
 
     def is_grouped(self, node: Node) -> bool:
         """Whether a shared node has several names in the template."""
@@ -132,11 +130,11 @@ class LinkGroups:
         for component in path.split(b"/"):
             done = done + b"/" + component if done else component
             child = self._child(current, component)
-            if child is None or child.lower != done:
+            if child is None or child.template_path != done:
                 self._overlay.prune(child or current)  # before others come in
-                place = yield from moved.place_of(done)
-                child = None if place is None else self._walk(place)
-                if child is None or child.lower != done:
+                path_now = yield from moved.path_of(done)
+                child = None if path_now is None else self._walk(path_now)
+                if child is None or child.template_path != done:
                     if child is not None:
                         self._overlay.prune(child)
                     return None
@@ -170,23 +168,25 @@ class MovedDirectories:
 
     def __init__(self, upper_fd: int) -> None:
         self._upper_fd = upper_fd
-        self._places: dict[bytes, bytes] | None = None
+        self._paths: dict[bytes, bytes] | None = None
 
-    def place_of(self, lower: bytes) -> Pieces[bytes | None]:
-        """The path in the copy of the directory that has the path *lower* in the template."""
-        if self._places is None:
-            places: dict[bytes, bytes] = {}
-            lowers: dict[bytes, bytes | None] = {b"": b""}
+    def path_of(self, template_path: bytes) -> Pieces[bytes | None]:
+        """The path in the copy of the directory that has this path in the template."""
+        if self._paths is None:
+            paths: dict[bytes, bytes] = {}
+            merged_with: dict[bytes, bytes | None] = {b"": b""}
             for count, found in enumerate(walk(self._upper_fd), 1):
                 if found.entry.is_dir(follow_symlinks=False):
                     where = ondisk.proc_path(found.directory_fd, found.name)
-                    lowers[found.path] = merged = None
+                    merged_with[found.path] = merged = None
                     with suppress(FileNotFoundError):  # it was removed since it was listed
-                        merged = ondisk.lower_path(where, found.name, lowers[found.directory])
-                        lowers[found.path] = merged
+                        merged = ondisk.template_path(
+                            where, found.name, merged_with[found.directory]
+                        )
+                        merged_with[found.path] = merged
                     if merged is not None:  # also at the same path, with a new directory above it
-                        places[merged] = found.path
+                        paths[merged] = found.path
                 if count % READ == 0:
                     yield
-            self._places = places
-        return self._places.get(lower)
+            self._paths = paths
+        return self._paths.get(template_path)

@@ -161,7 +161,7 @@ def get_redirect(where: int | bytes) -> bytes | None:
     return _get_mark(where, REDIRECT)
 
 
-def lower_path(where: int | bytes, name: bytes, parent: bytes | None) -> bytes | None:
+def template_path(where: int | bytes, name: bytes, parent: bytes | None) -> bytes | None:
     """Where in the template the directory would be that shows through the upper directory *name*.
 
     *parent* is the same of the directory that *name* is in. None: nothing can show through.

@@ -567,8 +567,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, _datasync: bool) -> None:
         """fh is the directory's node id; one that never changed has nothing to write."""
         directory = self._nodes.directory(fh)
-        is_removed = directory.parent is None and directory is not self._nodes.root
-        if not directory.upper or is_removed:
+        if not directory.upper or directory.is_unlinked:
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(b".", flags, dir_fd=self._overlay.layers.upper(directory))

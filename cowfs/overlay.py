@@ -219,22 +219,21 @@ class Overlay:
         self, parent: Directory, name: bytes, where: bytes
     ) -> tuple[LowerPath | None, int]:
         """The same of a directory whose parent is known; (None, 0) if nothing shows through."""
-        above = parent.lower
-        found = self.merged_with(above, name, where)
+        found = self.merged_with(parent.template_path, name, where)
         if found is None:
             return None, 0
         path, ino = found
-        at_home = above is not None and path == _join(above, name)
+        at_home = path == parent.template_path_of(name)
         return LowerPath(parent.lower_path, name) if at_home else LowerPath(None, path), ino
 
     def merged_with(
-        self, parent_lower: bytes | None, name: bytes, where: bytes
+        self, parent_path: bytes | None, name: bytes, where: bytes
     ) -> tuple[bytes, int] | None:
         """Path and inode number of the lower directory that shows through an upper one.
 
-        *where* leads to the upper one; *parent_lower* is the same path of the directory it is in.
+        *where* leads to the upper one; *parent_path* is the same path of the directory it is in.
         """
-        path = ondisk.lower_path(where, name, parent_lower)
+        path = ondisk.template_path(where, name, parent_path)
         if not path or b"\0" in path:  # a redirect to the root is none, nor is what is no path
             return None
         try:
@@ -291,7 +290,7 @@ class Overlay:
 
     def nlink(self, node: Node, st: os.stat_result) -> int:
         """The link count to show for a node with lstat *st*."""
-        if node.parent is None and node.nodeid != ROOT_ID:
+        if node.is_unlinked:
             # Its last known name is gone.  A file of the upper layer counts its other names itself.
             return st.st_nlink if node.upper and not isinstance(node, Directory) else 0
         if (
@@ -305,12 +304,7 @@ class Overlay:
 
     def readlink(self, node: Node) -> bytes:
         """The target of a symbolic link."""
-        if node.held_fd >= 0:
-            return os.readlink(b"", dir_fd=node.held_fd)
-        if node.parent is None:
-            raise failure(errno.EINVAL)
-        side = self.layers.upper if node.upper else self.layers.lower
-        return os.readlink(node.name, dir_fd=side(node.parent))
+        return self.layers.readlink(node)
 
     def forget(self, nodeid: int, count: int) -> list[int]:
         """Take back lookups; gives the node ids that are not in the table any more."""
@@ -337,7 +331,7 @@ class Overlay:
     @alone
     def ensure_upper(self, directory: Directory) -> None:
         """Give a directory, and before it its parents, a place in the upper layer."""
-        if directory.parent is None and not directory.upper:
+        if directory.is_unlinked and not directory.upper:
             self._copy_up_removed(directory)
             return
         missing: list[Directory] = []
@@ -372,9 +366,8 @@ class Overlay:
         to, the file is marked to be read from the template for as long as nobody does.
         """
         shared_path = None
-        above = None if to_write or node.parent is None else node.parent.lower
-        if above is not None:
-            shared_path = _join(above, node.name)
+        if not to_write and node.parent is not None:
+            shared_path = node.parent.template_path_of(node.name)
         source = self.layers.open(node, os.O_RDONLY)
         try:
             copy_up = RegularCopyUp(
@@ -396,9 +389,7 @@ class Overlay:
         """
         if not node.upper:
             assert node.parent is not None
-            above = node.parent.lower
-            assert above is not None
-            return _join(above, node.name)
+            return node.parent.template_path_of(node.name)
         if node.written:
             return None
         noted = ondisk.get_shared_data(self.layers.path(node))
@@ -410,10 +401,10 @@ class Overlay:
                 if error.errno not in _NO_SUCH_PATH:
                     raise
             else:
-                lower = os.fstat(fd)
+                lower_st = os.fstat(fd)
                 os.close(fd)
                 # Else it is of another template, in a store that was restored from a backup.
-                if (lower.st_ino, lower.st_size) == (node.nodeid, st.st_size):
+                if (lower_st.st_ino, lower_st.st_size) == (node.nodeid, st.st_size):
                     return noted[1]
         node.written = True
         return None
@@ -445,7 +436,7 @@ class Overlay:
         unnamed file.
         """
         yield from self._link_all(node, copy_up.fd, names)
-        if node.held_fd >= 0 or node.parent is None:
+        if node.held_fd >= 0 or node.is_unlinked:
             self.layers.hold_by(node, os.dup(copy_up.fd), upper=True)
         node.upper = True
         node.written = copy_up.shared_path is None
@@ -536,10 +527,7 @@ class Overlay:
         """
         origin = os.fstat(readers_fd)
         layers = self.layers
-        fd = os.open(
-            layers.path(node),
-            os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
-        )
+        fd = layers.open_path(node)
         try:
             successor = Node(os.fstat(fd).st_ino)
             successor.upper, successor.written = True, node.written
@@ -604,7 +592,7 @@ class Overlay:
         self, parent: Directory, mode: int, umask: int, owner: tuple[int, int]
     ) -> tuple[Node, int]:
         """The same for a file without a name (O_TMPFILE); `link` may give it one."""
-        if _is_removed(parent):
+        if parent.is_unlinked:
             raise failure(errno.ENOENT)
         self.ensure_upper(parent)
         fd = self._open_new(self.layers.upper(parent), mode, umask, owner)
@@ -684,10 +672,7 @@ class Overlay:
         covered = self._free_name(parent, name)
         layers = self.layers
         parent_fd = layers.upper(parent)
-        fd = os.open(
-            layers.path(node),
-            os.O_PATH | os.O_CLOEXEC | (0 if layers.follows(node) else os.O_NOFOLLOW),
-        )
+        fd = layers.open_path(node)
         try:
             self._link_new(fd, parent_fd, name, covered=covered)
         finally:
@@ -716,7 +701,7 @@ class Overlay:
         """
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
-        if _is_removed(parent):
+        if parent.is_unlinked:
             raise failure(errno.ENOENT)
         self.ensure_upper(parent)
         st = self.layers.upper_entry(parent, name)
@@ -1162,20 +1147,12 @@ def _is_empty(fd: int) -> bool:
         return next(iter(entries), None) is None
 
 
-def _is_removed(directory: Directory) -> bool:
-    return directory.parent is None and directory.nodeid != ROOT_ID
-
-
 def _is_within(directory: Directory, other: Node | None) -> bool:
     """Whether a directory is another one, or is reached through it."""
     step: Directory | None = directory
     while step is not None and step is not other:
         step = step.parent
     return step is not None
-
-
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name
 
 
 def _owner_in(parent_st: os.stat_result, owner: tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ vault, and is entered before any request.
 
 All else that a daemon has in memory is made again, or may be lost:
 
-- `parent`, `name`, `upper`, `lower`, the descriptors of directories: by the lookup.
+- `parent`, `name`, `upper`, `lower_path`, the descriptors of directories: by the lookup.
 - `lookups`: one, since the kernel holds what it asks for; its FORGET takes back more, which is
   harmless.  A FORGET that was meant for a failed lookup alone may drop a node that the kernel has,
   and it is found again.

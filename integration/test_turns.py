@@ -333,7 +333,7 @@ def test_a_deep_tree_costs_no_more_than_its_names(xfs: Path) -> None:
             node.lookups += 1
             layers.lower(node)
             directory = node
-        assert directory.lower == path
+        assert directory.template_path == path
         assert (kept, opened) == (depth * len(name), [])
         # One that was moved is found by its path.
         layers.close_directory(directory)
