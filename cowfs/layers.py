@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 CACHED_DIRECTORIES = 1024
 CACHED_SHARE = 16
 
+# What openat2(2) says of a path that leads to nothing in the tree, or out of it.
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
+
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -114,6 +117,19 @@ class Layers:
     def open_lower(self, path: bytes, flags: int) -> int:
         """Open *path* inside the template, however long it is."""
         return syscalls.open_below(self.tree_fd, path, flags)
+
+    def lower_stat(self, path: bytes) -> os.stat_result | None:
+        """lstat of *path* inside the template; None when it leads to nothing there."""
+        try:
+            fd = self.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _NO_SUCH_PATH:
+                return None
+            raise
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def lower_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
         """What the template has under that name, or None."""

@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from cowfs import directories
+from cowfs import directories, ondisk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,30 +162,19 @@ class Listings:
     def _merge(self, directory: Directory) -> Iterator[tuple[bytes, bool]]:
         covered: set[bytes] = set()
         if directory.upper:
-            for name, mode in _scan(self._layers.upper(directory)):
+            for name, kind in _scan(self._layers.upper(directory)):
                 if directory.lower_path is not None:
                     covered.add(name)
-                if mode != _WHITEOUT:
-                    yield name, stat.S_ISDIR(mode)
+                if kind != ondisk.WHITEOUT:
+                    yield name, kind == stat.S_IFDIR
         if directory.lower_path is not None:
-            for name, mode in _scan(self._layers.lower(directory)):
+            for name, kind in _scan(self._layers.lower(directory)):
                 if name not in covered:
-                    yield name, stat.S_ISDIR(mode)
-
-
-_WHITEOUT = 0
+                    yield name, kind == stat.S_IFDIR
 
 
 def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
-    """(name, file type) of every entry; the type of a whiteout is `_WHITEOUT`."""
+    """(name, `ondisk.kind_of_listed`) of every entry."""
     with directories.entries(fd, os.O_NOATIME) as found:
         for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                mode = stat.S_IFDIR
-            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                mode = stat.S_IFREG
-            else:
-                st = entry.stat(follow_symlinks=False)
-                is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
-                mode = _WHITEOUT if is_whiteout else stat.S_IFREG
-            yield os.fsencode(entry.name), mode
+            yield os.fsencode(entry.name), ondisk.kind_of_listed(entry)

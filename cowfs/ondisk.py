@@ -33,6 +33,9 @@ ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 # How the name in work/ begins of a file that is being given all names of a group of hard links.
 UNFINISHED_GROUP = b"#group"
 
+# In place of a file type.
+WHITEOUT = 0
+
 INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 LEAST_INO = 2  # 1 is the node id of the root, whatever number that has
@@ -126,6 +129,21 @@ def copy_xattrs(src: int | bytes, dst: int | bytes, skip_internal: bool = True) 
 def is_whiteout(st: os.stat_result) -> bool:
     """Whether this upper entry says that a lower entry of its name is gone."""
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def kind_of(st: os.stat_result) -> int:
+    """The file type of an upper entry: S_IFMT of its mode, or `WHITEOUT`."""
+    return WHITEOUT if is_whiteout(st) else stat.S_IFMT(st.st_mode)
+
+
+def kind_of_listed(entry: os.DirEntry[str]) -> int:
+    """The same as far as a listing tells it, which spares most entries the stat: S_IFDIR,
+    `WHITEOUT`, or S_IFREG for anything else.  OSError."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink() or entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return WHITEOUT if is_whiteout(entry.stat(follow_symlinks=False)) else stat.S_IFREG
 
 
 def make_whiteout(dir_fd: int, name: bytes) -> None:

@@ -28,6 +28,7 @@ from cowfs.inodes import ROOT_ID, Directory, LowerPath, Node, NodeTable
 from cowfs.layers import Layers
 from cowfs.links import LinkGroups
 from cowfs.listing import Listings
+from cowfs.overlay_upper import UpperEntry, classify_upper
 from cowfs.vault import Exchanges, NullVault
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ MOST_TOLD = 100  # damaged entries that are logged
 
 # Names that a file is given in one piece of work: about a millisecond.
 LINKED = 16
-
-# What openat2(2) says of a path that leads to nothing in the tree, or out of it.
-_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
 
 
 def failure(number: int) -> OSError:
@@ -139,39 +137,43 @@ class Overlay:
         layers = self.layers
         if parent.upper:
             st = layers.upper_entry(parent, name)
-            if st is not None and not self._is_rising(parent, name, st):
-                if ondisk.is_whiteout(st):
+            if st is not None:
+                entry = self._classify(parent, name, st)
+                if entry is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                node = self._upper_node(parent, name, st)
-                return node, self.getattr(node) if isinstance(node, Directory) else st
+                # Else it is one of several names that are not all there yet.
+                if entry.ino not in self._rising:
+                    node = self._upper_node(parent, name, st, entry)
+                    return node, self.getattr(node) if isinstance(node, Directory) else st
         st = layers.lower_entry(parent, name)
         if st is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._lower_node(parent, name, st), st
 
-    def _is_rising(self, parent: Directory, name: bytes, st: os.stat_result) -> bool:
-        """Whether the entry of the upper layer is one of some that are not all there yet."""
-        if not self._rising or stat.S_ISDIR(st.st_mode):
-            return False
+    def _classify(self, parent: Directory, name: bytes, st: os.stat_result) -> UpperEntry | None:
+        kind = ondisk.kind_of(st)
+        parent_path = parent.template_path if kind == stat.S_IFDIR else None
         where = ondisk.proc_path(self.layers.upper(parent), name)
-        return ondisk.shown_ino(where, st.st_ino) in self._rising
+        return classify_upper(self.layers, where, name, kind, st.st_ino, parent_path)
 
     def _lower_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
         node = self.nodes.by_ino(st.st_ino)
-        lower = None
+        lower_path = None
         if stat.S_ISDIR(st.st_mode):
             assert parent.lower_path is not None
-            lower = LowerPath(parent.lower_path, name)
-        if node is not None and isinstance(node, Directory) != (lower is not None):
+            lower_path = LowerPath(parent.lower_path, name)
+        if node is not None and isinstance(node, Directory) != (lower_path is not None):
             raise failure(errno.EIO)  # a file of the upper layer has its number, by a damaged mark
         if node is None:
-            node = Node(st.st_ino) if lower is None else Directory(st.st_ino, lower)
+            node = Node(st.st_ino) if lower_path is None else Directory(st.st_ino, lower_path)
             self.nodes.add(node)
-        self._place(node, parent, name, lower)
+        self._place(node, parent, name, lower_path)
         return node
 
-    def _place(self, node: Node, parent: Directory, name: bytes, lower: LowerPath | None) -> None:
-        """A name was found that leads to the node; *lower* is what a directory is merged with.
+    def _place(
+        self, node: Node, parent: Directory, name: bytes, lower_path: LowerPath | None
+    ) -> None:
+        """A name was found that leads to the node; *lower_path* is what a directory is merged with.
 
         The node may have been taken for one without a name: its removal was about to be done when
         an earlier daemon ended.
@@ -179,74 +181,56 @@ class Overlay:
         node.place(parent, name)
         if node.held_fd >= 0:
             if isinstance(node, Directory):
-                node.lower_path = lower
+                node.lower_path = lower_path
             self.layers.release(node)
 
-    def _upper_node(self, parent: Directory, name: bytes, st: os.stat_result) -> Node:
-        where = ondisk.proc_path(self.layers.upper(parent), name)
+    def _upper_node(
+        self, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
+    ) -> Node:
         if stat.S_ISDIR(st.st_mode):
-            lower, ino = self._merged_with(parent, name, where)
-            ino = ino or st.st_ino
-            node = self.nodes.by_ino(ino)
-            moves = isinstance(node, Directory) and node.parent is not parent
-            if moves and _is_within(parent, node):
-                self._damaged(ondisk.REDIRECT, parent, name)
-                lower, ino = None, st.st_ino
-                node = self.nodes.by_ino(ino)
-            if node is None:
-                node = Directory(ino, lower)
-                self.nodes.add(node)
+            node, lower_path = self._upper_directory(parent, name, st, entry)
         else:
-            lower = None
-            try:
-                ino = ondisk.get_ino(where) or st.st_ino
-            except ondisk.DamagedMark:
-                self._damaged(ondisk.INO, parent, name)
-                ino = st.st_ino
-            node = self.nodes.by_ino(ino)
-            if isinstance(node, Directory):
-                self._damaged(ondisk.INO, parent, name)
-                ino = st.st_ino
-                node = self.nodes.by_ino(ino)
-            if node is None:
-                node = Node(ino)
-                self.nodes.add(node)
+            node, lower_path = self._upper_file(parent, name, st, entry), None
         node.upper = True
-        self._place(node, parent, name, lower)
+        self._place(node, parent, name, lower_path)
         return node
 
-    def _merged_with(
-        self, parent: Directory, name: bytes, where: bytes
-    ) -> tuple[LowerPath | None, int]:
-        """The same of a directory whose parent is known; (None, 0) if nothing shows through."""
-        found = self.merged_with(parent.template_path, name, where)
-        if found is None:
-            return None, 0
-        path, ino = found
-        at_home = path == parent.template_path_of(name)
-        return LowerPath(parent.lower_path, name) if at_home else LowerPath(None, path), ino
+    def _upper_directory(
+        self, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
+    ) -> tuple[Node, LowerPath | None]:
+        """The node of a directory of the upper layer, and what it is merged with."""
+        ino, lower_path = entry.ino, None
+        if entry.template_path is not None:
+            at_home = entry.template_path == parent.template_path_of(name)
+            lower_path = (
+                LowerPath(parent.lower_path, name)
+                if at_home
+                else LowerPath(None, entry.template_path)
+            )
+        node = self.nodes.by_ino(ino)
+        moves = isinstance(node, Directory) and node.parent is not parent
+        if moves and _is_within(parent, node):
+            self._damaged(ondisk.REDIRECT, parent, name)
+            ino, lower_path = st.st_ino, None
+            node = self.nodes.by_ino(ino)
+        if node is None:
+            node = Directory(ino, lower_path)
+            self.nodes.add(node)
+        return node, lower_path
 
-    def merged_with(
-        self, parent_path: bytes | None, name: bytes, where: bytes
-    ) -> tuple[bytes, int] | None:
-        """Path and inode number of the lower directory that shows through an upper one.
-
-        *where* leads to the upper one; *parent_path* is the same path of the directory it is in.
-        """
-        path = ondisk.template_path(where, name, parent_path)
-        if not path or b"\0" in path:  # a redirect to the root is none, nor is what is no path
-            return None
-        try:
-            fd = self.layers.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in _NO_SUCH_PATH:
-                return None
-            raise
-        try:
-            st = os.fstat(fd)
-        finally:
-            os.close(fd)
-        return (path, st.st_ino) if stat.S_ISDIR(st.st_mode) else None
+    def _upper_file(
+        self, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
+    ) -> Node:
+        ino = entry.ino
+        node = self.nodes.by_ino(ino)
+        if entry.is_damaged or isinstance(node, Directory):
+            self._damaged(ondisk.INO, parent, name)
+            ino = st.st_ino
+            node = self.nodes.by_ino(ino)
+        if node is None:
+            node = Node(ino)
+            self.nodes.add(node)
+        return node
 
     def getattr(self, node: Node) -> os.stat_result:
         """lstat of a node, in the layer that has it; of a replaced one: of its successor.
@@ -395,17 +379,11 @@ class Overlay:
         noted = ondisk.get_shared_data(self.layers.path(node))
         st = self.layers.stat(node)
         if noted is not None and noted[0] == st.st_mtime_ns:
-            try:
-                fd = self.layers.open_lower(noted[1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno not in _NO_SUCH_PATH:
-                    raise
-            else:
-                lower_st = os.fstat(fd)
-                os.close(fd)
-                # Else it is of another template, in a store that was restored from a backup.
-                if (lower_st.st_ino, lower_st.st_size) == (node.nodeid, st.st_size):
-                    return noted[1]
+            lower_st = self.layers.lower_stat(noted[1])
+            here = (node.nodeid, st.st_size)
+            # Else it is of another template, in a store that was restored from a backup.
+            if lower_st is not None and (lower_st.st_ino, lower_st.st_size) == here:
+                return noted[1]
         node.written = True
         return None
 

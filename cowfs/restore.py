@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING
 
 from cowfs import directories, ondisk, syscalls, vault
 from cowfs.inodes import Directory, Node
+from cowfs.overlay_upper import classify_upper
 from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
@@ -287,11 +288,6 @@ def _upper_entry(
     None: it is a whiteout.  *lower* is what the directory itself is merged with.
     """
     where = ondisk.proc_path(fd, name)
-    if entry.is_dir(follow_symlinks=False):
-        merged = overlay.merged_with(lower, name, where)
-        return (entry.inode(), None) if merged is None else (merged[1], merged[0])
-    if not (entry.is_file(follow_symlinks=False) or entry.is_symlink()) and ondisk.is_whiteout(
-        entry.stat(follow_symlinks=False)
-    ):
-        return None
-    return ondisk.shown_ino(where, entry.inode()), None
+    kind = ondisk.kind_of_listed(entry)
+    found = classify_upper(overlay.layers, where, name, kind, entry.inode(), lower)
+    return None if found is None else (found.ino, found.template_path)
