@@ -37,36 +37,21 @@ _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layers:
-    """Descriptors of one copy's template (`tree`), `upper` and `work` directories.
+    """Descriptors of one copy's template (`tree`) and `upper` directories.
 
-    Takes over the descriptors of the three (O_PATH will do).  *work_fd* is None on a read-only
-    mount: nothing is ever written then.  *kept* is told of every descriptor that stands for a node
-    without a name.
+    Takes over the descriptors of the two (O_PATH will do).  *kept* is told of every descriptor that
+    stands for a node without a name.
     """
 
-    def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None, kept: Vault) -> None:
+    def __init__(self, tree_fd: int, upper_fd: int, kept: Vault) -> None:
         self.vault = kept
         # Told the node id when a node needs no descriptor any more to be reached.
         self.on_release: Callable[[int], object] = lambda _nodeid: None
         self.tree_fd = tree_fd
         self.upper_root_fd = upper_fd
-        self._work_fd = -1 if work_fd is None else work_fd
         self._cached: OrderedDict[Directory, None] = OrderedDict()
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = min(CACHED_DIRECTORIES, max(limit // CACHED_SHARE, 16))
-        self._serial = 0
-
-    @property
-    def work_fd(self) -> int:
-        """The directory for what is not finished; OSError(EROFS) on a read-only mount."""
-        if self._work_fd < 0:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return self._work_fd
-
-    def temp_name(self, prefix: bytes = b"#") -> bytes:
-        """A name in `work_fd` that is not in use: the copy is locked, and work/ starts empty."""
-        self._serial += 1
-        return b"%b%x" % (prefix, self._serial)
 
     def upper(self, directory: Directory) -> int:
         """The directory's descriptor in the upper layer; OSError(ENOENT) when it has none."""
@@ -284,9 +269,8 @@ class Layers:
                 node.held_fd = -1
         for directory in list(self._cached):
             self.close_directory(directory)
-        for fd in (self.tree_fd, self.upper_root_fd, self._work_fd):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self.tree_fd)
+        os.close(self.upper_root_fd)
 
     def _remember(self, directory: Directory) -> None:
         self._cached[directory] = None

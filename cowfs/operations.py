@@ -389,10 +389,10 @@ class Operations(pyfuse3.Operations):
     async def _clear_away(self) -> None:
         """Remove the whiteouts of a directory that was removed just now.  Nobody sees them any
         more, and who removed them waits alone."""
-        overlay = self._overlay
-        left, overlay.left = overlay.left, []
-        if left:
-            await trio.to_thread.run_sync(overlay.clear_away, left)
+        work = self._overlay.work
+        if work.left:
+            left, work.left = work.left, []
+            await trio.to_thread.run_sync(work.clear_away, left)
 
     def _was_renamed(
         self,

@@ -29,6 +29,7 @@ from cowfs.layers import Layers
 from cowfs.links import LinkGroups
 from cowfs.listing import Listings
 from cowfs.overlay_upper import UpperEntry, classify_upper
+from cowfs.overlay_work import WorkDirectory
 from cowfs.vault import Exchanges, NullVault
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Overlay:
         vault: Vault | None = None,
     ) -> None:
         vault = vault or NullVault()
-        self.layers = Layers(tree_fd, upper_fd, work_fd, vault)
+        self.layers = Layers(tree_fd, upper_fd, vault)
+        self.work = WorkDirectory(work_fd)
         self.exchanges = Exchanges(vault)
         # Keeps others, who copy files up too, out of the upper layer's directories while it is
         # entered; it may be entered again meanwhile.
@@ -110,18 +112,15 @@ class Overlay:
         # How often a directory was moved; how often anything was, or was given one more name.
         self.directories_moved = 0
         self.names_changed = 0
-        # Directories in work/ that are nobody's any more, and may be full of whiteouts.
-        self.left: list[bytes] = []
         # Shared nodes whose clone is being given its names, one by one: until it has all of them,
         # what each name shows is the template's file.
         self._rising: set[int] = set()
         self._unfinished: list[_Group] = []
         self._told: set[tuple[bytes, bytes]] = set()
-        if work_fd is not None:
-            self._empty(self.layers.work_fd)
 
     def close(self) -> None:
         self.layers.close(iter(self.nodes))
+        self.work.close()
 
     # ---------------------------------------------------------------- looking
 
@@ -328,17 +327,11 @@ class Overlay:
         layers = self.layers
         for child in reversed(missing):
             assert child.parent is not None
-            temporary = layers.temp_name()
-            try:
-                copy_up_directory(layers.lower(child), layers.work_fd, temporary)
+            with self.work.temporary() as temporary:
+                copy_up_directory(layers.lower(child), temporary.dir_fd, temporary.name)
                 with self._keeping_times(child.parent) as parent_fd:
-                    os.rename(
-                        temporary, child.name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd
-                    )
+                    temporary.move_to(parent_fd, child.name)
                     child.upper = True
-            except OSError:
-                self._clean_up(layers.work_fd, temporary)
-                raise
 
     def begin_copy_up(
         self, node: Node, *, keep_data: bool, to_write: bool
@@ -356,7 +349,7 @@ class Overlay:
         try:
             copy_up = RegularCopyUp(
                 source,
-                self.layers.work_fd,
+                self.work.fd,
                 node.nodeid,
                 keep_data=keep_data,
                 shared_path=shared_path,
@@ -421,18 +414,14 @@ class Overlay:
 
     def _copy_up_removed(self, node: Node) -> None:
         """The same for what has no name any more, but is open: it may not change the template."""
-        layers = self.layers
-        temporary = layers.temp_name()
-        try:
+        with self.work.temporary() as temporary:
+            work_fd, name = temporary.dir_fd, temporary.name
             if isinstance(node, Directory):
-                copy_up_directory(node.held_fd, layers.work_fd, temporary)
+                copy_up_directory(node.held_fd, work_fd, name)
             else:
-                copy_up_special(node.held_fd, None, layers.work_fd, temporary, node.nodeid)
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(temporary, flags, dir_fd=layers.work_fd)
-        finally:
-            self._clean_up(layers.work_fd, temporary)
-        layers.hold_by(node, fd, upper=True)
+                copy_up_special(node.held_fd, None, work_fd, name, node.nodeid)
+            fd = temporary.open()
+        self.layers.hold_by(node, fd, upper=True)
         node.upper = True
 
     def _link_all(
@@ -452,17 +441,16 @@ class Overlay:
             self._link(fd, *names[0])
         if len(names) <= 1:
             return
-        layers = self.layers
-        group = _Group(layers.temp_name(ondisk.UNFINISHED_GROUP), [])
+        group = _Group(self.work.new_name(ondisk.UNFINISHED_GROUP), [])
         self._rising.add(node.nodeid)
         try:
-            syscalls.link_fd(fd, layers.work_fd, group.mark)
+            syscalls.link_fd(fd, self.work.fd, group.mark)
             for parent, name in names:
                 self._link(fd, parent, name)
                 group.names.append((parent, name))
                 if len(group.names) % LINKED == 0:
                     yield
-            os.unlink(group.mark, dir_fd=layers.work_fd)
+            os.unlink(group.mark, dir_fd=self.work.fd)
         except OSError:
             for parent, _name in group.names:
                 parent.lookups += 1  # it stays in the table until the name is taken back
@@ -488,7 +476,7 @@ class Overlay:
                 group.names.pop()
                 parent.lookups -= 1
             self._unfinished.pop()
-            self._clean_up(self.layers.work_fd, group.mark)
+            self.work.discard(group.mark)
 
     @alone
     def _link(self, fd: int, parent: Directory, name: bytes) -> None:
@@ -528,19 +516,14 @@ class Overlay:
         if node.parent is None:
             self._copy_up_removed(node)
             return
-        layers = self.layers
-        temporary = layers.temp_name()
-        try:
-            lower_fd = layers.lower(node.parent)
-            copy_up_special(lower_fd, node.name, layers.work_fd, temporary, node.nodeid)
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(temporary, flags, dir_fd=layers.work_fd)
+        lower_fd = self.layers.lower(node.parent)
+        with self.work.temporary() as temporary:
+            copy_up_special(lower_fd, node.name, temporary.dir_fd, temporary.name, node.nodeid)
+            fd = temporary.open()
             try:
                 yield from self._link_all(node, fd, names)
             finally:
                 os.close(fd)
-        finally:
-            self._clean_up(layers.work_fd, temporary)
         node.upper = True
 
     # ---------------------------------------------------------------- creating
@@ -664,13 +647,9 @@ class Overlay:
         if not covered:
             syscalls.link_fd(fd, parent_fd, name)
             return
-        work_fd, temporary = self.layers.work_fd, self.layers.temp_name()
-        syscalls.link_fd(fd, work_fd, temporary)
-        try:
-            os.rename(temporary, name, src_dir_fd=work_fd, dst_dir_fd=parent_fd)
-        except BaseException:
-            self._clean_up(work_fd, temporary)
-            raise
+        with self.work.temporary() as temporary:
+            syscalls.link_fd(fd, temporary.dir_fd, temporary.name)
+            temporary.move_to(parent_fd, name)
 
     def _free_name(self, parent: Directory, name: bytes) -> bool:
         """Prepare *parent* for a new name; true when a whiteout is in its place.
@@ -707,24 +686,18 @@ class Overlay:
             make(parent_fd, name)  # the owner is right from the start, setgid directories included
             return
         owner = _owner_in(parent_st, owner)
-        with self._stage(parent_fd, parent_st) as stage_fd:
-            temporary = layers.temp_name()
-            try:
-                make(stage_fd, temporary)
-                st = os.stat(temporary, dir_fd=stage_fd, follow_symlinks=False)
-                where = ondisk.proc_path(stage_fd, temporary)
-                _give(where, st, owner, follow=False)
-                if covered and stat.S_ISDIR(st.st_mode):
-                    ondisk.set_opaque(where)
-                    syscalls.renameat2(
-                        stage_fd, temporary, parent_fd, name, syscalls.RENAME_EXCHANGE
-                    )
-                    self._clean_up(stage_fd, temporary)  # the whiteout
-                else:
-                    os.rename(temporary, name, src_dir_fd=stage_fd, dst_dir_fd=parent_fd)
-            except OSError:
-                self._clean_up(stage_fd, temporary)
-                raise
+        with (
+            self._stage(parent_fd, parent_st) as stage_fd,
+            self.work.temporary(stage_fd) as temporary,
+        ):
+            make(stage_fd, temporary.name)
+            st = temporary.stat()
+            _give(temporary.path, st, owner, follow=False)
+            if covered and stat.S_ISDIR(st.st_mode):
+                ondisk.set_opaque(temporary.path)
+                temporary.exchange(parent_fd, name)  # and the whiteout is discarded
+            else:
+                temporary.move_to(parent_fd, name)
 
     @contextmanager
     def _stage(self, parent_fd: int, parent_st: os.stat_result) -> Iterator[int]:
@@ -732,26 +705,20 @@ class Overlay:
 
         work/ itself, unless the parent hands something down: its group (setgid) or a default ACL.
         """
-        layers = self.layers
         parent = ondisk.proc_path(parent_fd)
         inherits = parent_st.st_mode & stat.S_ISGID or (
             b"system.posix_acl_default" in ondisk.list_xattrs(parent)
         )
         if not inherits:
-            yield layers.work_fd
+            yield self.work.fd
             return
-        temporary = layers.temp_name()
-        try:
-            copy_up_directory(parent_fd, layers.work_fd, temporary)
-            fd = os.open(
-                temporary, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.work_fd
-            )
+        with self.work.temporary() as stage:
+            copy_up_directory(parent_fd, stage.dir_fd, stage.name)
+            fd = stage.open()
             try:
                 yield fd
             finally:
                 os.close(fd)
-        finally:
-            self._clean_up(layers.work_fd, temporary)
 
     def _created(self, parent: Directory, name: bytes, node: Node) -> Node:
         node.upper = node.written = True
@@ -793,41 +760,32 @@ class Overlay:
         if not self.listings.of(node).is_empty():
             raise failure(errno.ENOTEMPTY)
         layers = self.layers
-        left = None
+        taken = None
         with self._departing(node, parent, name):
             self.ensure_upper(parent)
             parent_fd = layers.upper(parent)
             covers = layers.lower_entry(parent, name) is not None
             if node.upper:
-                # It may be full of whiteouts: it leaves in one step, and is cleared away then.
-                left = layers.temp_name()
-                if covers:
-                    ondisk.make_whiteout(layers.work_fd, left)
-                flags = syscalls.RENAME_EXCHANGE if covers else syscalls.RENAME_NOREPLACE
-                try:
-                    syscalls.renameat2(parent_fd, name, layers.work_fd, left, flags)
-                except OSError:
-                    self._clean_up(layers.work_fd, left)
-                    raise
+                taken = self._take_out(parent_fd, name, covers=covers)
             else:
                 ondisk.make_whiteout(parent_fd, name)
         layers.close_directory(node)
         node.lower_path = None
         self.listings.drop(node)
         self.listings.removed(parent, name, is_directory=True)
-        if left is not None:
-            try:
-                os.rmdir(left, dir_fd=layers.work_fd)
-            except OSError:
-                self.left.append(left)
+        if taken is not None:
+            self.work.take_apart(taken)
 
-    def clear_away(self, names: list[bytes]) -> None:
-        """Remove what was `left`; may be called in any thread.
-
-        What cannot be removed is there until the copy is mounted again.
-        """
-        for name in names:
-            self._clean_up(self.layers.work_fd, name)
+    def _take_out(self, parent_fd: int, name: bytes, *, covers: bool) -> bytes:
+        """Move a directory to work/ in one step, since it may be full of whiteouts, with a whiteout
+        in its place if it covers one of the template; gives its name there."""
+        with self.work.temporary() as temporary:
+            if covers:
+                ondisk.make_whiteout(temporary.dir_fd, temporary.name)
+                temporary.exchange(parent_fd, name)
+            else:
+                temporary.take(parent_fd, name)
+            return temporary.keep()
 
     def _cover(self, parent: Directory, name: bytes) -> None:
         """Put a whiteout in the place of *name*, over a file of the upper layer if there is one."""
@@ -836,13 +794,9 @@ class Overlay:
         if layers.upper_entry(parent, name) is None:
             ondisk.make_whiteout(parent_fd, name)
             return
-        temporary = layers.temp_name()
-        ondisk.make_whiteout(layers.work_fd, temporary)
-        try:
-            os.rename(temporary, name, src_dir_fd=layers.work_fd, dst_dir_fd=parent_fd)
-        except OSError:
-            self._clean_up(layers.work_fd, temporary)
-            raise
+        with self.work.temporary() as temporary:
+            ondisk.make_whiteout(temporary.dir_fd, temporary.name)
+            temporary.move_to(parent_fd, name)
 
     @contextmanager
     def _departing(self, node: Node, parent: Directory, name: bytes) -> Iterator[None]:
@@ -995,7 +949,8 @@ class Overlay:
                 # whiteout, which is right there too or does no harm until it is taken away.
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
                 if not leaves_whiteout:
-                    self._clean_up(old_fd, old_name)
+                    with suppress(OSError):
+                        os.unlink(old_name, dir_fd=old_fd)
             else:
                 flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
                 syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
@@ -1033,25 +988,20 @@ class Overlay:
         if not isinstance(target, Directory) or not target.upper:
             yield
             return
-        layers = self.layers
-        fd = layers.upper(target)
+        fd = self.layers.upper(target)
         if _is_empty(fd):
             yield
             return
-        left = layers.temp_name()
-        try:
-            copy_up_directory(fd, layers.work_fd, left)
-            ondisk.set_opaque(ondisk.proc_path(layers.work_fd, left))
-            syscalls.renameat2(layers.work_fd, left, parent_fd, name, syscalls.RENAME_EXCHANGE)
+        with self.work.temporary() as temporary:
+            copy_up_directory(fd, temporary.dir_fd, temporary.name)
+            ondisk.set_opaque(temporary.path)
+            temporary.exchange(parent_fd, name)
             try:
                 yield
             except OSError:
-                syscalls.renameat2(layers.work_fd, left, parent_fd, name, syscalls.RENAME_EXCHANGE)
+                temporary.exchange(parent_fd, name)
                 raise
-        except OSError:
-            self._discard(layers.work_fd, left)
-            raise
-        self.left.append(left)
+            self.work.left.append(temporary.keep())
 
     # ---------------------------------------------------------------- attributes
 
@@ -1093,31 +1043,6 @@ class Overlay:
         st = os.fstat(fd)
         yield fd
         os.utime(ondisk.proc_path(fd), ns=(st.st_atime_ns, st.st_mtime_ns))
-
-    def _clean_up(self, dir_fd: int, name: bytes) -> None:
-        """Remove what is of no use any more, if that can be done: nothing depends on it."""
-        with suppress(OSError):
-            self._discard(dir_fd, name)
-
-    def _discard(self, dir_fd: int, name: bytes) -> None:
-        """Remove an entry of work/ with all that is in it; one that is not there is fine."""
-        try:
-            os.unlink(name, dir_fd=dir_fd)
-        except FileNotFoundError:
-            pass
-        except IsADirectoryError:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, dir_fd=dir_fd)
-            try:
-                self._empty(fd)
-            finally:
-                os.close(fd)
-            os.rmdir(name, dir_fd=dir_fd)
-
-    def _empty(self, fd: int) -> None:
-        """Remove every entry of a directory."""
-        for name in directories.names(fd):
-            self._discard(fd, os.fsencode(name))
 
 
 def _is_empty(fd: int) -> bool:

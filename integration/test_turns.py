@@ -175,8 +175,8 @@ class Gate:
 def test_whiteouts_of_a_removed_directory_are_cleared_away_beside_others(world: World) -> None:
     for number in range(3):
         world.do("unlink", f"full/f{number}")
-    overlay: Any = world.overlay
-    gate = overlay.clear_away = Gate(overlay.clear_away)
+    work: Any = world.overlay.work
+    gate = work.clear_away = Gate(work.clear_away)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -193,8 +193,8 @@ def test_whiteouts_of_a_replaced_directory_are_cleared_away_beside_others(world:
     for number in range(3):
         world.do("unlink", f"full/f{number}")
     nodeid = world.lookup("other")
-    overlay: Any = world.overlay
-    gate = overlay.clear_away = Gate(overlay.clear_away)
+    work: Any = world.overlay.work
+    gate = work.clear_away = Gate(work.clear_away)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:

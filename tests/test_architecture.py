@@ -25,7 +25,7 @@ ROOMS = {
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing caller priming touching turns",
-    "overlay": "overlay overlay_upper links restore",
+    "overlay": "overlay overlay_upper overlay_work links restore",
     "inodes": "inodes layers listing vault pieces",
     "copyup": "copyup",
     "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
