@@ -50,7 +50,8 @@ from cowfs.channel import (
 )
 from cowfs.inodes import Directory, Node
 from cowfs.listing import LAST_COOKIE
-from cowfs.overlay import NAME_MAX, Overlay, failure
+from cowfs.overlay import Overlay
+from cowfs.overlay_namespace import NAME_MAX, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
 from cowfs.turns import lock_of, taking
