@@ -133,7 +133,8 @@ def is_whiteout(st: os.stat_result) -> bool:
 
 def kind_of(st: os.stat_result) -> int:
     """The file type of an upper entry: S_IFMT of its mode, or `WHITEOUT`."""
-    return WHITEOUT if is_whiteout(st) else stat.S_IFMT(st.st_mode)
+    kind = stat.S_IFMT(st.st_mode)
+    return WHITEOUT if kind == stat.S_IFCHR and st.st_rdev == 0 else kind
 
 
 def kind_of_listed(entry: os.DirEntry[str]) -> int:

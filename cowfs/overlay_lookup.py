@@ -12,7 +12,7 @@ from cowfs.inodes import Directory, LowerPath, Node
 from cowfs.overlay_attributes import get_attributes
 from cowfs.overlay_groups import take_back
 from cowfs.overlay_namespace import NAME_MAX, failure
-from cowfs.overlay_upper import UpperEntry, classify_upper
+from cowfs.overlay_upper import classify_upper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,26 +33,26 @@ def lookup(namespace: Namespace, parent: Directory, name: bytes) -> tuple[Node, 
     if parent.upper:
         st = layers.upper_entry(parent, name)
         if st is not None:
-            entry = _classify(namespace, parent, name, st)
-            if entry is None:
+            kind = ondisk.kind_of(st)
+            is_directory = kind == stat.S_IFDIR
+            parent_path = parent.template_path if is_directory else None
+            where = ondisk.proc_path(parent.upper_fd, name)  # it was opened just now
+            found = classify_upper(layers, where, name, kind, st.st_ino, parent_path)
+            if found is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            ino, template_path, is_damaged = found
             # Else it is one of several names that are not all there yet.
-            if entry.ino not in namespace.rising:
-                node = _upper_node(namespace, parent, name, st, entry)
-                return node, get_attributes(namespace, node) if isinstance(node, Directory) else st
+            if ino not in namespace.rising:
+                if is_directory:
+                    node = _upper_directory(namespace, parent, name, st, ino, template_path)
+                    return node, get_attributes(namespace, node)
+                if is_damaged:
+                    namespace.tell_damaged(ondisk.INO, parent, name)
+                return _upper_file(namespace, parent, name, st, ino), st
     st = layers.lower_entry(parent, name)
     if st is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     return _lower_node(namespace, parent, name, st), st
-
-
-def _classify(
-    namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result
-) -> UpperEntry | None:
-    kind = ondisk.kind_of(st)
-    parent_path = parent.template_path if kind == stat.S_IFDIR else None
-    where = ondisk.proc_path(namespace.layers.upper(parent), name)
-    return classify_upper(namespace.layers, where, name, kind, st.st_ino, parent_path)
 
 
 def _lower_node(namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result) -> Node:
@@ -70,27 +70,19 @@ def _lower_node(namespace: Namespace, parent: Directory, name: bytes, st: os.sta
     return node
 
 
-def _upper_node(
-    namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
-) -> Node:
-    if stat.S_ISDIR(st.st_mode):
-        node, lower_path = _upper_directory(namespace, parent, name, st, entry)
-    else:
-        node, lower_path = _upper_file(namespace, parent, name, st, entry), None
-    node.upper = True
-    note_name(namespace, node, parent, name, lower_path)
-    return node
-
-
 def _upper_directory(
-    namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
-) -> tuple[Node, LowerPath | None]:
-    """The node of a directory of the upper layer, and what it is merged with."""
-    ino, lower_path = entry.ino, None
-    if entry.template_path is not None:
-        at_home = entry.template_path == parent.template_path_of(name)
+    namespace: Namespace,
+    parent: Directory,
+    name: bytes,
+    st: os.stat_result,
+    ino: int,
+    template_path: bytes | None,
+) -> Node:
+    lower_path = None
+    if template_path is not None:
+        at_home = template_path == parent.template_path_of(name)
         lower_path = (
-            LowerPath(parent.lower_path, name) if at_home else LowerPath(None, entry.template_path)
+            LowerPath(parent.lower_path, name) if at_home else LowerPath(None, template_path)
         )
     node = namespace.nodes.by_ino(ino)
     moves = isinstance(node, Directory) and node.parent is not parent
@@ -101,21 +93,24 @@ def _upper_directory(
     if node is None:
         node = Directory(ino, lower_path)
         namespace.nodes.add(node)
-    return node, lower_path
+    node.upper = True
+    note_name(namespace, node, parent, name, lower_path)
+    return node
 
 
 def _upper_file(
-    namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result, entry: UpperEntry
+    namespace: Namespace, parent: Directory, name: bytes, st: os.stat_result, ino: int
 ) -> Node:
-    ino = entry.ino
     node = namespace.nodes.by_ino(ino)
-    if entry.is_damaged or isinstance(node, Directory):
+    if isinstance(node, Directory):
         namespace.tell_damaged(ondisk.INO, parent, name)
         ino = st.st_ino
         node = namespace.nodes.by_ino(ino)
     if node is None:
         node = Node(ino)
         namespace.nodes.add(node)
+    node.upper = True
+    note_name(namespace, node, parent, name, None)
     return node
 
 

@@ -12,7 +12,7 @@ The marks that say so are overlayfs's, but for the number of what was copied up 
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 from cowfs import ondisk
 
@@ -20,17 +20,10 @@ if TYPE_CHECKING:
     from cowfs.layers import Layers
 
 
-class UpperEntry(NamedTuple):
-    """An entry that shows something.
-
-    *ino*: the inode number that users see.  *template_path*: where the directory is in the template
-    that it is merged with; None: upper only.  *is_damaged*: the mark that says the number means
-    nothing, so that its own is shown.
-    """
-
-    ino: int
-    template_path: bytes | None = None
-    is_damaged: bool = False
+# Of an entry that shows something: the inode number that users see; where in the template the
+# directory is that it is merged with (None: upper only); whether the mark that says the number is
+# damaged, so that it is its own.  A plain tuple, because one is made for each lookup.
+UpperEntry: TypeAlias = "tuple[int, bytes | None, bool]"
 
 
 def classify_upper(
@@ -46,9 +39,9 @@ def classify_upper(
     if kind == stat.S_IFDIR:
         return _classify_directory(layers, where, name, ino, parent_path)
     try:
-        return UpperEntry(ondisk.get_ino(where) or ino)
+        return ondisk.get_ino(where) or ino, None, False
     except ondisk.DamagedMark:
-        return UpperEntry(ino, is_damaged=True)
+        return ino, None, True
 
 
 def _classify_directory(
@@ -58,5 +51,5 @@ def _classify_directory(
     if path and b"\0" not in path:  # a redirect to the root is none, nor is what is no path
         lower_st = layers.lower_stat(path)
         if lower_st is not None and stat.S_ISDIR(lower_st.st_mode):
-            return UpperEntry(lower_st.st_ino, path)
-    return UpperEntry(ino)
+            return lower_st.st_ino, path, False
+    return ino, None, False

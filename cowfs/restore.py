@@ -290,4 +290,4 @@ def _upper_entry(
     where = ondisk.proc_path(fd, name)
     kind = ondisk.kind_of_listed(entry)
     found = classify_upper(overlay.layers, where, name, kind, entry.inode(), lower)
-    return None if found is None else (found.ino, found.template_path)
+    return None if found is None else found[:2]
