@@ -1,10 +1,19 @@
-"""rename(2): moving, and exchanging."""
+"""rename(2): a move, in the place of another entry if there is one, or an exchange.
+
+Either is made in four steps:
+
+- `check`: refuse what the names do not allow; nothing is changed yet.
+- `prepare`: what takes part comes into the upper layer.  A directory is marked with what it is
+  merged with at its new place, which is true at the old one, too: users see no difference.
+- `apply`: one rename on the disk.  When it fails all is as before.
+- `commit`: nodes and listings follow.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from cowfs import copyup, directories, ondisk, syscalls
@@ -16,6 +25,7 @@ from cowfs.overlay_remove import departing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from cowfs.inodes import Node
     from cowfs.overlay_namespace import Namespace
@@ -39,7 +49,6 @@ def rename(
     """
     if len(new_name) > NAME_MAX:
         raise failure(errno.ENAMETOOLONG)
-    exchange = flags == syscalls.RENAME_EXCHANGE
     if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
         raise failure(errno.EINVAL)
     source, _st = lookup(namespace, old_parent, old_name)
@@ -47,25 +56,15 @@ def rename(
         target: Node | None = lookup(namespace, new_parent, new_name)[0]
     except FileNotFoundError:
         target = None
-    if target is None and exchange:
-        raise failure(errno.ENOENT)
-    if target is not None and flags == syscalls.RENAME_NOREPLACE:
-        raise failure(errno.EEXIST)
-    if source is target:
-        return None
-    for directory in (old_parent, new_parent):
-        ensure_upper(namespace, directory)
-    if isinstance(source, Directory):
-        ensure_upper(namespace, source)
-        _mark_moved(namespace, source, new_parent, new_name)
-    if exchange:
-        assert target is not None
-        _exchange(namespace, source, old_parent, old_name, target, new_parent, new_name, request)
-        return None
-    if target is not None:
-        _check_replaceable(namespace, source, target)
-    _move(namespace, source, old_parent, old_name, target, new_parent, new_name)
-    return target
+    if source is target and not flags & syscalls.RENAME_NOREPLACE:
+        return None  # two names of one file: both stay
+    kind = _Exchange if flags == syscalls.RENAME_EXCHANGE else _Move
+    change = kind(namespace, source, old_parent, old_name, target, new_parent, new_name)
+    change.check(flags)
+    change.prepare(request)
+    change.apply()
+    change.commit()
+    return None if flags == syscalls.RENAME_EXCHANGE else target
 
 
 def was_exchanged(
@@ -79,150 +78,180 @@ def was_exchanged(
     return lookup(namespace, old_parent, old_name)[0].nodeid == target
 
 
-def _check_replaceable(namespace: Namespace, source: Node, target: Node) -> None:
-    if isinstance(source, Directory):
-        if not isinstance(target, Directory):
-            raise failure(errno.ENOTDIR)
-        if not namespace.listings.of(target).is_empty():
-            raise failure(errno.EEXIST)  # POSIX allows ENOTEMPTY too; XFS says this
-    elif isinstance(target, Directory):
-        raise failure(errno.EISDIR)
+class _Rename:
+    """What both kinds have in common: *source* comes to another place."""
 
+    def __init__(
+        self,
+        namespace: Namespace,
+        source: Node,
+        old_parent: Directory,
+        old_name: bytes,
+        target: Node | None,
+        new_parent: Directory,
+        new_name: bytes,
+    ) -> None:
+        self.namespace = namespace
+        self.source = source
+        self.old_parent = old_parent
+        self.old_name = old_name
+        self.target = target
+        self.new_parent = new_parent
+        self.new_name = new_name
 
-def _mark_moved(namespace: Namespace, source: Directory, parent: Directory, name: bytes) -> None:
-    """Say on disk what a directory is merged with at its new place, before it gets there.
+    def check(self, flags: int) -> None:
+        raise NotImplementedError
 
-    At its old place the mark tells what was true anyway.
-    """
-    where = namespace.layers.path(source)
-    if source.lower_path is not None:
-        ondisk.set_redirect(where, b"/" + bytes(source.lower_path))
-    elif namespace.layers.lower_entry(parent, name) is not None:
-        ondisk.set_opaque(where)
+    def prepare(self, _request: int | None) -> None:
+        ensure_upper(self.namespace, self.old_parent)
+        ensure_upper(self.namespace, self.new_parent)
+        if isinstance(self.source, Directory):
+            self._mark_moved(self.source, self.new_parent, self.new_name)
 
+    def apply(self) -> None:
+        raise NotImplementedError
 
-def _exchange(
-    namespace: Namespace,
-    source: Node,
-    old_parent: Directory,
-    old_name: bytes,
-    target: Node,
-    new_parent: Directory,
-    new_name: bytes,
-    request: int | None,
-) -> None:
-    if isinstance(target, Directory):
-        ensure_upper(namespace, target)
-        _mark_moved(namespace, target, old_parent, old_name)
-    if request is not None:
-        # A file of its own: a service manager keeps no descriptor twice, whatever its name.
-        fd = os.memfd_create("cowfs-exchange", os.MFD_CLOEXEC)
-        namespace.exchanges.begin(request, source.nodeid, target.nodeid, fd)
-        os.close(fd)
-    syscalls.renameat2(
-        namespace.layers.upper(old_parent),
-        old_name,
-        namespace.layers.upper(new_parent),
-        new_name,
-        syscalls.RENAME_EXCHANGE,
-    )
-    _moved(namespace, source, target)
-    source.place(new_parent, new_name)
-    target.place(old_parent, old_name)
-    source_is_directory = isinstance(source, Directory)
-    target_is_directory = isinstance(target, Directory)
-    if source_is_directory != target_is_directory and old_parent is not new_parent:
-        namespace.listings.removed(old_parent, old_name, is_directory=source_is_directory)
-        namespace.listings.added(old_parent, old_name, is_directory=target_is_directory)
-        namespace.listings.removed(new_parent, new_name, is_directory=target_is_directory)
-        namespace.listings.added(new_parent, new_name, is_directory=source_is_directory)
+    def commit(self) -> None:
+        self._came_to(self.source, self.new_parent, self.new_name)
 
+    def _mark_moved(self, directory: Directory, parent: Directory, name: bytes) -> None:
+        """Say on disk what a directory is merged with at its new place, before it gets there."""
+        ensure_upper(self.namespace, directory)
+        where = self.namespace.layers.path(directory)
+        if directory.lower_path is not None:
+            ondisk.set_redirect(where, b"/" + bytes(directory.lower_path))
+        elif self.namespace.layers.lower_entry(parent, name) is not None:
+            ondisk.set_opaque(where)
 
-def _move(
-    namespace: Namespace,
-    source: Node,
-    old_parent: Directory,
-    old_name: bytes,
-    target: Node | None,
-    new_parent: Directory,
-    new_name: bytes,
-) -> None:
-    layers = namespace.layers
-    is_directory = isinstance(source, Directory)
-    leaves_whiteout = layers.lower_entry(old_parent, old_name) is not None
-    raw = layers.upper_entry(new_parent, new_name)
-    old_fd, new_fd = layers.upper(old_parent), layers.upper(new_parent)
-    with (
-        _replacing(namespace, target, new_parent, new_name),
-        _emptied(namespace, target, new_fd, new_name),
-    ):
-        if is_directory and raw is not None and ondisk.is_whiteout(raw):
-            # rename(2) puts no directory over a device: swap them, so the old place gets the
-            # whiteout, which is right there too or does no harm until it is taken away.
-            syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
-            if not leaves_whiteout:
-                with suppress(OSError):
-                    os.unlink(old_name, dir_fd=old_fd)
-        else:
-            flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
-            syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
-    _moved(namespace, source)
-    source.place(new_parent, new_name)
-    namespace.listings.removed(old_parent, old_name, is_directory=is_directory)
-    if target is None:
-        namespace.listings.added(new_parent, new_name, is_directory=is_directory)
-    elif isinstance(target, Directory):
-        layers.close_directory(target)
-        target.lower_path = None
-        namespace.listings.drop(target)
-
-
-def _moved(namespace: Namespace, *nodes: Node) -> None:
-    for node in nodes:
+    def _came_to(self, node: Node, parent: Directory, name: bytes) -> None:
         if isinstance(node, Directory):
-            namespace.directories_moved += 1
-        namespace.names_changed += 1
+            self.namespace.directories_moved += 1
+        self.namespace.names_changed += 1
+        node.place(parent, name)
 
 
-@contextmanager
-def _replacing(
-    namespace: Namespace, target: Node | None, parent: Directory, name: bytes
-) -> Iterator[None]:
-    if target is None:
-        yield
-    else:
-        with departing(namespace, target, parent, name):
-            yield
+class _Exchange(_Rename):
+    """*source* and *target* change places."""
+
+    def check(self, _flags: int) -> None:
+        if self.target is None:
+            raise failure(errno.ENOENT)
+
+    def prepare(self, request: int | None) -> None:
+        _Rename.prepare(self, request)
+        assert self.target is not None
+        if isinstance(self.target, Directory):
+            self._mark_moved(self.target, self.old_parent, self.old_name)
+        if request is not None:
+            # A file of its own: a service manager keeps no descriptor twice, whatever its name.
+            fd = os.memfd_create("cowfs-exchange", os.MFD_CLOEXEC)
+            self.namespace.exchanges.begin(request, self.source.nodeid, self.target.nodeid, fd)
+            os.close(fd)
+
+    def apply(self) -> None:
+        layers = self.namespace.layers
+        old_fd, new_fd = layers.upper(self.old_parent), layers.upper(self.new_parent)
+        flags = syscalls.RENAME_EXCHANGE
+        syscalls.renameat2(old_fd, self.old_name, new_fd, self.new_name, flags)
+
+    def commit(self) -> None:
+        _Rename.commit(self)
+        assert self.target is not None
+        self._came_to(self.target, self.old_parent, self.old_name)
+        is_directory = isinstance(self.source, Directory)
+        if is_directory != isinstance(self.target, Directory):
+            self._exchange_listed(is_directory=is_directory)
+
+    def _exchange_listed(self, *, is_directory: bool) -> None:
+        """A directory and something else have changed places; *is_directory*: of the source."""
+        if self.old_parent is not self.new_parent:
+            listings = self.namespace.listings
+            listings.removed(self.old_parent, self.old_name, is_directory=is_directory)
+            listings.added(self.old_parent, self.old_name, is_directory=not is_directory)
+            listings.removed(self.new_parent, self.new_name, is_directory=not is_directory)
+            listings.added(self.new_parent, self.new_name, is_directory=is_directory)
 
 
-@contextmanager
-def _emptied(
-    namespace: Namespace, target: Node | None, parent_fd: int, name: bytes
-) -> Iterator[None]:
-    """Put an empty directory in the place of one that shows no entries but has whiteouts:
-    rename(2) replaces no other.  Undone when the change fails.
+class _Move(_Rename):
+    """*source* comes to its new name, in the place of *target* if there is one."""
 
-    It is opaque, or it would show what the whiteouts cover.
-    """
-    if not isinstance(target, Directory) or not target.upper:
-        yield
-        return
-    fd = namespace.layers.upper(target)
-    if _is_empty(fd):
-        yield
-        return
-    with namespace.work.temporary() as temporary:
-        copyup.copy_up_directory(fd, temporary.dir_fd, temporary.name)
-        ondisk.set_opaque(temporary.path)
-        temporary.exchange(parent_fd, name)
-        try:
-            yield
-        except OSError:
-            temporary.exchange(parent_fd, name)
-            raise
-        namespace.work.left.append(temporary.keep())
+    def check(self, flags: int) -> None:
+        if self.target is None:
+            return
+        if flags == syscalls.RENAME_NOREPLACE:
+            raise failure(errno.EEXIST)
+        if isinstance(self.source, Directory):
+            if not isinstance(self.target, Directory):
+                raise failure(errno.ENOTDIR)
+            if not self.namespace.listings.of(self.target).is_empty():
+                raise failure(errno.EEXIST)  # POSIX allows ENOTEMPTY too; XFS says this
+        elif isinstance(self.target, Directory):
+            raise failure(errno.EISDIR)
 
+    def apply(self) -> None:
+        layers = self.namespace.layers
+        leaves_whiteout = layers.lower_entry(self.old_parent, self.old_name) is not None
+        there = layers.upper_entry(self.new_parent, self.new_name)
+        old_fd, new_fd = layers.upper(self.old_parent), layers.upper(self.new_parent)
+        is_covered = there is not None and ondisk.is_whiteout(there)
+        with self._leaving(), self._emptied(new_fd):
+            if is_covered and isinstance(self.source, Directory):
+                self._swap_with_whiteout(old_fd, new_fd, stays=leaves_whiteout)
+            else:
+                flags = syscalls.RENAME_WHITEOUT if leaves_whiteout else 0
+                syscalls.renameat2(old_fd, self.old_name, new_fd, self.new_name, flags)
 
-def _is_empty(fd: int) -> bool:
-    with directories.entries(fd) as entries:
-        return next(iter(entries), None) is None
+    def commit(self) -> None:
+        _Rename.commit(self)
+        layers, listings = self.namespace.layers, self.namespace.listings
+        is_directory = isinstance(self.source, Directory)
+        listings.removed(self.old_parent, self.old_name, is_directory=is_directory)
+        if self.target is None:
+            listings.added(self.new_parent, self.new_name, is_directory=is_directory)
+        elif isinstance(self.target, Directory):
+            layers.close_directory(self.target)
+            self.target.lower_path = None
+            listings.drop(self.target)
+
+    def _swap_with_whiteout(self, old_fd: int, new_fd: int, *, stays: bool) -> None:
+        """rename(2) puts no directory over a device: swap them, so the old place gets the whiteout,
+        which is right there too, if it *stays*, or does no harm until it is taken away."""
+        flags = syscalls.RENAME_EXCHANGE
+        syscalls.renameat2(old_fd, self.old_name, new_fd, self.new_name, flags)
+        if not stays:
+            with suppress(OSError):
+                os.unlink(self.old_name, dir_fd=old_fd)
+
+    def _leaving(self) -> AbstractContextManager[None]:
+        """Keep the target for those who have it open."""
+        if self.target is None:
+            return nullcontext()
+        return departing(self.namespace, self.target, self.new_parent, self.new_name)
+
+    def _emptied(self, new_fd: int) -> AbstractContextManager[None]:
+        """Let the target be empty on the disk, too: rename(2) replaces no directory that shows no
+        entries but has whiteouts.  Undone when the change fails."""
+        if not isinstance(self.target, Directory) or not self.target.upper:
+            return nullcontext()
+        fd = self.namespace.layers.upper(self.target)
+        with directories.entries(fd) as entries:
+            is_empty = next(iter(entries), None) is None
+        return nullcontext() if is_empty else self._without_whiteouts(fd, new_fd)
+
+    @contextmanager
+    def _without_whiteouts(self, fd: int, new_fd: int) -> Iterator[None]:
+        """An empty directory in the place of the target, whose descriptor is *fd*.
+
+        It is opaque, or it would show what the whiteouts cover.
+        """
+        work = self.namespace.work
+        with work.temporary() as temporary:
+            copyup.copy_up_directory(fd, temporary.dir_fd, temporary.name)
+            ondisk.set_opaque(temporary.path)
+            temporary.exchange(new_fd, self.new_name)
+            try:
+                yield
+            except OSError:
+                temporary.exchange(new_fd, self.new_name)
+                raise
+            work.left.append(temporary.keep())
