@@ -36,13 +36,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from array import array
-from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from cowfs import directories, ondisk, syscalls, vault
+from cowfs import ondisk, vault
 from cowfs.inodes import Directory, Node
-from cowfs.overlay_upper import classify_upper
+from cowfs.overlay_index import InodeIndex, shown
 from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
     from cowfs.overlay import Overlay
 
 _NAME = re.compile(r"(gone-upper|gone-lower|old|successor)-(\d+)|exchange-(\d+)-(\d+)-(\d+)")
-_READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
 
 
 class Restoration:
@@ -62,7 +59,7 @@ class Restoration:
 
     def __init__(self, overlay: Overlay, held: dict[str, int]) -> None:
         self._overlay = overlay
-        self._places: Places | None = None
+        self._index: InodeIndex | None = None
         self._enter(held)
         overlay.nodes.missing = self.resolve
 
@@ -71,10 +68,11 @@ class Restoration:
 
         OSError when a layer cannot be read.
         """
-        if self._places is not None and (node := self._find(nodeid)) is not None:
+        if self._index is not None and (node := self._find(nodeid)) is not None:
             return node
         # The first time, or what leads there was renamed and forgotten since.
-        self._places = Places(shown(self._overlay))
+        overlay = self._overlay
+        self._index = InodeIndex(shown(overlay.layers, overlay.nodes.root_ino))
         return self._find(nodeid)
 
     def stale_names(self) -> Iterator[tuple[int, bytes]]:
@@ -153,8 +151,8 @@ class Restoration:
     # ---------------------------------------------------------------- from the disk
 
     def _find(self, ino: int) -> Node | None:
-        assert self._places is not None
-        for parent_ino, name in self._places.of(ino):
+        assert self._index is not None
+        for parent_ino, name in self._index.names_of(ino):
             parent = self._directory(parent_ino)
             node = None if parent is None else self._child(parent, name, ino)
             if node is not None:
@@ -163,7 +161,7 @@ class Restoration:
 
     def _directory(self, ino: int) -> Directory | None:
         """The directory with that number, found by way of those that are in the table."""
-        assert self._places is not None
+        assert self._index is not None
         nodes = self._overlay.nodes
         way: list[tuple[bytes, int]] = []
         step = ino
@@ -172,11 +170,12 @@ class Restoration:
             known = nodes.root if step == nodes.root_ino else nodes.by_ino(step)
             if known is not None:
                 break
-            place = next(self._places.of(step), None)
-            if place is None:
+            found_at = next(self._index.names_of(step), None)
+            if found_at is None:
                 return None
-            way.append((place[1], step))
-            step = place[0]
+            parent_ino, name = found_at
+            way.append((name, step))
+            step = parent_ino
         found: Node | None = known
         for name, number in reversed(way):
             if not isinstance(found, Directory):
@@ -201,93 +200,3 @@ class Restoration:
 def _number(fd: int) -> int:
     """The inode number that users see of a file of the upper layer."""
     return ondisk.shown_ino(ondisk.proc_path(fd), os.fstat(fd).st_ino)
-
-
-class Places:
-    """Under which names each inode number shows: 24 bytes and the name for each entry."""
-
-    def __init__(self, entries: Iterator[tuple[int, int, bytes]]) -> None:
-        inos, parents, starts, names = array("Q"), array("Q"), array("Q"), bytearray()
-        for ino, parent, name in entries:
-            inos.append(ino)
-            parents.append(parent)
-            starts.append(len(names))
-            names += name
-            names.append(0)
-        order = sorted(range(len(inos)), key=inos.__getitem__)
-        self._inos = array("Q", map(inos.__getitem__, order))
-        self._parents = array("Q", map(parents.__getitem__, order))
-        self._starts = array("Q", map(starts.__getitem__, order))
-        self._names = bytes(names)
-
-    def __len__(self) -> int:
-        return len(self._inos)
-
-    def of(self, ino: int) -> Iterator[tuple[int, bytes]]:
-        """(inode number of the directory, name) of every name."""
-        at = bisect_left(self._inos, ino)
-        while at < len(self._inos) and self._inos[at] == ino:
-            start = self._starts[at]
-            yield self._parents[at], self._names[start : self._names.index(0, start)]
-            at += 1
-
-
-def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
-    """(inode number, that of its directory, name) of everything that the copy shows.
-
-    The numbers are those that users see.  OSError when a layer cannot be read; an entry of which
-    only the marks cannot be read is left out.
-    """
-    layers = overlay.layers
-    # The number, the path in the upper layer, which is that in the copy, and the path in the lower.
-    pending: list[tuple[int, bytes | None, bytes | None]] = [(overlay.nodes.root_ino, b"", b"")]
-    while pending:
-        directory, upper, lower = pending.pop()
-        covered: set[bytes] = set()
-        if upper is not None:
-            fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
-            try:
-                with directories.entries(fd, os.O_NOATIME) as entries:
-                    for entry in entries:
-                        name = os.fsencode(entry.name)
-                        covered.add(name)
-                        try:
-                            found = _upper_entry(overlay, fd, entry, name, lower)
-                        except OSError:
-                            continue
-                        if found is None:
-                            continue
-                        ino, child_lower = found
-                        yield ino, directory, name
-                        if entry.is_dir(follow_symlinks=False):
-                            path = upper + b"/" + name if upper else name
-                            pending.append((ino, path, child_lower))
-            finally:
-                os.close(fd)
-        if lower is not None:
-            fd = syscalls.open_below(layers.tree_fd, lower, _READ_DIRECTORY)
-            try:
-                with directories.entries(fd, os.O_NOATIME) as entries:
-                    for entry in entries:
-                        name = os.fsencode(entry.name)
-                        if name in covered:
-                            continue
-                        ino = entry.inode()
-                        yield ino, directory, name
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append((ino, None, lower + b"/" + name if lower else name))
-            finally:
-                os.close(fd)
-
-
-def _upper_entry(
-    overlay: Overlay, fd: int, entry: os.DirEntry[str], name: bytes, lower: bytes | None
-) -> tuple[int, bytes | None] | None:
-    """The number shown for an entry of the upper directory *fd*, and what it is merged with.
-
-    None: it is a whiteout.  *lower* is what the directory itself is merged with.
-    """
-    where = ondisk.proc_path(fd, name)
-    kind = ondisk.kind_of_listed(entry)
-    found = classify_upper(overlay.layers, where, name, kind, entry.inode(), lower)
-    return None if found is None else found[:2]

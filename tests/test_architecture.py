@@ -25,9 +25,9 @@ ROOMS = {
     "warm": "warm warmfiles",
     "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
     "operations": "operations backing caller priming touching turns",
-    "overlay": "overlay overlay_attributes overlay_create overlay_groups overlay_lookup "
-    "overlay_namespace overlay_parents overlay_publish overlay_remove overlay_rename "
-    "overlay_replace overlay_shared overlay_upper overlay_work links restore",
+    "overlay": "overlay overlay_attributes overlay_create overlay_groups overlay_index "
+    "overlay_lookup overlay_namespace overlay_parents overlay_publish overlay_remove "
+    "overlay_rename overlay_replace overlay_shared overlay_upper overlay_work links restore",
     "inodes": "inodes layers listing vault pieces",
     "copyup": "copyup",
     "store": "store storedir copies templates emptying garbage lowers overlayfs removal names "
