@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     import trio
 
-    from cowfs.listing import Listing
-
 ROOT_ID = 1
 
 
@@ -133,7 +131,7 @@ class LowerPath:
 class Directory(Node):
     """A directory of the copy: of the template, of the upper layer, or merged of both."""
 
-    __slots__ = ("asked", "children", "listing", "lower_fd", "lower_path", "touched", "upper_fd")
+    __slots__ = ("asked", "children", "lower_fd", "lower_path", "touched", "upper_fd")
 
     def __init__(self, nodeid: int, lower_path: LowerPath | None) -> None:
         super().__init__(nodeid)
@@ -145,7 +143,6 @@ class Directory(Node):
         self.lower_fd = -1
         # How many nodes of the table are reached through it: it stays in the table as long.
         self.children = 0
-        self.listing: Listing | None = None
         # How many of its names were looked up one by one.
         self.asked = 0
         # How many files in it had their mode or owner changed, and not by the channel.

@@ -131,10 +131,9 @@ class Listings:
 
     def of(self, directory: Directory) -> Listing:
         """The listing of a directory; OSError when a layer cannot be read."""
-        listing = directory.listing
+        listing = self._kept.get(directory)
         if listing is None:
-            directory.listing = listing = Listing(self._merge(directory))
-            self._kept[directory] = listing
+            self._kept[directory] = listing = Listing(self._merge(directory))
             names = sum(len(kept) for kept in self._kept.values())
             while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
                 oldest, kept = next(iter(self._kept.items()))
@@ -144,20 +143,19 @@ class Listings:
         return listing
 
     def drop(self, directory: Directory) -> None:
-        directory.listing = None
         self._kept.pop(directory, None)
 
-    @staticmethod
-    def added(directory: Directory, name: bytes, *, is_directory: bool) -> None:
+    def added(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was created in the directory."""
-        if directory.listing is not None:
-            directory.listing.add(name, is_directory=is_directory)
+        listing = self._kept.get(directory)
+        if listing is not None:
+            listing.add(name, is_directory=is_directory)
 
-    @staticmethod
-    def removed(directory: Directory, name: bytes, *, is_directory: bool) -> None:
+    def removed(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was removed from the directory."""
-        if directory.listing is not None:
-            directory.listing.remove(name, is_directory=is_directory)
+        listing = self._kept.get(directory)
+        if listing is not None:
+            listing.remove(name, is_directory=is_directory)
 
     def _merge(self, directory: Directory) -> Iterator[tuple[bytes, bool]]:
         covered: set[bytes] = set()

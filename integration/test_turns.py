@@ -266,17 +266,18 @@ def test_listings_are_kept_within_bounds(world: World, monkeypatch: pytest.Monke
     directories = [world.lookup(f"d{number}") for number in range(4)]
     for nodeid in directories:
         overlay.listings.of(overlay.nodes.directory(nodeid))
-    assert [overlay.nodes.directory(nodeid).listing is None for nodeid in directories] == [
-        *(True, False, False, False)
+    kept = overlay.listings._kept
+    assert [overlay.nodes.directory(nodeid) in kept for nodeid in directories] == [
+        *(False, True, True, True)
     ]
     monkeypatch.setattr(listing, "KEPT_NAMES", 4)
     large = overlay.nodes.directory(world.lookup("full"))
     assert len(overlay.listings.of(large)) == 3
-    assert overlay.nodes.directory(directories[2]).listing is None
-    assert overlay.nodes.directory(directories[3]).listing is not None
+    assert overlay.nodes.directory(directories[2]) not in kept
+    assert overlay.nodes.directory(directories[3]) in kept
     root = overlay.listings.of(overlay.nodes.root)  # the last one, whatever its size
     assert len(root) == NAMES + 2
-    assert large.listing is None
+    assert large not in kept
     assert overlay.listings.of(overlay.nodes.root) is root
 
 

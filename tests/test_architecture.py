@@ -170,6 +170,29 @@ def test_only_directories_lists_what_is_open() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+#: The table of the commands is made of their parsers, and some of the commands are made of it.
+CIRCLE = {"cli", "commands", "completion", "install", "manpages"}
+
+
+def test_no_module_is_above_itself() -> None:
+    """Whoever reads one file needs those below it, and not those above. Packages are one file."""
+    uses = {
+        module: {found for _, imported in imports(path) if (found := module_of(imported))}
+        for module, path in MODULES.items()
+    }
+
+    def reached(module: str) -> set[str]:
+        found: set[str] = set()
+        pending = [module]
+        while pending:
+            new = uses[pending.pop()] - found
+            found |= new
+            pending += new
+        return found
+
+    assert {module for module in MODULES if module in reached(module)} == CIRCLE
+
+
 def test_no_room_is_above_itself() -> None:
     for room in ROOMS:
         assert room not in below(room)  # a cycle would not end before
