@@ -411,7 +411,7 @@ def changes(store: StoreDirectory, name: str) -> tuple[int, int]:
     """
     files = deleted = 0
     for found in _upper_entries(store, name):
-        if ondisk.is_whiteout(found.entry.stat(follow_symlinks=False)):
+        if ondisk.kind_of_listed(found.entry) == ondisk.WHITEOUT:
             deleted += 1
         else:
             files += 1

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     import trio
 
-    from cowfs.listing import Listing
     from cowfs.pieces import Pieces
 
 ROOT_ID = 1
@@ -89,6 +88,15 @@ class Node:
         self.predecessor: Node | None = None
 
     @property
+    def is_root(self) -> bool:
+        return self.nodeid == ROOT_ID
+
+    @property
+    def is_unlinked(self) -> bool:
+        """Whether no known name leads to it: the last one was removed, or it never had one."""
+        return self.parent is None and self.nodeid != ROOT_ID
+
+    @property
     def replaced(self) -> bool:
         """Whether another node has taken over its name."""
         return self.successor is not None
@@ -136,7 +144,7 @@ class LowerPath:
 class Directory(Node):
     """A directory of the copy: of the template, of the upper layer, or merged of both."""
 
-    __slots__ = ("asked", "children", "listing", "lower_fd", "lower_path", "touched", "upper_fd")
+    __slots__ = ("asked", "children", "lower_fd", "lower_path", "touched", "upper_fd")
 
     def __init__(self, nodeid: int, lower_path: LowerPath | None) -> None:
         super().__init__(nodeid)
@@ -148,16 +156,19 @@ class Directory(Node):
         self.lower_fd = -1
         # How many nodes of the table are reached through it: it stays in the table as long.
         self.children = 0
-        self.listing: Listing | None = None
         # How many of its names were looked up one by one.
         self.asked = 0
         # How many files in it had their mode or owner changed, and not by the channel.
         self.touched = 0
 
     @property
-    def lower(self) -> bytes | None:
+    def template_path(self) -> bytes | None:
         """`lower_path` as bytes, made anew each time."""
         return None if self.lower_path is None else bytes(self.lower_path)
+
+    def template_path_of(self, name: bytes) -> bytes | None:
+        """Where the template would have what is shared with it under *name*."""
+        return None if self.lower_path is None else bytes(LowerPath(self.lower_path, name))
 
 
 class NodeTable:

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from cowfs import ondisk, syscalls, vault
-from cowfs.inodes import ROOT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,40 +30,28 @@ if TYPE_CHECKING:
 CACHED_DIRECTORIES = 1024
 CACHED_SHARE = 16
 
+# What openat2(2) says of a path that leads to nothing in the tree, or out of it.
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
+
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layers:
-    """Descriptors of one copy's template (`tree`), `upper` and `work` directories.
+    """Descriptors of one copy's template (`tree`) and `upper` directories.
 
-    Takes over the descriptors of the three (O_PATH will do).  *work_fd* is None on a read-only
-    mount: nothing is ever written then.  *kept* is told of every descriptor that stands for a node
-    without a name.
+    Takes over the descriptors of the two (O_PATH will do).  *kept* is told of every descriptor that
+    stands for a node without a name.
     """
 
-    def __init__(self, tree_fd: int, upper_fd: int, work_fd: int | None, kept: Vault) -> None:
+    def __init__(self, tree_fd: int, upper_fd: int, kept: Vault) -> None:
         self.vault = kept
         # Told the node id when a node needs no descriptor any more to be reached.
         self.on_release: Callable[[int], object] = lambda _nodeid: None
         self.tree_fd = tree_fd
         self.upper_root_fd = upper_fd
-        self._work_fd = -1 if work_fd is None else work_fd
         self._cached: OrderedDict[Directory, None] = OrderedDict()
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = min(CACHED_DIRECTORIES, max(limit // CACHED_SHARE, 16))
-        self._serial = 0
-
-    @property
-    def work_fd(self) -> int:
-        """The directory for what is not finished; OSError(EROFS) on a read-only mount."""
-        if self._work_fd < 0:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return self._work_fd
-
-    def temp_name(self, prefix: bytes = b"#") -> bytes:
-        """A name in `work_fd` that is not in use: the copy is locked, and work/ starts empty."""
-        self._serial += 1
-        return b"%b%x" % (prefix, self._serial)
 
     def upper(self, directory: Directory) -> int:
         """The directory's descriptor in the upper layer; OSError(ENOENT) when it has none."""
@@ -116,6 +103,19 @@ class Layers:
         """Open *path* inside the template, however long it is."""
         return syscalls.open_below(self.tree_fd, path, flags)
 
+    def lower_stat(self, path: bytes) -> os.stat_result | None:
+        """lstat of *path* inside the template; None when it leads to nothing there."""
+        try:
+            fd = self.open_lower(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _NO_SUCH_PATH:
+                return None
+            raise
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
     def lower_entry(self, parent: Directory, name: bytes) -> os.stat_result | None:
         """What the template has under that name, or None."""
         if parent.lower_path is None:
@@ -142,48 +142,60 @@ class Layers:
         """
         if node.held_fd >= 0:
             return ondisk.proc_path(node.held_fd)
-        if node.parent is None:
-            return ondisk.proc_path(self._root_fd(node))
-        side = self.upper if node.upper else self.lower
-        return ondisk.proc_path(side(node.parent), node.name)
+        if node.is_root:
+            return ondisk.proc_path(self.upper_root_fd)
+        return ondisk.proc_path(*self.entry(node))
 
     @staticmethod
     def follows(node: Node) -> bool:
         """Whether `path` ends in a link of /proc, which must be followed to reach the node."""
-        return node.held_fd >= 0 or node.parent is None
+        return node.held_fd >= 0 or node.is_root
 
     def stat(self, node: Node) -> os.stat_result:
         """lstat of the node in the layer that has it (st_ino is that of the layer)."""
         if node.held_fd >= 0:
             return os.fstat(node.held_fd)
-        if node.parent is None:
-            return os.fstat(self._root_fd(node))
-        side = self.upper if node.upper else self.lower
-        return os.stat(node.name, dir_fd=side(node.parent), follow_symlinks=False)
+        if node.is_root:
+            return os.fstat(self.upper_root_fd)
+        parent_fd, name = self.entry(node)
+        return os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
 
-    def _root_fd(self, node: Node) -> int:
-        """Of what is neither held nor has a name; OSError(ESTALE) when that is not the root."""
-        if node.nodeid != ROOT_ID:
+    def entry(self, node: Node) -> tuple[int, bytes]:
+        """Where the layer that has the node has it: its directory's descriptor, and its name there.
+
+        OSError(ESTALE) for what has no name.
+        """
+        if node.parent is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return self.upper_root_fd
+        return (self.upper if node.upper else self.lower)(node.parent), node.name
 
     def open(self, node: Node, flags: int) -> int:
         """Open the node's regular file in the layer that has it."""
         flags |= os.O_CLOEXEC | os.O_NOATIME
         if node.held_fd >= 0:
             return os.open(ondisk.proc_path(node.held_fd), flags)
-        if node.parent is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        side = self.upper if node.upper else self.lower
-        return os.open(node.name, flags | os.O_NOFOLLOW, dir_fd=side(node.parent))
+        parent_fd, name = self.entry(node)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
+
+    def open_path(self, node: Node) -> int:
+        """Open any node but the root without opening what it stands for (O_PATH)."""
+        flags = os.O_PATH | os.O_CLOEXEC
+        if node.held_fd >= 0:
+            return os.open(ondisk.proc_path(node.held_fd), flags)
+        parent_fd, name = self.entry(node)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
+
+    def readlink(self, node: Node) -> bytes:
+        """The target of a symbolic link."""
+        if node.held_fd >= 0:
+            return os.readlink(b"", dir_fd=node.held_fd)
+        parent_fd, name = self.entry(node)
+        return os.readlink(name, dir_fd=parent_fd)
 
     def hold(self, node: Node) -> None:
         """Keep the node reachable without a name; called before its name is removed."""
         if node.held_fd < 0 and node.parent is not None:
-            side = self.upper if node.upper else self.lower
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(node.name, flags, dir_fd=side(node.parent))
-            self.hold_by(node, fd, upper=node.upper)
+            self.hold_by(node, self.open_path(node), upper=node.upper)
 
     def hold_by(self, node: Node, fd: int, *, upper: bool) -> None:
         """Reach the node through *fd* from now on, which is taken over: its file in one layer."""
@@ -257,9 +269,8 @@ class Layers:
                 node.held_fd = -1
         for directory in list(self._cached):
             self.close_directory(directory)
-        for fd in (self.tree_fd, self.upper_root_fd, self._work_fd):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self.tree_fd)
+        os.close(self.upper_root_fd)
 
     def _remember(self, directory: Directory) -> None:
         self._cached[directory] = None

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cowfs import ondisk
 from cowfs.inodes import Directory, Node
+from cowfs.overlay_lookup import lookup, prune
 from cowfs.walk import walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cowfs.overlay import Overlay
+    from cowfs.overlay_namespace import Namespace
     from cowfs.pieces import Pieces
 
 Names: TypeAlias = "list[tuple[Directory, bytes]]"
@@ -33,15 +34,15 @@ READ = 512
 class LinkGroups:
     """The template's groups of names that share an inode."""
 
-    def __init__(self, overlay: Overlay, groups: Sequence[Sequence[bytes]]) -> None:
-        self._overlay = overlay
+    def __init__(self, namespace: Namespace, groups: Sequence[Sequence[bytes]]) -> None:
+        self._namespace = namespace
         self._group_of = {path: group for group in groups for path in group}
 
     def names_of(self, node: Node) -> Pieces[Names]:
         """Every visible name of a shared node, the one that it is reached by first.
 
         The caller sees to it that none of them goes meanwhile, and that no directory is moved, or
-        does it again (`Overlay.directories_moved`).  The names are true until `let_go`, wherever
+        does it again (`Namespace.directories_moved`).  The names are true until `let_go`, wherever
         their directories are moved to.
         """
         assert node.parent is not None
@@ -49,7 +50,7 @@ class LinkGroups:
         names = [(node.parent, node.name)]
         node.parent.children += 1
         try:
-            moved = MovedDirectories(self._overlay.layers.upper_root_fd)
+            moved = MovedDirectories(self._namespace.layers.upper_root_fd)
             for count, other in enumerate(self._group_of.get(path, ()), 1):
                 if other != path:
                     found = yield from self._visible(other, node, moved)
@@ -67,27 +68,27 @@ class LinkGroups:
         """What `names_of` gave is not needed any more."""
         for directory, _name in names:
             directory.children -= 1
-            self._overlay.prune(directory)
+            prune(self._namespace, directory)
 
     def upper_names_of(self, node: Node) -> Pieces[list[tuple[int, bytes]]]:
         """Every name of a node of the upper layer that is no directory, as (node id of the
         directory, name).
 
         A file with several names is looked for in the whole layer; done in pieces, again if names
-        were changed meanwhile (`Overlay.names_changed`).
+        were changed meanwhile (`Namespace.names_changed`).
         """
-        st = self._overlay.layers.stat(node)
+        st = self._namespace.layers.stat(node)
         if node.parent is not None and st.st_nlink == 1:
             return [(node.parent.nodeid, node.name)]
         names: list[tuple[int, bytes]] = []
         if st.st_nlink == 0:
             return names
-        for count, found in enumerate(walk(self._overlay.layers.upper_root_fd), 1):
+        for count, found in enumerate(walk(self._namespace.layers.upper_root_fd), 1):
             if found.entry.inode() == st.st_ino:
                 directory = self._walk(found.directory)
                 if directory is not None:
                     names.append((directory.nodeid, found.name))
-                    self._overlay.prune(directory)
+                    prune(self._namespace, directory)
             if count % READ == 0:
                 yield
         return names
@@ -95,10 +96,8 @@ class LinkGroups:
     @staticmethod
     def _path(node: Node) -> bytes:
         """Where the template has the node's name, if it has it; b"" if not."""
-        above = None if node.parent is None else node.parent.lower
-        if above is None:
-            return b""
-        return above + b"/" + node.name if above else node.name
+        path = None if node.parent is None else node.parent.template_path_of(node.name)
+        return path or b""
 
     def is_grouped(self, node: Node) -> bool:
         """Whether a shared node has several names in the template."""
@@ -112,56 +111,56 @@ class LinkGroups:
         directory = yield from self._directory(directory_path, moved)
         if directory is None:
             return None
-        overlay = self._overlay
+        namespace = self._namespace
         try:
-            found, _st = overlay.lookup(directory, name)
+            found, _st = lookup(namespace, directory, name)
         except FileNotFoundError:
-            overlay.prune(directory)
+            prune(namespace, directory)
             return None
         if found is not node:
-            overlay.prune(found)
+            prune(namespace, found)
             return None
         return directory, name
 
     def _directory(self, path: bytes, moved: MovedDirectories) -> Pieces[Directory | None]:
         """The visible directory that the template's directory *path* is merged into."""
-        current = self._overlay.nodes.root
+        current = self._namespace.nodes.root
         if not path:
             return current
         done = b""
         for component in path.split(b"/"):
             done = done + b"/" + component if done else component
             child = self._child(current, component)
-            if child is None or child.lower != done:
-                self._overlay.prune(child or current)  # before others come in
-                place = yield from moved.place_of(done)
-                child = None if place is None else self._walk(place)
-                if child is None or child.lower != done:
+            if child is None or child.template_path != done:
+                prune(self._namespace, child or current)  # before others come in
+                path_now = yield from moved.path_of(done)
+                child = None if path_now is None else self._walk(path_now)
+                if child is None or child.template_path != done:
                     if child is not None:
-                        self._overlay.prune(child)
+                        prune(self._namespace, child)
                     return None
             current = child
         return current
 
     def _walk(self, path: bytes) -> Directory | None:
         """The directory at *path* of the copy as users see it."""
-        current = self._overlay.nodes.root
+        current = self._namespace.nodes.root
         for component in path.split(b"/") if path else ():
             child = self._child(current, component)
             if child is None:
-                self._overlay.prune(current)
+                prune(self._namespace, current)
                 return None
             current = child
         return current
 
     def _child(self, directory: Directory, name: bytes) -> Directory | None:
         try:
-            node, _st = self._overlay.lookup(directory, name)
+            node, _st = lookup(self._namespace, directory, name)
         except FileNotFoundError:
             return None
         if isinstance(node, Directory):
             return node
-        self._overlay.prune(node)
+        prune(self._namespace, node)
         return None
 
 
@@ -170,23 +169,25 @@ class MovedDirectories:
 
     def __init__(self, upper_fd: int) -> None:
         self._upper_fd = upper_fd
-        self._places: dict[bytes, bytes] | None = None
+        self._paths: dict[bytes, bytes] | None = None
 
-    def place_of(self, lower: bytes) -> Pieces[bytes | None]:
-        """The path in the copy of the directory that has the path *lower* in the template."""
-        if self._places is None:
-            places: dict[bytes, bytes] = {}
-            lowers: dict[bytes, bytes | None] = {b"": b""}
+    def path_of(self, template_path: bytes) -> Pieces[bytes | None]:
+        """The path in the copy of the directory that has this path in the template."""
+        if self._paths is None:
+            paths: dict[bytes, bytes] = {}
+            merged_with: dict[bytes, bytes | None] = {b"": b""}
             for count, found in enumerate(walk(self._upper_fd), 1):
                 if found.entry.is_dir(follow_symlinks=False):
                     where = ondisk.proc_path(found.directory_fd, found.name)
-                    lowers[found.path] = merged = None
+                    merged_with[found.path] = merged = None
                     with suppress(FileNotFoundError):  # it was removed since it was listed
-                        merged = ondisk.lower_path(where, found.name, lowers[found.directory])
-                        lowers[found.path] = merged
+                        merged = ondisk.template_path(
+                            where, found.name, merged_with[found.directory]
+                        )
+                        merged_with[found.path] = merged
                     if merged is not None:  # also at the same path, with a new directory above it
-                        places[merged] = found.path
+                        paths[merged] = found.path
                 if count % READ == 0:
                     yield
-            self._places = places
-        return self._places.get(lower)
+            self._paths = paths
+        return self._paths.get(template_path)

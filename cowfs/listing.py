@@ -23,7 +23,7 @@ from collections import OrderedDict, defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
-from cowfs import directories
+from cowfs import directories, ondisk
 from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
@@ -206,6 +206,10 @@ class Listings:
         self._kept: OrderedDict[Directory, Listing] = OrderedDict()
         self._making: dict[Directory, _Making] = {}
 
+    def __contains__(self, directory: Directory) -> bool:
+        """Whether the listing is kept."""
+        return directory in self._kept
+
     def of(self, directory: Directory) -> Listing:
         """The listing of a directory, while everybody waits.  OSError: a layer cannot be read."""
         return at_once(self.made(directory))
@@ -216,13 +220,13 @@ class Listings:
         Whoever wants a listing that is half made goes on with it, so it does not matter who began.
         The caller sees to it that the directory stays in the table meanwhile.
         """
-        while (listing := directory.listing) is None:
+        while (listing := self._kept.get(directory)) is None:
             if directory in self._making or len(self._making) < MADE_AT_ONCE:
                 self._go_on_with(directory)
             else:
                 with suppress(OSError):  # whoever wants that one will meet the same error
                     self._go_on_with(next(iter(self._making)))
-            if directory.listing is None:
+            if directory not in self._kept:
                 yield
         self._kept.move_to_end(directory)
         return listing
@@ -242,7 +246,7 @@ class Listings:
             raise
 
     def _keep(self, directory: Directory, listing: Listing) -> None:
-        directory.listing = self._kept[directory] = listing
+        self._kept[directory] = listing
         names = sum(len(kept) for kept in self._kept.values())
         while len(self._kept) > 1 and (len(self._kept) > KEPT_LISTINGS or names > KEPT_NAMES):
             oldest, kept = next(iter(self._kept.items()))
@@ -250,7 +254,6 @@ class Listings:
             self.drop(oldest)
 
     def drop(self, directory: Directory) -> None:
-        directory.listing = None
         self._kept.pop(directory, None)
         making = self._making.pop(directory, None)
         if making is not None:
@@ -258,43 +261,34 @@ class Listings:
 
     def added(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was created in the directory."""
-        if directory.listing is not None:
-            directory.listing.add(name, is_directory=is_directory)
+        listing = self._kept.get(directory)
+        if listing is not None:
+            listing.add(name, is_directory=is_directory)
         elif directory in self._making:
             self._making[directory].changes[name] = is_directory
 
     def removed(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         """A name was removed from the directory."""
-        if directory.listing is not None:
-            directory.listing.remove(name, is_directory=is_directory)
+        listing = self._kept.get(directory)
+        if listing is not None:
+            listing.remove(name, is_directory=is_directory)
         elif directory in self._making:
             self._making[directory].changes[name] = None
 
     def _merge(self, directory: Directory) -> Entries:
         covered: set[bytes] = set()
         if directory.upper:
-            for name, mode in _scan(self._layers.upper(directory)):
+            for name, kind in _scan(self._layers.upper(directory)):
                 if directory.lower_path is not None:
                     covered.add(name)
-                yield None if mode == _WHITEOUT else (name, stat.S_ISDIR(mode))
+                yield None if kind == ondisk.WHITEOUT else (name, kind == stat.S_IFDIR)
         if directory.lower_path is not None:
-            for name, mode in _scan(self._layers.lower(directory)):
-                yield None if name in covered else (name, stat.S_ISDIR(mode))
-
-
-_WHITEOUT = 0
+            for name, kind in _scan(self._layers.lower(directory)):
+                yield None if name in covered else (name, kind == stat.S_IFDIR)
 
 
 def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
-    """(name, file type) of every entry; the type of a whiteout is `_WHITEOUT`."""
+    """(name, `ondisk.kind_of_listed`) of every entry."""
     with directories.entries(fd, os.O_NOATIME) as found:
         for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                mode = stat.S_IFDIR
-            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                mode = stat.S_IFREG
-            else:
-                st = entry.stat(follow_symlinks=False)
-                is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
-                mode = _WHITEOUT if is_whiteout else stat.S_IFREG
-            yield os.fsencode(entry.name), mode
+            yield os.fsencode(entry.name), ondisk.kind_of_listed(entry)

@@ -33,6 +33,9 @@ ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 # How the name in work/ begins of a file that is being given all names of a group of hard links.
 UNFINISHED_GROUP = b"#group"
 
+# In place of a file type.
+WHITEOUT = 0
+
 INTERNAL = (b"trusted.overlay.", b"trusted.cowfs.")
 _FD_DIRECTORY = b"/proc/self/fd"
 LEAST_INO = 2  # 1 is the node id of the root, whatever number that has
@@ -128,6 +131,22 @@ def is_whiteout(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
+def kind_of(st: os.stat_result) -> int:
+    """The file type of an upper entry: S_IFMT of its mode, or `WHITEOUT`."""
+    kind = stat.S_IFMT(st.st_mode)
+    return WHITEOUT if kind == stat.S_IFCHR and st.st_rdev == 0 else kind
+
+
+def kind_of_listed(entry: os.DirEntry[str]) -> int:
+    """The same as far as a listing tells it, which spares most entries the stat: S_IFDIR,
+    `WHITEOUT`, or S_IFREG for anything else.  OSError."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink() or entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return WHITEOUT if is_whiteout(entry.stat(follow_symlinks=False)) else stat.S_IFREG
+
+
 def make_whiteout(dir_fd: int, name: bytes) -> None:
     """Make a whiteout. OSError: EEXIST when the name is taken."""
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
@@ -161,7 +180,7 @@ def get_redirect(where: int | bytes) -> bytes | None:
     return _get_mark(where, REDIRECT)
 
 
-def lower_path(where: int | bytes, name: bytes, parent: bytes | None) -> bytes | None:
+def template_path(where: int | bytes, name: bytes, parent: bytes | None) -> bytes | None:
     """Where in the template the directory would be that shows through the upper directory *name*.
 
     *parent* is the same of the directory that *name* is in. None: nothing can show through.

@@ -29,7 +29,7 @@ import stat
 import struct
 import time
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -50,7 +50,8 @@ from cowfs.channel import (
 )
 from cowfs.inodes import Directory, Node, NotYetFound
 from cowfs.listing import LAST_COOKIE, Listing
-from cowfs.overlay import NAME_MAX, Overlay, failure
+from cowfs.overlay import Overlay
+from cowfs.overlay_namespace import NAME_MAX, failure
 from cowfs.priming import Priming
 from cowfs.touching import Touching
 from cowfs.turns import lock_of, taking
@@ -132,6 +133,43 @@ def handler(
             raise FUSEError(errno.EIO) from None
 
     return guarded
+
+
+class _Rename(NamedTuple):
+    """What a RENAME asks for.
+
+    *number* is that of an exchange, by which it is known when it comes *again*.
+    """
+
+    old_parent: Directory
+    old_name: bytes
+    new_parent: Directory
+    new_name: bytes
+    flags: int
+    number: int | None
+    again: bool
+
+    @classmethod
+    def read(
+        cls,
+        old_parent: Directory,
+        old_name: bytes,
+        new_parent: Directory,
+        new_name: bytes,
+        flags: int,
+    ) -> _Rename:
+        """From a request, whose names may be marked."""
+        number = None
+        if flags & syscalls.RENAME_EXCHANGE:
+            number, old_name = _numbered(old_name)
+        new_name, again = _unmark(new_name)
+        if again:
+            old_name, _ = _unmark(old_name)
+        return cls(old_parent, old_name, new_parent, new_name, flags, number, again)
+
+    @property
+    def is_exchange(self) -> bool:
+        return bool(self.flags & syscalls.RENAME_EXCHANGE)
 
 
 class Operations(pyfuse3.Operations):
@@ -361,80 +399,101 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        overlay = self._overlay
-        old_parent = self._writable_directory(parent_inode_old)
-        new_parent = self._writable_directory(parent_inode_new)
-        request, name_old = (
-            _numbered(name_old) if flags & syscalls.RENAME_EXCHANGE else (None, name_old)
+        asked = _Rename.read(
+            self._writable_directory(parent_inode_old),
+            name_old,
+            self._writable_directory(parent_inode_new),
+            name_new,
+            flags,
         )
-        name_new, again = _unmark(name_new)
-        if again:
-            name_old, _ = _unmark(name_old)
-            if self._was_renamed(old_parent, name_old, new_parent, name_new, flags, request):
-                if old_parent is not new_parent:
-                    self._backing.moved(overlay.lookup(new_parent, name_new)[0])
-                    if flags & syscalls.RENAME_EXCHANGE:
-                        self._backing.moved(overlay.lookup(old_parent, name_old)[0])
-                return
+        if asked.again and self._was_renamed(asked):
+            source, target = self._where_renamed(asked)
+            self._tell_moved(asked, source, target)
+            return
         # The kernel holds the locks of both directories: the names stay what they are over the
         # awaits.
-        source = self._held(old_parent, name_old)
+        source = await self._ready_to_move(asked)
+        target = await self._ready_to_give_way(asked, source)
+        replaced = await self._rename(asked, source, target, ctx)
+        if replaced is not None:
+            self._backing.removed(replaced)
+        self._tell_moved(asked, source, target)
+        await self._clear_away()
+
+    async def _ready_to_move(self, asked: _Rename) -> Node:
+        """What is renamed, which takes its file along."""
+        source = self._held(asked.old_parent, asked.old_name)
         if not isinstance(source, Directory):
             await self._in_upper(source)
-        target = self._find(new_parent, name_new)
-        if target is not None:
-            target = self._nodes.get(target.nodeid)
-            moves = flags & syscalls.RENAME_EXCHANGE and not isinstance(target, Directory)
-            if moves or overlay.links.is_grouped(target):
-                await self._in_upper(target)
-            if isinstance(target, Directory) and isinstance(source, Directory) and not flags:
-                await self._listing(target)  # is it empty?
-            self._priming.take_back(target)
-            self.touching.take_back(target)
+        return source
+
+    async def _ready_to_give_way(self, asked: _Rename, source: Node) -> Node | None:
+        """What has the new name: it loses that, or takes the old one."""
+        target = self._find(asked.new_parent, asked.new_name)
+        if target is None:
+            return None
+        target = self._nodes.get(target.nodeid)
+        moves = asked.is_exchange and not isinstance(target, Directory)
+        if moves or self._overlay.links.is_grouped(target):
+            await self._in_upper(target)
+        if isinstance(target, Directory) and isinstance(source, Directory) and not asked.flags:
+            await self._listing(target)  # is it empty?
+        self._priming.take_back(target)
+        self.touching.take_back(target)
+        return target
+
+    async def _rename(
+        self, asked: _Rename, source: Node, target: Node | None, ctx: RequestContext
+    ) -> Node | None:
+        """The rename itself; gives what was replaced."""
         moves_directory = isinstance(source, Directory) or isinstance(target, Directory)
+        # Whoever has no name afterwards: the target, unless they are exchanged.
+        loses = None if target is None or asked.flags else target
         async with taking(self._backing.moving) if moves_directory else nullcontext():
             self.touching.take_back(source)
-            # Whoever has no name afterwards: the target, unless they are exchanged.
-            loses = target if target is not None and not flags else None
             with (
                 nullcontext()
                 if loses is None
                 else self._backing.losing_a_name(loses, self._caller(ctx))
             ):
-                replaced = overlay.rename(
-                    old_parent, name_old, new_parent, name_new, flags, request
+                return self._overlay.rename(
+                    asked.old_parent,
+                    asked.old_name,
+                    asked.new_parent,
+                    asked.new_name,
+                    asked.flags,
+                    asked.number,
                 )
-        if replaced is not None:
-            self._backing.removed(replaced)
-        if old_parent is not new_parent:
+
+    def _tell_moved(self, asked: _Rename, source: Node, target: Node | None) -> None:
+        """Let the kernel forget what it keeps of who came to another directory."""
+        if asked.old_parent is not asked.new_parent:
             self._backing.moved(source)
-            if flags & syscalls.RENAME_EXCHANGE:
+            if asked.is_exchange:
                 assert target is not None
                 self._backing.moved(target)
-        await self._clear_away()
+
+    def _was_renamed(self, asked: _Rename) -> bool:
+        """Whether a rename that comes again has been done."""
+        if asked.is_exchange:
+            return self._overlay.was_exchanged(asked.number, asked.old_parent, asked.old_name)
+        gone = self._find(asked.old_parent, asked.old_name) is None
+        return gone and self._find(asked.new_parent, asked.new_name) is not None
+
+    def _where_renamed(self, asked: _Rename) -> tuple[Node, Node | None]:
+        """What has the new name, and the old one, after a rename."""
+        source, _st = self._overlay.lookup(asked.new_parent, asked.new_name)
+        if not asked.is_exchange:
+            return source, None
+        return source, self._overlay.lookup(asked.old_parent, asked.old_name)[0]
 
     async def _clear_away(self) -> None:
         """Remove the whiteouts of a directory that was removed just now.  Nobody sees them any
         more, and who removed them waits alone."""
-        overlay = self._overlay
-        left, overlay.left = overlay.left, []
-        if left:
-            await trio.to_thread.run_sync(overlay.clear_away, left)
-
-    def _was_renamed(
-        self,
-        old_parent: Directory,
-        old_name: bytes,
-        new_parent: Directory,
-        new_name: bytes,
-        flags: int,
-        request: int | None,
-    ) -> bool:
-        """Whether a rename that comes again has been done."""
-        if flags & syscalls.RENAME_EXCHANGE:
-            return self._overlay.was_exchanged(request, old_parent, old_name)
-        gone = self._find(old_parent, old_name) is None
-        return gone and self._find(new_parent, new_name) is not None
+        work = self._overlay.work
+        if work.left:
+            left, work.left = work.left, []
+            await trio.to_thread.run_sync(work.clear_away, left)
 
     @handler
     async def readlink(self, inode: int, _ctx: RequestContext) -> bytes:
@@ -594,8 +653,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, _datasync: bool) -> None:
         """fh is the directory's node id; one that never changed has nothing to write."""
         directory = self._nodes.directory(fh)
-        is_removed = directory.parent is None and directory is not self._nodes.root
-        if not directory.upper or is_removed:
+        if not directory.upper or directory.is_unlinked:
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = os.open(b".", flags, dir_fd=self._overlay.layers.upper(directory))

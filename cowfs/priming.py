@@ -77,7 +77,7 @@ class Priming:
             names = [name for _place, name in listing.after(0)]
             for start in range(0, len(names), BATCH):
                 # The directory may have been changed or removed since the last batch.
-                if directory.parent is None and directory is not overlay.nodes.root:
+                if directory.is_unlinked:
                     return
                 self._prime_batch(directory, names[start : start + BATCH])
                 await trio.lowlevel.checkpoint()

@@ -9,7 +9,7 @@ from the vault, and is entered before any request.
 
 All else that a daemon has in memory is made again, or may be lost:
 
-- `parent`, `name`, `upper`, `lower`, the descriptors of directories: by the lookup.
+- `parent`, `name`, `upper`, `lower_path`, the descriptors of directories: by the lookup.
 - `lookups`: one, since the kernel holds what it asks for; its FORGET takes back more, which is
   harmless.  A FORGET that was meant for a failed lookup alone may drop a node that the kernel has,
   and it is found again.
@@ -34,21 +34,18 @@ empty directory which was about to be replaced by another one.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
-from array import array
-from bisect import bisect_left
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from cowfs import directories, ondisk, syscalls, vault
+from cowfs import ondisk, vault
 from cowfs.inodes import Directory, Node, NotYetFound
+from cowfs.overlay_index import InodeIndex, shown
 from cowfs.pieces import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from cowfs.overlay import Overlay
     from cowfs.pieces import Pieces
@@ -56,11 +53,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(gone-upper|gone-lower|old|successor)-(\d+)|exchange-(\d+)-(\d+)-(\d+)")
 # Walks for one node before one that lets nobody rename anything meanwhile.
 WALKS = 2
-# Entries that are read in one piece, and that are put in order in one: some milliseconds.
-READ = 128
-RUN = 1 << 13
-
-_READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME
 
 
 class Restoration:
@@ -71,7 +63,7 @@ class Restoration:
 
     def __init__(self, overlay: Overlay, held: dict[str, int]) -> None:
         self._overlay = overlay
-        self._places = Places()
+        self._index = InodeIndex()
         self._enter(held)
         overlay.nodes.missing = self.resolve
 
@@ -93,15 +85,18 @@ class Restoration:
         # It is the first walk, or what leads there was renamed and forgotten since the last one.
         for _ in range(WALKS):
             changed = overlay.names_changed
-            places = Places()
-            yield from places.fill(shown(overlay))
-            self._places = places
+            index = InodeIndex()
+            yield from index.fill(self._shown())
+            self._index = index
             if self._find(nodeid) is not None:
                 return True
             if overlay.names_changed == changed:
                 return False
-        self._places = Places(shown(overlay))
+        self._index = InodeIndex(self._shown())
         return self._find(nodeid) is not None
+
+    def _shown(self) -> Iterator[tuple[int, int, bytes]]:
+        return shown(self._overlay.layers, self._overlay.nodes.root_ino)
 
     def stale_names(self) -> Iterator[tuple[int, bytes]]:
         """The names that a replaced node may still have in the kernel, with the node ids of their
@@ -179,7 +174,7 @@ class Restoration:
     # ---------------------------------------------------------------- from the disk
 
     def _find(self, ino: int) -> Node | None:
-        for parent_ino, name in self._places.of(ino):
+        for parent_ino, name in self._index.names_of(ino):
             parent = self._directory(parent_ino)
             node = None if parent is None else self._child(parent, name, ino)
             if node is not None:
@@ -196,11 +191,12 @@ class Restoration:
             known = nodes.root if step == nodes.root_ino else nodes.by_ino(step)
             if known is not None:
                 break
-            place = next(self._places.of(step), None)
-            if place is None:
+            found_at = next(self._index.names_of(step), None)
+            if found_at is None:
                 return None
-            way.append((place[1], step))
-            step = place[0]
+            parent_ino, name = found_at
+            way.append((name, step))
+            step = parent_ino
         found: Node | None = known
         for name, number in reversed(way):
             if not isinstance(found, Directory):
@@ -225,132 +221,3 @@ class Restoration:
 def _number(fd: int) -> int:
     """The inode number that users see of a file of the upper layer."""
     return ondisk.shown_ino(ondisk.proc_path(fd), os.fstat(fd).st_ino)
-
-
-class Places:
-    """Under which names each inode number shows: 24 bytes and the name for each entry."""
-
-    def __init__(self, entries: Iterable[tuple[int, int, bytes]] = ()) -> None:
-        self._runs: list[_Run] = []
-        at_once(self.fill(entries))
-
-    def fill(self, entries: Iterable[tuple[int, int, bytes]]) -> Pieces[None]:
-        """Enter (inode number, that of the directory, name) of everything."""
-        entries = iter(entries)
-        run: list[tuple[int, int, bytes]] = []
-        while read := list(islice(entries, READ)):
-            run += read
-            if len(run) >= RUN:
-                self._runs.append(_Run(run))
-                run = []
-            if len(read) == READ:
-                yield
-        if run:
-            self._runs.append(_Run(run))
-
-    def __len__(self) -> int:
-        return sum(len(run) for run in self._runs)
-
-    def of(self, ino: int) -> Iterator[tuple[int, bytes]]:
-        """(inode number of the directory, name) of every name."""
-        for run in self._runs:
-            yield from run.of(ino)
-
-
-class _Run:
-    """Some of the entries, in the order of their inode numbers."""
-
-    __slots__ = ("_inos", "_names", "_parents", "_starts")
-
-    def __init__(self, entries: list[tuple[int, int, bytes]]) -> None:
-        entries.sort()
-        names = bytearray()
-        self._inos, self._parents, self._starts = array("Q"), array("Q"), array("Q")
-        for ino, parent, name in entries:
-            self._inos.append(ino)
-            self._parents.append(parent)
-            self._starts.append(len(names))
-            names += name + b"\0"
-        self._names = bytes(names)
-
-    def __len__(self) -> int:
-        return len(self._inos)
-
-    def of(self, ino: int) -> Iterator[tuple[int, bytes]]:
-        at = bisect_left(self._inos, ino)
-        while at < len(self._inos) and self._inos[at] == ino:
-            start = self._starts[at]
-            yield self._parents[at], self._names[start : self._names.index(0, start)]
-            at += 1
-
-
-def shown(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
-    """(inode number, that of its directory, name) of everything that the copy shows.
-
-    The numbers are those that users see.  OSError when a layer cannot be read; an entry of which
-    only the marks cannot be read is left out.  Names may change between two entries: what is below
-    a directory that was renamed meanwhile may be left out, too.
-    """
-    layers = overlay.layers
-    # The number, the path in the upper layer, which is that in the copy, and the path in the lower.
-    pending: list[tuple[int, bytes | None, bytes | None]] = [(overlay.nodes.root_ino, b"", b"")]
-    while pending:
-        directory, upper, lower = pending.pop()
-        covered: set[bytes] = set()
-        if upper is not None:
-            try:
-                fd = syscalls.open_below(layers.upper_root_fd, upper, _READ_DIRECTORY)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    continue  # it is not there any more
-                raise
-            try:
-                with directories.entries(fd, os.O_NOATIME) as entries:
-                    for entry in entries:
-                        name = os.fsencode(entry.name)
-                        covered.add(name)
-                        try:
-                            found = _upper_entry(overlay, fd, entry, name, lower)
-                        except OSError:
-                            continue
-                        if found is None:
-                            continue
-                        ino, child_lower = found
-                        yield ino, directory, name
-                        if entry.is_dir(follow_symlinks=False):
-                            path = upper + b"/" + name if upper else name
-                            pending.append((ino, path, child_lower))
-            finally:
-                os.close(fd)
-        if lower is not None:
-            fd = syscalls.open_below(layers.tree_fd, lower, _READ_DIRECTORY)
-            try:
-                with directories.entries(fd, os.O_NOATIME) as entries:
-                    for entry in entries:
-                        name = os.fsencode(entry.name)
-                        if name in covered:
-                            continue
-                        ino = entry.inode()
-                        yield ino, directory, name
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append((ino, None, lower + b"/" + name if lower else name))
-            finally:
-                os.close(fd)
-
-
-def _upper_entry(
-    overlay: Overlay, fd: int, entry: os.DirEntry[str], name: bytes, lower: bytes | None
-) -> tuple[int, bytes | None] | None:
-    """The number shown for an entry of the upper directory *fd*, and what it is merged with.
-
-    None: it is a whiteout.  *lower* is what the directory itself is merged with.
-    """
-    where = ondisk.proc_path(fd, name)
-    if entry.is_dir(follow_symlinks=False):
-        merged = overlay.merged_with(lower, name, where)
-        return (entry.inode(), None) if merged is None else (merged[1], merged[0])
-    if not (entry.is_file(follow_symlinks=False) or entry.is_symlink()) and ondisk.is_whiteout(
-        entry.stat(follow_symlinks=False)
-    ):
-        return None
-    return ondisk.shown_ino(where, entry.inode()), None

@@ -353,38 +353,25 @@ class _Walk:
         total = 0
         for name, entry in listing:
             if self._mounted and directory.key_of(name) in self._mounted:
-                # Not even looked at: what is mounted there may hang.
-                directory.names.append(name)
-                directory.mounted.append((name, entry.is_dir(follow_symlinks=False)))
-                scan.mounts.append(directory.path_of(name))
+                self._pass_over(directory, name, entry)
                 records.append(_MOUNT_RECORD)
-                scan.entries += 1
                 continue
             try:
                 st = entry.stat(follow_symlinks=False)
             except OSError as error:
                 raise changed_or_located(error, directory.path_of(name)) from None
-            mode = st.st_mode
-            kind = stat.S_IFMT(mode)
-            ctime = st.st_ctime_ns
-            if kind == stat.S_IFDIR:
-                if self._leave_out == (st.st_dev, st.st_ino):
-                    continue
-                directory.subdirectories.append(name)
-            elif kind == stat.S_IFSOCK:
-                scan.sockets.append(Place(directory, name))
-                scan.entries -= 1
-            elif ondisk.is_whiteout(st) and not self._whiteouts:
-                scan.whiteouts.append(Place(directory, name))
-                scan.entries -= 1
-            elif st.st_nlink > 1:
-                total += self._remember_link(directory, name, st)
-            elif kind == stat.S_IFREG:
+            kind = stat.S_IFMT(st.st_mode)
+            if kind == stat.S_IFREG and st.st_nlink <= 1:
                 directory.files.append(name)
                 total += st.st_size
+            elif kind != stat.S_IFDIR:
+                total += self._note_other(directory, name, kind, st)
+            elif self._leave_out == (st.st_dev, st.st_ino):
+                continue
             else:
-                directory.special.append(name)
+                directory.subdirectories.append(name)
             directory.names.append(name)
+            ctime = st.st_ctime_ns
             try:
                 records.append(pack(st.st_ino, st.st_size, st.st_mtime_ns, ctime))
             except struct.error:
@@ -395,6 +382,30 @@ class _Walk:
         scan.newest_ctime = newest
         scan.bytes += total
         directory.records = b"".join(records)
+
+    def _pass_over(self, directory: Directory, name: str, entry: os.DirEntry[str]) -> None:
+        """Note an entry that another mount hides: not even looked at, since that may hang."""
+        directory.names.append(name)
+        directory.mounted.append((name, entry.is_dir(follow_symlinks=False)))
+        self._scan.mounts.append(directory.path_of(name))
+        self._scan.entries += 1
+
+    def _note_other(self, directory: Directory, name: str, kind: int, st: os.stat_result) -> int:
+        """Note what is neither a directory nor a file with one name; returns the bytes it adds."""
+        scan = self._scan
+        left_out = None
+        if kind == stat.S_IFSOCK:
+            left_out = scan.sockets
+        elif ondisk.is_whiteout(st) and not self._whiteouts:
+            left_out = scan.whiteouts
+        if left_out is not None:
+            left_out.append(Place(directory, name))
+            scan.entries -= 1  # for the one that is added for every entry
+            return 0
+        if st.st_nlink > 1:
+            return self._remember_link(directory, name, st)
+        directory.special.append(name)
+        return 0
 
     def _remember_link(self, directory: Directory, name: str, st: os.stat_result) -> int:
         """Note a name of a file with several; returns the bytes that it adds."""

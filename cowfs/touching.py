@@ -113,7 +113,9 @@ class Touching:
         try:
             upper, lower = layers.upper(directory), layers.lower(directory)
             if os.fstat(lower).st_size <= LARGEST:
-                self._channel.offer(directory.nodeid, upper, layers.tree_fd, layers.work_fd, path)
+                self._channel.offer(
+                    directory.nodeid, upper, layers.tree_fd, self._overlay.work.fd, path
+                )
         except OSError:
             pass  # whoever comes next will meet the same error
 

@@ -99,7 +99,7 @@ def test_redirect_that_leads_to_no_directory_merges_with_nothing(xfs: Path) -> N
         with closing(Overlay(tree, upper, None, [])) as overlay:
             node, _st = overlay.lookup(overlay.nodes.root, b"moved")
             assert isinstance(node, Directory)
-            assert node.lower is None, value
+            assert node.template_path is None, value
             assert overlay.listings.of(node).is_empty()
 
 

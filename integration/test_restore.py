@@ -34,8 +34,9 @@ from cowfs.inodes import ROOT_ID, NotYetFound
 from cowfs.inplace import InPlace
 from cowfs.operations import Operations
 from cowfs.overlay import Overlay
+from cowfs.overlay_index import InodeIndex, shown
 from cowfs.pieces import at_once
-from cowfs.restore import Places, Restoration, shown
+from cowfs.restore import Restoration
 
 SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
 EXAMPLES = int(os.environ.get("COWFS_RESTORE_EXAMPLES", "40"))
@@ -610,13 +611,13 @@ def test_every_entry_of_a_copy_has_one_place(world: World) -> None:
     world.rename("d0", "d1/d0")
     world.do("unlink", "d2/f1")
     nodes = held(world)
-    places = Places(shown(world.overlay))
-    assert len(places) == len(nodes) - 1
+    index = InodeIndex(shown(world.overlay.layers, world.overlay.nodes.root_ino))
+    assert len(index) == len(nodes) - 1
     for path, nodeid in nodes.items():
         if path:
             parent, _, name = path.rpartition("/")
             directory = nodes[parent] if parent else world.overlay.nodes.root_ino
-            assert (directory, os.fsencode(name)) in list(places.of(nodeid))
+            assert (directory, os.fsencode(name)) in list(index.names_of(nodeid))
 
 
 def test_others_are_served_while_a_node_is_looked_for(

@@ -175,8 +175,8 @@ class Gate:
 def test_whiteouts_of_a_removed_directory_are_cleared_away_beside_others(world: World) -> None:
     for number in range(3):
         world.do("unlink", f"full/f{number}")
-    overlay: Any = world.overlay
-    gate = overlay.clear_away = Gate(overlay.clear_away)
+    work: Any = world.overlay.work
+    gate = work.clear_away = Gate(work.clear_away)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -193,8 +193,8 @@ def test_whiteouts_of_a_replaced_directory_are_cleared_away_beside_others(world:
     for number in range(3):
         world.do("unlink", f"full/f{number}")
     nodeid = world.lookup("other")
-    overlay: Any = world.overlay
-    gate = overlay.clear_away = Gate(overlay.clear_away)
+    work: Any = world.overlay.work
+    gate = work.clear_away = Gate(work.clear_away)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -266,17 +266,18 @@ def test_listings_are_kept_within_bounds(world: World, monkeypatch: pytest.Monke
     directories = [world.lookup(f"d{number}") for number in range(4)]
     for nodeid in directories:
         overlay.listings.of(overlay.nodes.directory(nodeid))
-    assert [overlay.nodes.directory(nodeid).listing is None for nodeid in directories] == [
-        *(True, False, False, False)
+    kept = overlay.listings._kept
+    assert [overlay.nodes.directory(nodeid) in kept for nodeid in directories] == [
+        *(False, True, True, True)
     ]
     monkeypatch.setattr(listing, "KEPT_NAMES", 4)
     large = overlay.nodes.directory(world.lookup("full"))
     assert len(overlay.listings.of(large)) == 3
-    assert overlay.nodes.directory(directories[2]).listing is None
-    assert overlay.nodes.directory(directories[3]).listing is not None
+    assert overlay.nodes.directory(directories[2]) not in kept
+    assert overlay.nodes.directory(directories[3]) in kept
     root = overlay.listings.of(overlay.nodes.root)  # the last one, whatever its size
     assert len(root) == NAMES + 2
-    assert large.listing is None
+    assert large not in kept
     assert overlay.listings.of(overlay.nodes.root) is root
 
 
@@ -333,7 +334,7 @@ def test_a_deep_tree_costs_no_more_than_its_names(xfs: Path) -> None:
             node.lookups += 1
             layers.lower(node)
             directory = node
-        assert directory.lower == path
+        assert directory.template_path == path
         assert (kept, opened) == (depth * len(name), [])
         # One that was moved is found by its path.
         layers.close_directory(directory)
