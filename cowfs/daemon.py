@@ -34,9 +34,27 @@ from cowfs import __version__, copies, descriptors, inherited, mountinfo, runtim
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
+from cowfs.conversation import (
+    ABLE,
+    CHECK,
+    CONTROL,
+    DEVICE,
+    DONE,
+    GO,
+    LEDGER,
+    LOCK,
+    LOG,
+    ORDER,
+    PERSISTENCE,
+    PING,
+    PLACE,
+    PONG,
+    UNABLE,
+    UNDO,
+    WATCH,
+)
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.inplace import InPlace
-from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER, PERSISTENCE
 from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
@@ -72,8 +90,7 @@ class DrainReplies(trio.abc.Instrument):
         self._drain()
 
 
-LEDGER, PLACE = "ledger", "place"
-# What the keeper holds of every mount; the rest belongs to files, see `restore.py`.
+# The rest of what the keeper holds belongs to files, see `restore.py`.
 _OF_THE_MOUNT = (ORDER, LOCK, DEVICE, LEDGER, PLACE, LOG, CONTROL)
 
 
@@ -392,15 +409,15 @@ class _Mount:
     async def _heed_keeper(self) -> None:
         seconds = self._config.options.watchdog
         if seconds and self._replaceable:
-            self._vault.say("watch", str(seconds))
+            self._vault.say(WATCH, str(seconds))
         while True:
             await trio.lowlevel.wait_readable(self._vault)
             word = self._vault.word()
             if word is None:
                 return
-            if word == "ping" and self._makes_progress(seconds):
-                self._vault.say("pong")
-            elif word == "undo":
+            if word == PING and self._makes_progress(seconds):
+                self._vault.say(PONG)
+            elif word == UNDO:
                 self._detach()
 
     async def _catch_up(self) -> None:
@@ -503,7 +520,7 @@ class _Mount:
     async def _do_as_told(self, number: int, patience: float, detach: bool) -> None:
         """What a signal asks for, which the next daemon has to do if this one is killed at it."""
         await self._unmount(patience, detach)
-        self._vault.say("done", str(int(number)))
+        self._vault.say(DONE, str(int(number)))
 
     async def _unmount(self, patience: float, detach: bool) -> None:
         """As soon as nobody uses it, within so many seconds."""
@@ -620,18 +637,18 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
     """Wait for what to serve; answers the question of whether we could, meanwhile."""
     while (order := vault.order()) is not None:
         verb, argument, held = order
-        if verb == "go":
+        if verb == GO:
             if argument:
                 syscalls.die_with_parent(int(argument.partition(" ")[2]))
             return _read_order(held), held
-        if verb == "check":
+        if verb == CHECK:
             refusal = _refusal(held)
             for fd in held.values():
                 os.close(fd)
             if refusal is None:
-                vault.say("able")
+                vault.say(ABLE)
             else:
-                vault.say("unable", refusal)
+                vault.say(UNABLE, refusal)
     return None
 
 

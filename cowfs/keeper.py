@@ -26,19 +26,25 @@ import struct
 import sys
 import time
 
-from cowfs import conversation, inherited
+from cowfs import conversation, inherited, oom, threads
+from cowfs.conversation import (
+    CONTROL,
+    DEVICE,
+    FORWARDED,
+    LEAVE,
+    LOCK,
+    LOG,
+    ORDER,
+    PERSISTENCE,
+)
 from cowfs.errors import InternalError, MountFailure
+from cowfs.logline import log
+from cowfs.servicemanager import Systemd
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
 DAEMON = ("-I", "-m", "cowfs.daemon")
 KEEPER = ("-I", "-m", "cowfs.keeper")
-
-ORDER, LOCK, DEVICE, LOG, CONTROL = "order", "lock", "device", "log", "control"
-
-FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# The service manager restarts us (RestartKillSignal=): leave the mount in its descriptor store.
-LEAVE = signal.SIGUSR1
 
 # A daemon that served for less than this died quickly, and so many of them in a row are replaced at
 # once; before the next ones there is a pause that doubles: seconds.
@@ -61,30 +67,11 @@ LOOK = 15.0
 STACKS = 0.5
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
 BUNCH = 0.005
-# What is held for less is no business of the service manager, and how often it hears of the rest at
-# most: seconds.
-LASTING = 2 * BUNCH
-SETTLING = 0.1
 # What may lie in a daemon's socket, bytes; and how long one that takes nothing is waited for.
 BUFFER = 8 << 20
 HANDOVER = 5
 
-# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
-# down, its users are told to end in the same moment.  Daemon and attendant do so.
-PERSISTENCE = 10.0
-
 _SO_SNDBUFFORCE = 32
-
-
-def log(line: str) -> None:
-    if inherited.is_journal(2):  # it knows when, and who
-        line = f"<5>{line}\n"
-    else:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
-    try:
-        os.write(2, conversation.encoded(line))
-    except OSError:
-        pass
 
 
 class Patience:
@@ -226,7 +213,7 @@ class Keeper:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        protect_from_oom()
+        oom.protect()
         self._start()
         if self.launcher is not None and not self._take_order():
             if self.daemon is not None:
@@ -303,7 +290,7 @@ class Keeper:
                 self._start()
                 if self.daemon is not None:
                     self._hand_over(self.daemon)
-        elif DEVICE in self.held and now >= daemon.next_look and _cannot_end(daemon.pid):
+        elif DEVICE in self.held and now >= daemon.next_look and threads.cannot_end(daemon.pid):
             self._go_on_without(daemon)
         elif daemon.silence is not None and daemon.silence.is_over():
             self._end_stuck(daemon)
@@ -346,7 +333,7 @@ class Keeper:
         for daemon in (self.daemon, self.standby):
             if daemon is not None:
                 daemon.signal(signal.SIGKILL)
-                while not (_wait_for_end(daemon.pid, ENDING) or _cannot_end(daemon.pid)):
+                while not (_wait_for_end(daemon.pid, ENDING) or threads.cannot_end(daemon.pid)):
                     pass
                 self._drain(daemon)
         self.exit_code = 0
@@ -365,7 +352,7 @@ class Keeper:
                 return
             self._plan_restart(why, ready=False, served=0.0)
             return
-        _restore_oom_score(self.daemon.pid)
+        oom.unprotect(self.daemon.pid)
 
     def _hand_over(self, daemon: Daemon) -> None:
         if DEVICE in self.held:  # the first one waits for its source, and then for a mount
@@ -526,7 +513,7 @@ class Keeper:
             f"the daemon {daemon.pid} has answered nothing for {daemon.watchdog:g} s and is "
             "replaced; it was here:"
         )
-        for task, state, frames in _threads(daemon.pid):
+        for task, state, frames in threads.stacks(daemon.pid):
             log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
         # It writes the stacks of its Python threads (faulthandler), if it still can.
         daemon.signal(signal.SIGUSR2)
@@ -620,7 +607,7 @@ class Keeper:
         except OSError as error:
             self._reply(f"refused cannot start {words[0]}: {error.strerror}")
             return
-        _restore_oom_score(self.standby.pid)
+        oom.unprotect(self.standby.pid)
         self.standby.beginning = Patience(STARTING)
         self.standby.give(self.held, "check")
 
@@ -650,126 +637,6 @@ class Keeper:
         return pid, os.waitstatus_to_exitcode(status)
 
 
-class Systemd:
-    """What the service manager is told: sd_notify(3).
-
-    Its store is to have what is held here.  What comes and goes at once (most files without a name
-    do) it is not told of: a change waits for some time, and what it has come to by then is said.
-    So nothing is lost either when the manager takes nothing: it is told later.
-    """
-
-    def __init__(self) -> None:
-        self._address = os.environ.get("NOTIFY_SOCKET", "")
-        if self._address.startswith("@"):
-            self._address = "\0" + self._address[1:]
-        # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
-        limit = os.environ.get("FDSTORE", "")
-        self._limit = int(limit) if limit.isdecimal() else 0
-        self.stores = bool(self._address) and self._limit > 0
-        # What it has by our knowledge, and the names of which that may not be true any more.
-        self._stored: set[str] = set()
-        # What it has given back to us, and has still, until we have stored that anew.
-        self._given_back: set[str] = set()
-        self._changed: dict[str, None] = {}
-        # What it has no room for: whoever has such a file open loses it with this process.
-        self._crowded: dict[str, None] = {}
-        # What it could not be told, in the order.
-        self._unsaid: list[str] = []
-        self._pause = SETTLING
-        self._next = 0.0
-
-    def say(self, text: str) -> None:
-        """Have it said, now or as soon as it is heard."""
-        if self._address:
-            self._unsaid.append(text)
-            self._say_unsaid()
-
-    def change(self, name: str) -> None:
-        """What is held under this name is another one, or nothing, from now on."""
-        if self.stores:
-            if not self._changed:
-                self._next = max(self._next, time.monotonic() + LASTING)
-            self._changed[name] = None
-            self._crowded.pop(name, None)
-
-    def was_given_back(self, held: dict[str, int]) -> None:
-        """What it has held for the process before this one."""
-        self._given_back.update(held)
-
-    def due(self) -> float | None:
-        """When `settle` has something to do; None: never."""
-        return self._next if self._unsaid or self._changed else None
-
-    def settle(self, held: dict[str, int]) -> None:
-        """Have it store what is held now, if the time has come."""
-        due = self.due()
-        now = time.monotonic()
-        if due is None or now < due:
-            return
-        self._next = now + SETTLING
-        if self._say_unsaid():
-            for name in list(self._changed):
-                if not self._say_change(name, held.get(name)):
-                    break
-
-    def finish(self, held: dict[str, int]) -> None:
-        """The same as the last thing, for which there is no later."""
-        for name in (self._stored | self._given_back) - held.keys():
-            self.change(name)
-        deadline = time.monotonic() + _LAST_PATIENCE
-        while (due := self.due()) is not None and time.monotonic() < deadline:
-            time.sleep(max(0.0, min(due, deadline) - time.monotonic()))
-            self.settle(held)
-        if self.due() is not None:
-            log(f"systemd was not told of everything: it took nothing for {_LAST_PATIENCE:g} s")
-
-    def _say_change(self, name: str, fd: int | None) -> bool:
-        """Whether it was taken, or need not be said."""
-        if name in self._stored or (fd is None and name in self._given_back):
-            if not self._send(f"FDSTOREREMOVE=1\nFDNAME={name}"):
-                return False
-            self._stored.discard(name)
-            self._given_back.discard(name)
-            self._changed.update(self._crowded)
-            self._crowded.clear()
-        if fd is not None and len(self._stored) >= self._limit:
-            self._crowded[name] = None
-        elif fd is not None:
-            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
-            if not self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd):
-                return False
-            self._stored.add(name)
-            self._given_back.discard(name)
-        del self._changed[name]
-        return True
-
-    def _say_unsaid(self) -> bool:
-        while self._unsaid:
-            if not self._send(self._unsaid[0]):
-                return False
-            del self._unsaid[0]
-        return True
-
-    def _send(self, text: str, fd: int | None = None) -> bool:
-        """Whether it was taken; else it is tried again, after a pause that grows."""
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_NOTIFY_PATIENCE)
-                sock.connect(self._address)
-                if fd is None:
-                    sock.sendall(conversation.encoded(text))
-                else:
-                    socket.send_fds(sock, [conversation.encoded(text)], [fd])
-        except OSError as error:
-            if self._pause == SETTLING:
-                log(f"cannot tell systemd, which is told later: {error.strerror or error}")
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._next = time.monotonic() + self._pause
-            return False
-        self._pause = SETTLING
-        return True
-
-
 def _wait_for_end(pid: int, patience: float) -> bool:
     """Whether a child of ours ends within so many seconds."""
     try:
@@ -787,75 +654,6 @@ def _environment() -> dict[str, str]:
     """Ours, without what is for us alone."""
     ours = inherited.OF_THE_MANAGER
     return {name: value for name, value in os.environ.items() if name not in ours}
-
-
-# How long a service manager that takes nothing is waited for: by what can be said later, and by the
-# last thing that is said: seconds.
-_NOTIFY_PATIENCE = 0.2
-_LAST_PATIENCE = 10.0
-
-_OOM = "/proc/{}/oom_score_adj"
-_inherited_oom_score: str | None = None
-
-
-def protect_from_oom() -> None:
-    """The keeper is small, and what it holds is dear; the daemon can be replaced."""
-    global _inherited_oom_score
-    try:
-        with open(_OOM.format("self")) as file:
-            _inherited_oom_score = file.read()
-        with open(_OOM.format("self"), "w") as file:
-            file.write("-1000")
-    except OSError:
-        _inherited_oom_score = None  # not allowed in this container
-
-
-def _restore_oom_score(pid: int) -> None:
-    if _inherited_oom_score is not None:
-        try:
-            with open(_OOM.format(pid), "w") as file:
-                file.write(_inherited_oom_score)
-        except OSError:
-            pass
-
-
-def _threads(pid: int) -> list[tuple[str, str, list[str]]]:
-    """Number, state and kernel stack of each thread: proc_pid_stat(5), proc_pid_stack(5)."""
-    found = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            state = _state(f"{pid}/task/{task}")
-            try:
-                with open(f"/proc/{pid}/task/{task}/stack") as stack:
-                    frames = [line.split("] ")[-1].split("+")[0] for line in stack]
-            except OSError:
-                frames = []
-            found.append((task, state, frames))
-    except OSError:
-        pass
-    return found
-
-
-def _cannot_end(pid: int) -> bool:
-    """Whether a daemon was killed, and what is left of it are threads that a FUSE mount keeps.
-
-    They wait past SIGKILL, for our own mount, and so for the next daemon.  One that is about to
-    change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
-    told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
-    """
-    if _state(pid) != "Z":
-        return False
-    others = [frames for _, state, frames in _threads(pid) if state not in "ZX"]
-    return bool(others) and all(any("fuse_" in frame for frame in frames) for frames in others)
-
-
-def _state(process: str | int) -> str:
-    """Of the first thread of a process, or of another: proc_pid_stat(5); empty when it is gone."""
-    try:
-        with open(f"/proc/{process}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 def main(arguments: list[str]) -> int:
