@@ -59,6 +59,7 @@ FD, CHECK, GO, PING, UNDO = "fd", "check", "go", "ping", "undo"
 # Daemon to keeper.
 PUT, DROP, ABLE, UNABLE, WATCH = "put", "drop", "able", "unable", "watch"
 READY, DONE, FAILED, BYE, PONG = "ready", "done", "failed", "bye", "pong"
+OF_THE_DAEMON = (PUT, DROP, ABLE, UNABLE, WATCH, READY, DONE, FAILED, BYE, PONG)
 # Keeper to who asks for an upgrade.
 OK, REFUSED, ENDED = "ok", "refused", "ended"
 

@@ -23,8 +23,8 @@ ROOMS = {
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checklower checkrules checktemplate findings",
     "warm": "warm warmfiles",
-    "daemon": "attendant daemon keeper keeperlink conversation config logline mountpoint oom "
-    "servicemanager threads",
+    "daemon": "attendant daemon keeper keeperlink conversation config deadlines logline "
+    "mountpoint oom servicemanager supervisor threads",
     "operations": "operations backing caller priming touching turns",
     "overlay": "overlay links restore",
     "inodes": "inodes layers listing vault pieces",
