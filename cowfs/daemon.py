@@ -124,62 +124,78 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
-    limit = descriptors.limit()
-    store = Store.open(config.store)
-    copy = Copy.adopt(store, config.copy, config.lock_fd)
-    options = config.options
     resumes = DEVICE in held
-    private = -1
-    try:
-        if resumes and not options.read_only:
-            copies.recover(store, config.copy)  # what the one before left half done
-        tree, upper, work = copy.directories()
-        if options.passthrough != "off":
-            tree = _read_only(tree, upper)
-            private = _with_times(upper, options.mount_flags)
-        if options.read_only:
-            os.close(work)
-        overlay = Overlay(
-            tree,
-            upper,
-            None if options.read_only else work,
-            copy.template.hard_links,
-            vault=vault,
-        )
-    except OSError as error:
-        raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
-    try:
-        channel = Channel(
-            passthrough=options.passthrough != "off",
-            root_ino=overlay.nodes.root_ino,
-            ledger_fd=held.pop(LEDGER, -1),
-            private_mount_fd=private,
-        )
-    except OSError as error:
-        raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
-    mount = _Mount(config, copy, overlay, channel, vault, limit)
-    try:
-        if resumes:
-            mount.resume(held)
-        else:
-            mount.make()
-        trio.run(mount.run, instruments=[DrainReplies(channel)])
-    except BaseException:
-        if resumes or mount.was_ready:
-            # The next daemon goes on.  What is closed here would be closed for it too.
-            log.exception("the daemon failed")
-            os._exit(InternalError.exit_code)
-        channel.close()
-        raise
+    mount = _open(config, vault, held)
+    _run(mount, held)
     vault.unmounted = True
-    channel.close()
-    overlay.close()
+    mount.close()
     if mount.failure is not None:
         raise mount.failure
     if not (mount.was_ready or resumes):
         raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
+
+
+def _open(config: Config, vault: KeeperLink, held: dict[str, int]) -> _Mount:
+    """The copy, and a channel that is not connected yet."""
+    limit = descriptors.limit()
+    store = Store.open(config.store)
+    copy = Copy.adopt(store, config.copy, config.lock_fd)
+    try:
+        if DEVICE in held and not config.options.read_only:
+            copies.recover(store, config.copy)  # what the one before left half done
+        overlay, private_mount_fd = _open_layers(config, copy, vault)
+    except OSError as error:
+        raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
+    try:
+        channel = Channel(
+            passthrough=config.options.passthrough != "off",
+            root_ino=overlay.nodes.root_ino,
+            ledger_fd=held.pop(LEDGER, -1),
+            private_mount_fd=private_mount_fd,
+        )
+    except OSError as error:
+        raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
+    return _Mount(config, copy, overlay, channel, vault, limit)
+
+
+def _open_layers(config: Config, copy: Copy, vault: KeeperLink) -> tuple[Overlay, int]:
+    """The merged namespace; and where the kernel opens private files for passthrough, or -1."""
+    options = config.options
+    private_mount_fd = -1
+    tree, upper, work = copy.directories()
+    if options.passthrough != "off":
+        tree = _read_only(tree, upper)
+        private_mount_fd = _with_times(upper, options.mount_flags)
+    if options.read_only:
+        os.close(work)
+    overlay = Overlay(
+        tree,
+        upper,
+        None if options.read_only else work,
+        copy.template.hard_links,
+        vault=vault,
+    )
+    return overlay, private_mount_fd
+
+
+def _run(mount: _Mount, held: dict[str, int]) -> None:
+    """Make the mount or go on with it, and serve it until the connection is gone."""
+    resumes = DEVICE in held
+    try:
+        if resumes:
+            mount.resume(held)
+        else:
+            mount.make()
+        mount.serve()
+    except BaseException:
+        if resumes or mount.was_ready:
+            # The next daemon goes on.  What is closed here would be closed for it too.
+            log.exception("the daemon failed")
+            os._exit(InternalError.exit_code)
+        mount.disconnect()
+        raise
 
 
 def _read_only(tree: int, upper: int) -> int:
@@ -375,8 +391,20 @@ class _Mount:
                 "(cowfs doctor tells why); mount with passthrough=auto"
             )
 
-    async def run(self) -> None:
-        """Serve until the connection is gone."""
+    def serve(self) -> None:
+        """Until the connection is gone."""
+        trio.run(self._serve, instruments=[DrainReplies(self._channel)])
+
+    def disconnect(self) -> None:
+        """Nobody is served any more."""
+        self._channel.close()
+
+    def close(self) -> None:
+        """The same, with all that was open of the copy but its lock."""
+        self.disconnect()
+        self._overlay.close()
+
+    async def _serve(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_requests, nursery.cancel_scope)

@@ -9,8 +9,8 @@ import time
 from cowfs import conversation
 from cowfs.logline import log
 
-# What is held for less is no business of the service manager, and how often it hears of the rest at
-# most: seconds.
+# What is held for less is no business of the service manager: the keeper takes what a daemon says
+# in bunches, half as far apart. And how often it hears of the rest at most: seconds.
 LASTING = 0.01
 SETTLING = 0.1
 # Between two tries when it takes nothing, at most: seconds.
