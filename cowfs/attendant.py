@@ -26,17 +26,10 @@ import sys
 import time
 from typing import NoReturn
 
-from cowfs import inherited
-from cowfs.keeper import (
-    FORWARDED,
-    LEAVE,
-    LOCK,
-    ORDER,
-    PERSISTENCE,
-    Systemd,
-    log,
-    protect_from_oom,
-)
+from cowfs import inherited, oom
+from cowfs.conversation import FORWARDED, LEAVE, LOCK, ORDER, PERSISTENCE
+from cowfs.logline import log
+from cowfs.servicemanager import Systemd
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
 if TYPE_CHECKING:
@@ -66,7 +59,7 @@ def _watch(held: dict[str, int]) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who unmounts is waited for by nobody
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    protect_from_oom()
+    oom.protect()
     notify = Systemd()
     for name in held:
         notify.change(name)

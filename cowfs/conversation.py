@@ -11,11 +11,11 @@ An end of file in place of the order tells the keeper that there is nothing to s
 without a word.  An end of file in place of the answer tells the launcher that the keeper died.
 
 Keeper and daemon, over a SOCK_SEQPACKET pair: packets of a verb, a space and an argument, each with
-at most one descriptor.
+at most one descriptor. Those of different versions talk, too: what a verb means does not change.
 
     keeper -> daemon   fd NAME +descriptor    one of what the keeper holds
                        check                  say whether you could take over from these
-                       go | go bound          that was all: serve; bound: die with the keeper
+                       go | go bound PID      that was all: serve; bound: die with the keeper
                        ping                   say pong if requests are answered
                        undo                   nobody wants the mount any more: detach it
     daemon -> keeper   put NAME +descriptor   hold this, in the place of the last one of the name
@@ -28,12 +28,21 @@ at most one descriptor.
                        bye CODE               it has ended, and all is put away
                        pong
 
+Who asks for an upgrade and the keeper, over a SOCK_SEQPACKET socket in /run/cowfs: one packet there
+and one back.
+
+    upgrade -> keeper   the new daemon's command, its words separated by NUL
+    keeper -> upgrade   ok PID            it serves
+                        refused REASON    the last version serves
+                        ended             there is no mount any more
+
 This file imports little: the keeper has to stay small.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 
@@ -41,8 +50,30 @@ TYPE_CHECKING = False  # as mypy understands it; typing itself would be a tenth 
 if TYPE_CHECKING:
     from typing import Any
 
+# The names of what a keeper holds of every mount; the rest belongs to files, see restore.py.
+ORDER, LOCK, DEVICE, LEDGER = "order", "lock", "device", "ledger"
+PLACE, LOG, CONTROL = "place", "log", "control"
+
+# Keeper to daemon.
+FD, CHECK, GO, PING, UNDO = "fd", "check", "go", "ping", "undo"
+# Daemon to keeper.
+PUT, DROP, ABLE, UNABLE, WATCH = "put", "drop", "able", "unable", "watch"
+READY, DONE, FAILED, BYE, PONG = "ready", "done", "failed", "bye", "pong"
+OF_THE_DAEMON = (PUT, DROP, ABLE, UNABLE, WATCH, READY, DONE, FAILED, BYE, PONG)
+# Keeper to who asks for an upgrade.
+OK, REFUSED, ENDED = "ok", "refused", "ended"
+
+# What asks for an unmount, of keeper, daemon or attendant.
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# How long SIGTERM asks for it while the mount is in use, in seconds: when a machine goes down, its
+# users are told to end in the same moment.
+PERSISTENCE = 10.0
+# The service manager restarts keeper or attendant (RestartKillSignal=): leave the mount in its
+# descriptor store.
+LEAVE = signal.SIGUSR1
+
 _LENGTH = struct.Struct(">I")
-_FD = struct.Struct("i")
+_DESCRIPTOR = struct.Struct("i")
 # An order holds four paths of at most PATH_MAX; whoever sends more is not our launcher.
 MAX_ORDER = 1 << 20
 MAX_ANSWER = 1 << 16
@@ -129,7 +160,9 @@ def send_packet(
     if fd is None:
         sock.send(packet, flags)
     else:  # socket.send_fds takes twice as long
-        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),), flags)
+        sock.sendmsg(
+            (packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd)),), flags
+        )
 
 
 def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int | None] | None:
@@ -138,7 +171,7 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int |
     BlockingIOError with MSG_DONTWAIT when there is none.
     """
     # Not socket.recv_fds: it forgets the flags (Python 3.11).
-    room = socket.CMSG_SPACE(_FD.size)
+    room = socket.CMSG_SPACE(_DESCRIPTOR.size)
     flags |= socket.MSG_CMSG_CLOEXEC
     try:
         packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
@@ -147,8 +180,12 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int |
         packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     fd = None
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) == _FD.size:
-            (fd,) = _FD.unpack(data)
+        if (
+            level == socket.SOL_SOCKET
+            and kind == socket.SCM_RIGHTS
+            and len(data) == _DESCRIPTOR.size
+        ):
+            (fd,) = _DESCRIPTOR.unpack(data)
     if not packet:
         return None
     verb, _, argument = packet.decode("utf-8", "surrogateescape").partition(" ")

@@ -34,9 +34,27 @@ from cowfs import __version__, copies, descriptors, inherited, mountinfo, runtim
 from cowfs.backing import Backing
 from cowfs.channel import Channel, check_ledger
 from cowfs.config import Config
+from cowfs.conversation import (
+    ABLE,
+    CHECK,
+    CONTROL,
+    DEVICE,
+    DONE,
+    GO,
+    LEDGER,
+    LOCK,
+    LOG,
+    ORDER,
+    PERSISTENCE,
+    PING,
+    PLACE,
+    PONG,
+    UNABLE,
+    UNDO,
+    WATCH,
+)
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.inplace import InPlace
-from cowfs.keeper import CONTROL, DEVICE, LOCK, LOG, ORDER, PERSISTENCE
 from cowfs.keeperlink import KeeperLink
 from cowfs.mountpoint import Mountpoint
 from cowfs.operations import Operations
@@ -72,8 +90,7 @@ class DrainReplies(trio.abc.Instrument):
         self._drain()
 
 
-LEDGER, PLACE = "ledger", "place"
-# What the keeper holds of every mount; the rest belongs to files, see `restore.py`.
+# The rest of what the keeper holds belongs to files, see `restore.py`.
 _OF_THE_MOUNT = (ORDER, LOCK, DEVICE, LEDGER, PLACE, LOG, CONTROL)
 
 
@@ -107,62 +124,78 @@ def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
     stays the caller's to clean up.
     """
     os.umask(0)  # the caller's umask comes with each request
-    limit = descriptors.limit()
-    store = Store.open(config.store)
-    copy = Copy.adopt(store, config.copy, config.lock_fd)
-    options = config.options
     resumes = DEVICE in held
-    private = -1
-    try:
-        if resumes and not options.read_only:
-            copies.recover(store, config.copy)  # what the one before left half done
-        tree, upper, work = copy.directories()
-        if options.passthrough != "off":
-            tree = _read_only(tree, upper)
-            private = _with_times(upper, options.mount_flags)
-        if options.read_only:
-            os.close(work)
-        overlay = Overlay(
-            tree,
-            upper,
-            None if options.read_only else work,
-            copy.template.hard_links,
-            vault=vault,
-        )
-    except OSError as error:
-        raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
-    try:
-        channel = Channel(
-            passthrough=options.passthrough != "off",
-            root_ino=overlay.nodes.root_ino,
-            ledger_fd=held.pop(LEDGER, -1),
-            private_mount_fd=private,
-        )
-    except OSError as error:
-        raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
-    mount = _Mount(config, copy, overlay, channel, vault, limit)
-    try:
-        if resumes:
-            mount.resume(held)
-        else:
-            mount.make()
-        trio.run(mount.run, instruments=[DrainReplies(channel)])
-    except BaseException:
-        if resumes or mount.was_ready:
-            # The next daemon goes on.  What is closed here would be closed for it too.
-            log.exception("the daemon failed")
-            os._exit(InternalError.exit_code)
-        channel.close()
-        raise
+    mount = _open(config, vault, held)
+    _run(mount, held)
     vault.unmounted = True
-    channel.close()
-    overlay.close()
+    mount.close()
     if mount.failure is not None:
         raise mount.failure
     if not (mount.was_ready or resumes):
         raise MountFailure(f"{config.mountpoint} was unmounted before it was ready")
     mount.put_away()
     return 0
+
+
+def _open(config: Config, vault: KeeperLink, held: dict[str, int]) -> _Mount:
+    """The copy, and a channel that is not connected yet."""
+    limit = descriptors.limit()
+    store = Store.open(config.store)
+    copy = Copy.adopt(store, config.copy, config.lock_fd)
+    try:
+        if DEVICE in held and not config.options.read_only:
+            copies.recover(store, config.copy)  # what the one before left half done
+        overlay, private_mount_fd = _open_layers(config, copy, vault)
+    except OSError as error:
+        raise MountFailure(f"cannot open the copy {copy.name}: {error}") from None
+    try:
+        channel = Channel(
+            passthrough=config.options.passthrough != "off",
+            root_ino=overlay.nodes.root_ino,
+            ledger_fd=held.pop(LEDGER, -1),
+            private_mount_fd=private_mount_fd,
+        )
+    except OSError as error:
+        raise MountFailure(f"cannot go on with the mount: {error.strerror}") from None
+    return _Mount(config, copy, overlay, channel, vault, limit)
+
+
+def _open_layers(config: Config, copy: Copy, vault: KeeperLink) -> tuple[Overlay, int]:
+    """The merged namespace; and where the kernel opens private files for passthrough, or -1."""
+    options = config.options
+    private_mount_fd = -1
+    tree, upper, work = copy.directories()
+    if options.passthrough != "off":
+        tree = _read_only(tree, upper)
+        private_mount_fd = _with_times(upper, options.mount_flags)
+    if options.read_only:
+        os.close(work)
+    overlay = Overlay(
+        tree,
+        upper,
+        None if options.read_only else work,
+        copy.template.hard_links,
+        vault=vault,
+    )
+    return overlay, private_mount_fd
+
+
+def _run(mount: _Mount, held: dict[str, int]) -> None:
+    """Make the mount or go on with it, and serve it until the connection is gone."""
+    resumes = DEVICE in held
+    try:
+        if resumes:
+            mount.resume(held)
+        else:
+            mount.make()
+        mount.serve()
+    except BaseException:
+        if resumes or mount.was_ready:
+            # The next daemon goes on.  What is closed here would be closed for it too.
+            log.exception("the daemon failed")
+            os._exit(InternalError.exit_code)
+        mount.disconnect()
+        raise
 
 
 def _read_only(tree: int, upper: int) -> int:
@@ -354,8 +387,20 @@ class _Mount:
                 "(cowfs doctor tells why); mount with passthrough=auto"
             )
 
-    async def run(self) -> None:
-        """Serve until the connection is gone."""
+    def serve(self) -> None:
+        """Until the connection is gone."""
+        trio.run(self._serve, instruments=[DrainReplies(self._channel)])
+
+    def disconnect(self) -> None:
+        """Nobody is served any more."""
+        self._channel.close()
+
+    def close(self) -> None:
+        """The same, with all that was open of the copy but its lock."""
+        self.disconnect()
+        self._overlay.close()
+
+    async def _serve(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_requests, nursery.cancel_scope)
@@ -388,15 +433,15 @@ class _Mount:
     async def _heed_keeper(self) -> None:
         seconds = self._config.options.watchdog
         if seconds and self._replaceable:
-            self._vault.say("watch", str(seconds))
+            self._vault.say(WATCH, str(seconds))
         while True:
             await trio.lowlevel.wait_readable(self._vault)
             word = self._vault.word()
             if word is None:
                 return
-            if word == "ping" and self._makes_progress(seconds):
-                self._vault.say("pong")
-            elif word == "undo":
+            if word == PING and self._makes_progress(seconds):
+                self._vault.say(PONG)
+            elif word == UNDO:
                 self._detach()
 
     async def _catch_up(self) -> None:
@@ -499,7 +544,7 @@ class _Mount:
     async def _do_as_told(self, number: int, patience: float, detach: bool) -> None:
         """What a signal asks for, which the next daemon has to do if this one is killed at it."""
         await self._unmount(patience, detach)
-        self._vault.say("done", str(int(number)))
+        self._vault.say(DONE, str(int(number)))
 
     async def _unmount(self, patience: float, detach: bool) -> None:
         """As soon as nobody uses it, within so many seconds."""
@@ -615,18 +660,18 @@ def _take_order(vault: KeeperLink) -> tuple[Config, dict[str, int]] | None:
     """Wait for what to serve; answers the question of whether we could, meanwhile."""
     while (order := vault.order()) is not None:
         verb, argument, held = order
-        if verb == "go":
+        if verb == GO:
             if argument:
                 syscalls.die_with_parent(int(argument.partition(" ")[2]))
             return _read_order(held), held
-        if verb == "check":
+        if verb == CHECK:
             refusal = _refusal(held)
             for fd in held.values():
                 os.close(fd)
             if refusal is None:
-                vault.say("able")
+                vault.say(ABLE)
             else:
-                vault.say("unable", refusal)
+                vault.say(UNABLE, refusal)
     return None
 
 

@@ -12,7 +12,8 @@ little that it could die of.
 Under systemd (NOTIFY_SOCKET) all of it is in the service manager's descriptor store too, see
 sd_notify(3): a killed keeper is started again, gets them back, and goes on.
 
-It is one thread and one loop.  The names are those of `conversation.py`; what they mean is the
+It is one thread and one loop.  This file has the loop, signals, processes and descriptors; what is
+to be done when is in supervisor.py.  The names are those of conversation.py; what they mean is the
 daemon's business.
 """
 
@@ -26,101 +27,53 @@ import struct
 import sys
 import time
 
-from cowfs import conversation, inherited
-from cowfs.errors import InternalError, MountFailure
+from cowfs import conversation, inherited, logline, oom, threads
+from cowfs.conversation import (
+    ABLE,
+    CONTROL,
+    DEVICE,
+    DROP,
+    FD,
+    FORWARDED,
+    GO,
+    LEAVE,
+    LOCK,
+    LOG,
+    ORDER,
+    PUT,
+)
+from cowfs.errors import InternalError
+from cowfs.servicemanager import Systemd
+from cowfs.supervisor import Actions, Event, Role, Supervisor
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
 # or the PYTHONPATH of whoever called it.
 DAEMON = ("-I", "-m", "cowfs.daemon")
 KEEPER = ("-I", "-m", "cowfs.keeper")
 
-ORDER, LOCK, DEVICE, LOG, CONTROL = "order", "lock", "device", "log", "control"
-
-FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# The service manager restarts us (RestartKillSignal=): leave the mount in its descriptor store.
-LEAVE = signal.SIGUSR1
-
-# A daemon that served for less than this died quickly, and so many of them in a row are replaced at
-# once; before the next ones there is a pause that doubles: seconds.
-QUICK = 1.0
-AT_ONCE = 3
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 5.0
-# So many in a row that never served, and those who wait for the mount are told that it is dead.
-HOPELESS = 10
-# A daemon that says nothing for so long is stuck before it begins: seconds.
-STARTING = 60.0
-# A word of the daemon is waited for in so many steps: see `Patience`.
-STEPS = 4
-# Between the end of what a daemon says and its own, and how long a ping has no answer before a
-# daemon may be one that cannot end: seconds.
-ENDING = 0.5
-# Between two looks whether it is one: seconds.
-LOOK = 15.0
-# Between the request for its stacks and the end of a daemon that is stuck: seconds.
-STACKS = 0.5
-# Messages of the daemon are taken in bunches, so that it is not interrupted for each: seconds.
+# Messages of the daemon are taken in bunches, so that it is not interrupted for each: so many, and
+# none for so many seconds after what it has put or dropped.
+MESSAGES = 1000
 BUNCH = 0.005
-# What is held for less is no business of the service manager, and how often it hears of the rest at
-# most: seconds.
-LASTING = 2 * BUNCH
-SETTLING = 0.1
-# What may lie in a daemon's socket, bytes; and how long one that takes nothing is waited for.
+# What may lie in a daemon's socket, bytes; and how many seconds one that takes nothing is waited
+# for.
 BUFFER = 8 << 20
 HANDOVER = 5
 
-# How long SIGTERM asks for an unmount while the mount is in use, in seconds: when a machine goes
-# down, its users are told to end in the same moment.  Daemon and attendant do so.
-PERSISTENCE = 10.0
-
 _SO_SNDBUFFORCE = 32
 
-
-def log(line: str) -> None:
-    if inherited.is_journal(2):  # it knows when, and who
-        line = f"<5>{line}\n"
-    else:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} cowfs-keeper[{os.getpid()}] {line}\n"
-    try:
-        os.write(2, conversation.encoded(line))
-    except OSError:
-        pass
+# What else a daemon says is for the supervisor; of another version's words it knows nothing.
+_WORDS = {event.value: event for event in Event if event.value in conversation.OF_THE_DAEMON}
 
 
-class Patience:
-    """How long a word of the daemon is waited for: seconds in which we ran, and it could.
-
-    No clock tells for how long the two of us were suspended, paused or frozen.  So the time is made
-    of steps, each of which begins when we look: such a pause takes one of them at most, and if we
-    slept through a whole one ourselves, the counting begins again.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._step = seconds / STEPS
-        self._left = STEPS
-        #: When to look again.
-        self.next = time.monotonic() + self._step
-
-    def is_over(self) -> bool:
-        """Whether all of it has passed; to be asked whenever `next` has come."""
-        now = time.monotonic()
-        if now < self.next:
-            return False
-        late = now - self.next
-        self._left = STEPS if late >= self._step else self._left - 1
-        self.next = now + self._step
-        return self._left == 0
-
-
-class Daemon:
+class Process:
     """A daemon that was started, with the pid and our end of its socket."""
 
-    def __init__(self, command: list[str], *, apart: bool = True) -> None:
+    def __init__(self, command: list[str], *, apart: bool) -> None:
         """*apart*: in a process group of its own: Ctrl-C is for us, and we pass it on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             theirs.set_inheritable(True)
-            self.command = command
             self.pid = os.posix_spawn(
                 command[0],
                 [*command, str(theirs.fileno())],
@@ -129,28 +82,17 @@ class Daemon:
                 setsigmask=[],
                 setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
             )
+        oom.unprotect(self.pid)
         self.sock = ours
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", HANDOVER, 0))
         try:
             ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)
         except OSError:
             pass  # not without CAP_NET_ADMIN
-        self.started = time.monotonic()
-        self.ready = False
-        # As a standby: whether it has said that it can take over; and whether it did.
-        self.able = False
-        self.took_over = False
-        # Set by its last word: the exit code that it wants us to have.
-        self.bye: int | None = None
-        # How long it may take before it serves; None: it does, or has nothing to serve yet.
-        self.beginning: Patience | None = None
-        self.watchdog = 0.0
-        self.next_ping = 0.0
-        # How long it may owe the answer to a ping; None: it owes none.
-        self.silence: Patience | None = None
-        self.killed = self.ended = False
-        # When it is seen next whether it is one that cannot end.
-        self.next_look = self.started + LOOK
+        # When it is listened to again; None: it has closed its end.
+        self.listen_at: float | None = 0.0
+        # What has ended may have its pid no more.
+        self.has_ended = False
 
     def tell(self, verb: str, argument: str = "", fd: int | None = None) -> bool:
         """False when it is gone, or takes nothing."""
@@ -160,65 +102,28 @@ class Daemon:
             return False
         return True
 
-    def give(self, held: dict[str, int], verb: str, argument: str = "") -> None:
-        """All descriptors, and what to do with them.  One that does not take them is ended."""
-        taken = all(self.tell("fd", name, fd) for name, fd in held.items())
-        if not (taken and self.tell(verb, argument)):
-            self.kill()
-
-    def ping(self) -> None:
-        """Ask whether it answers requests; again, in steps, until it has said so."""
-        if self.silence is None:
-            self.silence = Patience(self.watchdog)
-        self.next_ping = self.silence.next
-        self.next_look = time.monotonic() + ENDING
-        self.tell("ping")
-
-    def answered(self) -> None:
-        """It has said that it does, or what its watchdog is."""
-        self.silence = None
-        self.next_ping = time.monotonic() + self.watchdog / STEPS
-
-    def kill(self) -> None:
-        """SIGKILL; whoever waits for its end sees soon whether it can."""
-        self.killed = True
-        self.watchdog = 0.0  # it has had its last chance
-        self.beginning = self.silence = None
-        self.next_look = time.monotonic() + ENDING
-        self.signal(signal.SIGKILL)
-
     def signal(self, number: int) -> None:
-        if not self.ended:  # what was reaped has no pid any more
+        if not self.has_ended:
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 pass
 
 
-class Keeper:
+class Keeper(Actions):
     """One mount, from its first daemon to its last."""
 
     def __init__(self, launcher: socket.socket | None, held: dict[str, int]) -> None:
-        self.launcher = launcher
-        self.held = held
-        self.command = [sys.executable, *DAEMON]
-        self.daemon: Daemon | None = None
-        # One of another version that has been asked whether it can take over, and who asked.
-        self.standby: Daemon | None = None
-        self.asking: socket.socket | None = None
-        # What to go back to if the version that took over does not serve.
-        self.fallback: list[str] | None = None
-        self.deaths = 0
-        self.restart_at = 0.0
-        # What we were asked for by signals and is not done: what the daemon has been told of, and
-        # what the next one will be.
-        self.told: list[tuple[float, int]] = []
-        self.untold: list[int] = []
-        self.leaves = False
-        # Started by an automounter: both of us are in its process group until the mount is made.
-        self.automounted = launcher is not None and os.getpgrp() != os.getpid()
-        self.exit_code: int | None = None
-        self.notify = Systemd()
+        self.supervisor = Supervisor(self, [sys.executable, *DAEMON])
+        self._launcher = launcher
+        self._held = held
+        self._processes: dict[Role, Process] = {}
+        # Who has asked for an upgrade, and waits for the answer.
+        self._asking: socket.socket | None = None
+        # Started by an automounter: keeper and daemon are in its process group until the mount is
+        # made.
+        self._automounted = launcher is not None and os.getpgrp() != os.getpid()
+        self._manager = Systemd()
 
     def run(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -226,326 +131,161 @@ class Keeper:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        protect_from_oom()
-        self._start()
-        if self.launcher is not None and not self._take_order():
-            if self.daemon is not None:
-                self.daemon.sock.close()  # it leaves
-                self._reap(self.daemon.pid)
+        oom.protect()
+        if self._launcher is None:
+            self._manager.was_given_back(self._held)
+        if DEVICE in self._held:
+            self._store()
+            self.supervisor.resume(time.monotonic())
+        elif not self._begin():
             return 0
-        if self.launcher is None:
-            self.notify.was_given_back(self.held)
-        self._store()
-        if self.daemon is not None:
-            self._hand_over(self.daemon)
-        while self.exit_code is None:
+        while self.supervisor.exit_code is None:
             self._wait(reading)
-            self._look_after()
-            self.notify.settle(self.held)
-        if not self.leaves:
-            self._reply("ended")
+            self._look()
+            self.supervisor.tick(time.monotonic())
+            self._manager.settle(self._held)
+        self.reply(conversation.ENDED)
         # What it still had the next start would go on with.
-        self.notify.finish(self.held if self.leaves else {})
-        return self.exit_code
+        self._manager.finish(self._held if self.supervisor.hands_off else {})
+        return self.supervisor.exit_code
 
     # ---------------------------------------------------------------- the loop
 
     def _wait(self, signals: int) -> None:
+        """Take what has come from anywhere; at the latest when something is to be done unasked."""
+        now = time.monotonic()
         poll = select.poll()
         poll.register(signals, select.POLLIN)
-        sources: dict[int, Daemon] = {}
-        for daemon in (self.daemon, self.standby):
-            if daemon is not None:
-                poll.register(daemon.sock, select.POLLIN)
-                sources[daemon.sock.fileno()] = daemon
-        if CONTROL in self.held and self.asking is None:
-            poll.register(self.held[CONTROL], select.POLLIN)
-        for fd, _event in poll.poll(self._patience()):
+        sources: dict[int, Process] = {}
+        times = [self.supervisor.due(), self._manager.due()]
+        for process in self._processes.values():
+            if process.listen_at is None:
+                continue
+            if process.listen_at <= now:
+                poll.register(process.sock, select.POLLIN)
+                sources[process.sock.fileno()] = process
+            else:
+                times.append(process.listen_at)
+        if CONTROL in self._held and self._asking is None:
+            poll.register(self._held[CONTROL], select.POLLIN)
+        next_time = min((at for at in times if at is not None), default=None)
+        patience = None if next_time is None else max(0.0, next_time - now) * 1000 + 1
+        for fd, _event in poll.poll(patience):
             if fd == signals:
                 for number in os.read(signals, 64):
                     self._signalled(number)
-            elif fd in sources:
-                if sources[fd] in (self.daemon, self.standby):  # not ended just now
-                    self._listen(sources[fd])
-            else:
+            elif fd not in sources:
                 self._accept()
+            elif self._role(sources[fd]) is not None:  # not ended just now
+                self._listen(sources[fd])
 
-    def _patience(self) -> float | None:
-        """Milliseconds until something has to be done unasked."""
-        times = [self.restart_at] if self.daemon is None else []
-        daemon = self.daemon
-        if daemon is not None and daemon.watchdog:
-            times.append(daemon.next_ping)
-        if daemon is not None and DEVICE in self.held:
-            times.append(daemon.next_look)
-        if (due := self.notify.due()) is not None:
-            times.append(due)
-        times += [beginning.next for _, beginning in self._beginners()]
-        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
-
-    def _beginners(self) -> list[tuple[Daemon, Patience]]:
-        """Those that have to say something soon."""
-        both = (self.daemon, self.standby)
-        return [(one, one.beginning) for one in both if one is not None and one.beginning]
-
-    def _look_after(self) -> None:
-        """Start, ping or end the daemon, as the time has come."""
-        now = time.monotonic()
-        daemon = self.daemon
-        if self.exit_code is not None:
-            return
-        for beginner, beginning in self._beginners():
-            if beginning.is_over():
-                log(f"the daemon {beginner.pid} does not begin to serve, and is ended")
-                beginner.kill()
-        if daemon is None:
-            if now >= self.restart_at:
-                self._start()
-                if self.daemon is not None:
-                    self._hand_over(self.daemon)
-        elif DEVICE in self.held and now >= daemon.next_look and _cannot_end(daemon.pid):
-            self._go_on_without(daemon)
-        elif daemon.silence is not None and daemon.silence.is_over():
-            self._end_stuck(daemon)
-        elif daemon.watchdog and now >= daemon.next_ping:
-            daemon.ping()
-        elif now >= daemon.next_look:
-            daemon.next_look = now + (ENDING if daemon.silence or daemon.killed else LOOK)
+    def _handle(self, event: Event, argument: str = "", role: Role = Role.DAEMON) -> None:
+        self.supervisor.handle(event, argument, now=time.monotonic(), role=role)
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            while True:
-                try:
-                    pid, status = os.waitpid(-1, os.WNOHANG)
-                except ChildProcessError:
-                    return
-                if not pid:
-                    return
-                self._ended(pid, os.waitstatus_to_exitcode(status))
-        elif number == LEAVE and self.notify.stores and DEVICE in self.held:
-            self._leave()
-        elif number in (*FORWARDED, LEAVE):
-            self.notify.say("STOPPING=1")
-            self.untold.append(signal.SIGTERM if number == LEAVE else number)
-            # It would only kill one that is about to take over.
-            if self.daemon is not None and (self.daemon.ready or DEVICE not in self.held):
-                self._pass_on(self.daemon)
+            self._reap()
+        elif number == LEAVE:
+            event = Event.HAND_OFF if self._manager.stores else Event.STOP
+            self._handle(event, str(int(signal.SIGTERM)))
+        elif number in FORWARDED:
+            self._handle(Event.STOP, str(number))
 
-    def _pass_on(self, daemon: Daemon) -> None:
-        """What we were asked for is the daemon's to do, and the next one's if this one dies of it
-        or before it: until it says so, it is not done."""
-        while self.untold:
-            number = self.untold.pop(0)
-            self.told.append((time.monotonic(), number))
-            daemon.signal(number)
-
-    def _leave(self) -> None:
-        """The mount stays, and the next keeper goes on with it."""
-        log("restarted: the mount stays, and its calls wait for the next daemon")
-        self.leaves = True
-        for daemon in (self.daemon, self.standby):
-            if daemon is not None:
-                daemon.signal(signal.SIGKILL)
-                while not (_wait_for_end(daemon.pid, ENDING) or _cannot_end(daemon.pid)):
-                    pass
-                self._drain(daemon)
-        self.exit_code = 0
-
-    # ---------------------------------------------------------------- the daemon's life
-
-    def _start(self) -> None:
-        """Start a daemon, or plan another try."""
-        try:
-            self.daemon = Daemon(self.command, apart=not self.automounted)
-        except OSError as error:
-            why = f"cannot start {self.command[0]}: {error.strerror}"
-            if DEVICE not in self.held:
-                self._answer_failure(why)
-                self.exit_code = InternalError.exit_code
-                return
-            self._plan_restart(why, ready=False, served=0.0)
-            return
-        _restore_oom_score(self.daemon.pid)
-
-    def _hand_over(self, daemon: Daemon) -> None:
-        if DEVICE in self.held:  # the first one waits for its source, and then for a mount
-            daemon.beginning = Patience(STARTING)
-        daemon.give(self.held, "go", f"bound {os.getpid()}" if self.notify.stores else "")
-
-    def _listen(self, daemon: Daemon) -> None:
-        """Take what the daemon has said so far."""
-        put = False
-        for _ in range(1000):
-            try:
-                packet = conversation.receive_packet(daemon.sock, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                log(f"cannot read from the daemon: {error.strerror}")
-                break
-            if packet is None:
-                # It is about to end, or closed its end: then it is none of ours any more.
-                if not _wait_for_end(daemon.pid, ENDING):
-                    daemon.signal(signal.SIGKILL)
-                self._ended(*self._reap(daemon.pid))
-                return
-            verb, argument, fd = packet
-            put |= verb in ("put", "drop")
-            self._heard(daemon, verb, argument, fd)
-        if put:
-            time.sleep(BUNCH)
-
-    def _heard(self, daemon: Daemon, verb: str, argument: str, fd: int | None) -> None:
-        if verb == "put" and fd is not None:
-            self._hold(argument, fd)
-        elif verb == "drop":
-            self._let_go(argument)
-        elif verb == "pong":
-            daemon.answered()
-            daemon.next_look = time.monotonic() + LOOK
-        elif verb == "watch":
-            daemon.watchdog = float(argument)
-            daemon.answered()
-        elif verb == "ready":
-            self._is_ready(daemon, argument)
-        elif verb == "failed":
-            self._answer(argument)
-        elif verb == "bye":
-            daemon.bye = int(argument)
-        elif verb == "done":
-            self.told = [told for told in self.told if told[1] != int(argument)]
-        elif verb == "able" and daemon is self.standby:
-            daemon.able = True
-            if self.daemon is None:  # between two of the last version
-                self._swap()
-            else:
-                self.daemon.kill()  # its end brings the other one on
-        elif verb == "unable":
-            self._reply(f"refused {argument}")
-            if daemon is self.standby:
-                daemon.kill()
-
-    def _is_ready(self, daemon: Daemon, answer: str) -> None:
-        daemon.ready = True
-        daemon.started = time.monotonic()
-        daemon.beginning = None
-        self.fallback = None
-        self._pass_on(daemon)
-        if self.automounted:
-            os.setsid()
-            self.automounted = False
-        self._answer(answer)
-        self.notify.say(f"READY=1\nSTATUS=Mounted, served by process {daemon.pid}")
-        if daemon.took_over:
-            self._reply(f"ok {daemon.pid}")
-
-    def _go_on_without(self, daemon: Daemon) -> None:
-        """It was killed, but for a thread that ends when the next daemon has answered its call."""
-        log(f"a thread of the daemon {daemon.pid} waits in the kernel, and is not waited for")
-        self._gone(daemon.pid, "its end is under way")
-
-    def _ended(self, pid: int, code: int) -> None:
-        """A child has ended; whichever it was."""
-        self._gone(pid, f"exit code {code}" if code >= 0 else f"killed by signal {-code}")
-
-    def _gone(self, pid: int, how: str) -> None:
-        if self.standby is not None and pid == self.standby.pid:
-            standby, self.standby = self.standby, None
-            standby.ended = True
-            self._drain(standby)
-            standby.sock.close()
-            self._reply(f"refused the new version does not start ({how}): see the log")
-            return
-        daemon = self.daemon
-        if daemon is None or pid != daemon.pid:
-            return
-        daemon.ended = True
-        self._drain(daemon)
-        daemon.sock.close()
-        self.daemon = None
-        # A version that says of nothing that it is done has done, or refused, what it was told for
-        # longer: nobody expects it any more.
-        now = time.monotonic()
-        lost = [number for since, number in self.told if now - since < PERSISTENCE + STARTING]
-        self.told, self.untold = [], lost + self.untold
-        if daemon.bye is not None:
-            self.exit_code = daemon.bye
-            return
-        if DEVICE not in self.held and daemon.ready:
-            log(
-                f"the daemon {daemon.pid} ended ({how}), and this kernel lets no other one go on "
-                "(Linux 6.9 does): the mount answers ENOTCONN; unmount it with cowfs umount, and "
-                "mount it again"
-            )
-            self.exit_code = MountFailure.exit_code
-            return
-        if DEVICE not in self.held:
-            self._answer_failure(
-                f"the daemon died before the mount was ready ({how}): what it said is above; "
-                "cowfs doctor tells what this machine lacks"
-            )
-            self.exit_code = InternalError.exit_code
-            return
-        if self.standby is not None and self.standby.able:
-            self._swap()
-            return
-        served = time.monotonic() - daemon.started if daemon.ready else 0.0
-        how = f"the daemon {daemon.pid} ended ({how}) after {served:.1f} s"
-        self._plan_restart(how, ready=daemon.ready, served=served)
-
-    def _drain(self, daemon: Daemon) -> None:
-        """What it said before it died counts."""
+    def _reap(self) -> None:
         while True:
             try:
-                packet = conversation.receive_packet(daemon.sock, socket.MSG_DONTWAIT)
-            except OSError:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            for process in list(self._processes.values()):
+                if process.pid == pid:
+                    self._ended(process, how)
+
+    def _look(self) -> None:
+        """Whether the daemon was killed, but for a thread that ends when the next one has answered
+        its call."""
+        now = time.monotonic()
+        at, process = self.supervisor.look_at, self._processes.get(Role.DAEMON)
+        if at is None or now < at:
+            return
+        if process is not None and threads.cannot_end(process.pid):
+            self.log(
+                f"a thread of the daemon {process.pid} waits in the kernel, and is not waited for"
+            )
+            self._ended(process, "its end is under way")
+        else:
+            self.supervisor.looked(now)
+
+    def _role(self, process: Process) -> Role | None:
+        """What it is now; None: it is none of ours any more."""
+        for role, one in self._processes.items():
+            if one is process:
+                return role
+        return None
+
+    # ---------------------------------------------------------------- what daemons say
+
+    def _listen(self, process: Process) -> None:
+        """Take what the daemon has said so far."""
+        for _ in range(MESSAGES):
+            try:
+                packet = conversation.receive_packet(process.sock, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.log(f"cannot read from the daemon: {error.strerror}")
                 return
             if packet is None:
+                process.listen_at = None
+                self._handle_of(process, Event.CLOSED)
                 return
-            self._heard(daemon, *packet)
+            if packet[0] in (PUT, DROP):
+                process.listen_at = time.monotonic() + BUNCH
+            self._heard(process, *packet)
 
-    def _plan_restart(self, how: str, *, ready: bool, served: float) -> None:
-        self.deaths = 0 if served >= QUICK else self.deaths + 1
-        if not ready and self.fallback is not None:
-            log("the new version does not serve: going back to the last one")
-            self._reply("refused it does not serve: the last version does again, see the log")
-            self.command, self.fallback = self.fallback, None
-        elif self.deaths >= HOPELESS and not ready:
-            log(f"{how}, and none can serve: giving the mount up")
-            self.exit_code = InternalError.exit_code
-            return
-        again = min(self.deaths - AT_ONCE - 1, 10)
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**again) if again >= 0 else 0.0
-        self.restart_at = time.monotonic() + pause
-        next_one = f"the next one starts in {pause:g} s" if pause else "starting the next one"
-        log(f"{how}: {next_one}")
-        self.notify.say("STATUS=The daemon has ended, and is started again")
+    def _ended(self, process: Process, how: str) -> None:
+        process.has_ended = True
+        # What it said before counts.
+        while True:
+            try:
+                packet = conversation.receive_packet(process.sock, socket.MSG_DONTWAIT)
+            except OSError:
+                break
+            if packet is None:
+                break
+            self._heard(process, *packet)
+        self._handle_of(process, Event.EXITED, how)
 
-    def _end_stuck(self, daemon: Daemon) -> None:
-        log(
-            f"the daemon {daemon.pid} has answered nothing for {daemon.watchdog:g} s and is "
-            "replaced; it was here:"
-        )
-        for task, state, frames in _threads(daemon.pid):
-            log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
-        # It writes the stacks of its Python threads (faulthandler), if it still can.
-        daemon.signal(signal.SIGUSR2)
-        daemon.signal(signal.SIGCONT)
-        time.sleep(STACKS)
-        daemon.kill()
+    def _heard(self, process: Process, verb: str, argument: str, fd: int | None) -> None:
+        if verb == PUT and fd is not None:
+            self._hold(argument, fd)
+        elif verb == DROP:
+            self._let_go(argument)
+        elif verb == ABLE and process.has_ended:
+            pass  # not any more
+        elif verb in _WORDS:
+            self._handle_of(process, _WORDS[verb], argument)
+
+    def _handle_of(self, process: Process, event: Event, argument: str = "") -> None:
+        role = self._role(process)
+        if role is not None:
+            self._handle(event, argument, role)
 
     # ---------------------------------------------------------------- what is held
 
     def _hold(self, name: str, fd: int) -> None:
-        if name in self.held:
-            os.close(self.held[name])
-        self.held[name] = fd
+        if name in self._held:
+            os.close(self._held[name])
+        self._held[name] = fd
         if name == DEVICE:
-            if self.daemon is not None:
-                self.daemon.beginning = Patience(STARTING)  # the mount is made: it begins to serve
+            self._handle(Event.MOUNTED)
             self._store()
-        elif DEVICE in self.held:
-            self.notify.change(name)
+        elif DEVICE in self._held:
+            self._manager.change(name)
         if name == LOG:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
@@ -554,308 +294,138 @@ class Keeper:
         """Give all of it to the service manager, once there is a mount to go on with: without one
         its duplicate of the lock would keep the copy from the next start.
         """
-        if DEVICE in self.held:
-            for name in self.held:
-                self.notify.change(name)
+        if DEVICE in self._held:
+            for name in self._held:
+                self._manager.change(name)
 
     def _let_go(self, name: str) -> None:
-        fd = self.held.pop(name, None)
+        fd = self._held.pop(name, None)
         if fd is not None:
             os.close(fd)
-            self.notify.change(name)
+            self._manager.change(name)
 
-    # ---------------------------------------------------------------- the launcher
+    # ---------------------------------------------------------------- the beginning
+
+    def _begin(self) -> bool:
+        """Start the first daemon; False: it is not needed, since the launcher has left.
+
+        It is started before there is an order: what it imports takes longer than all else.
+        """
+        command = self.supervisor.command
+        try:
+            pid = self.start(Role.DAEMON, command)
+        except OSError as error:
+            self.fail(f"cannot start {command[0]}: {error.strerror}")
+            self.supervisor.exit_code = InternalError.exit_code
+            return True
+        if self._launcher is not None and not self._take_order():
+            self._processes[Role.DAEMON].sock.close()  # it leaves
+            os.waitpid(pid, 0)
+            return False
+        self.supervisor.mount(pid, time.monotonic())
+        return True
 
     def _take_order(self) -> bool:
-        assert self.launcher is not None
+        assert self._launcher is not None
         try:
-            order = conversation.receive_order(self.launcher)
+            order = conversation.receive_order(self._launcher)
         except (OSError, EOFError, ValueError) as error:
-            log(f"what the launcher said makes no sense: {error}")
+            self.log(f"what the launcher said makes no sense: {error}")
             return False
         if order is None:
             return False
-        text, self.held[LOCK] = order
+        text, self._held[LOCK] = order
         fd = os.memfd_create("cowfs-order", os.MFD_CLOEXEC)
         os.write(fd, text)
-        self.held[ORDER] = fd
+        self._held[ORDER] = fd
         return True
 
-    def _answer(self, line: str) -> None:
-        """Once: what comes later is nobody's business."""
-        if self.launcher is None:
+    # ---------------------------------------------------------------- who asks for an upgrade
+
+    def _accept(self) -> None:
+        """One packet: the new command, its words separated by NUL."""
+        try:
+            with socket.socket(fileno=os.dup(self._held[CONTROL])) as listener:
+                asking, _ = listener.accept()
+            asking.settimeout(1)
+            words = os.fsdecode(asking.recv(conversation.MAX_PACKET))
+        except OSError:
             return
-        launcher, self.launcher = self.launcher, None
+        self._asking = asking
+        self._handle(Event.UPGRADE, words, Role.STANDBY)
+
+    # ---------------------------------------------------------------- what the supervisor wants
+
+    def start(self, role: Role, command: list[str]) -> int:
+        process = Process(command, apart=not self._automounted)
+        self._processes[role] = process
+        return process.pid
+
+    def give(self, role: Role, verb: str) -> bool:
+        process = self._processes[role]
+        argument = f"bound {os.getpid()}" if verb == GO and self._manager.stores else ""
+        taken = all(process.tell(FD, name, fd) for name, fd in self._held.items())
+        return taken and process.tell(verb, argument)
+
+    def tell(self, role: Role, verb: str) -> None:
+        self._processes[role].tell(verb)
+
+    def signal(self, role: Role, number: int) -> None:
+        self._processes[role].signal(number)
+
+    def forget(self, role: Role) -> None:
+        self._processes.pop(role).sock.close()
+
+    def promote(self) -> None:
+        self._processes[Role.DAEMON] = self._processes.pop(Role.STANDBY)
+
+    def log(self, text: str) -> None:
+        logline.log(text)
+
+    def log_threads(self, role: Role) -> None:
+        for task, state, frames in threads.stacks(self._processes[role].pid):
+            self.log(f"  thread {task}, state {state}: {' < '.join(frames[:8])}")
+
+    def answer(self, line: str) -> None:
+        if self._launcher is None:
+            return
+        launcher, self._launcher = self._launcher, None
         try:
             with launcher:
                 launcher.sendall(conversation.encoded(f"{line}\n"))
-        except OSError:
-            if self.daemon is not None:
-                self.daemon.tell("undo")  # who wanted the mount is gone
+        except OSError:  # who wanted the mount is gone
+            if Role.DAEMON in self._processes:
+                self.tell(Role.DAEMON, conversation.UNDO)
 
-    def _answer_failure(self, problem: str) -> None:
+    def fail(self, problem: str) -> None:
         import json
 
-        if self.launcher is None:
-            log(problem)
-        self._answer(json.dumps({"error": problem, "exit_code": InternalError.exit_code}))
+        if self._launcher is None:
+            self.log(problem)
+        self.answer(json.dumps({"error": problem, "exit_code": InternalError.exit_code}))
 
-    # ---------------------------------------------------------------- another version
+    def leave_group(self) -> None:
+        if self._automounted:
+            os.setsid()
+            self._automounted = False
 
-    def _accept(self) -> None:
-        """Somebody asks for an upgrade: one packet, the new command, its words separated by NUL."""
-        try:
-            with socket.socket(fileno=os.dup(self.held[CONTROL])) as listener:
-                asking, _ = listener.accept()
-            asking.settimeout(1)
-            words = os.fsdecode(asking.recv(conversation.MAX_PACKET)).split("\0")
-        except OSError:
-            return
-        self.asking = asking
-        if self.standby is not None or self.daemon is None or not self.daemon.ready:
-            self._reply("refused the daemon is just being replaced: try again")
-            return
-        try:
-            self.standby = Daemon(words)
-        except OSError as error:
-            self._reply(f"refused cannot start {words[0]}: {error.strerror}")
-            return
-        _restore_oom_score(self.standby.pid)
-        self.standby.beginning = Patience(STARTING)
-        self.standby.give(self.held, "check")
-
-    def _swap(self) -> None:
-        """The one that has ended makes room for the one that waits."""
-        assert self.standby is not None
-        self.daemon, self.standby = self.standby, None
-        self.daemon.took_over = True
-        self.fallback, self.command = self.command, self.daemon.command
-        self.deaths = 0
-        self._hand_over(self.daemon)
-
-    def _reply(self, text: str) -> None:
-        if self.asking is not None:
-            asking, self.asking = self.asking, None
+    def reply(self, text: str) -> None:
+        if self._asking is not None:
+            asking, self._asking = self._asking, None
             try:
                 with asking:
                     asking.sendall(conversation.encoded(text))
             except OSError:
                 pass
 
-    def _reap(self, pid: int) -> tuple[int, int]:
-        try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:
-            return pid, 0
-        return pid, os.waitstatus_to_exitcode(status)
-
-
-class Systemd:
-    """What the service manager is told: sd_notify(3).
-
-    Its store is to have what is held here.  What comes and goes at once (most files without a name
-    do) it is not told of: a change waits for some time, and what it has come to by then is said.
-    So nothing is lost either when the manager takes nothing: it is told later.
-    """
-
-    def __init__(self) -> None:
-        self._address = os.environ.get("NOTIFY_SOCKET", "")
-        if self._address.startswith("@"):
-            self._address = "\0" + self._address[1:]
-        # Whether it holds descriptors for us (since systemd 254 it says so; 0: it does not).
-        limit = os.environ.get("FDSTORE", "")
-        self._limit = int(limit) if limit.isdecimal() else 0
-        self.stores = bool(self._address) and self._limit > 0
-        # What it has by our knowledge, and the names of which that may not be true any more.
-        self._stored: set[str] = set()
-        # What it has given back to us, and has still, until we have stored that anew.
-        self._given_back: set[str] = set()
-        self._changed: dict[str, None] = {}
-        # What it has no room for: whoever has such a file open loses it with this process.
-        self._crowded: dict[str, None] = {}
-        # What it could not be told, in the order.
-        self._unsaid: list[str] = []
-        self._pause = SETTLING
-        self._next = 0.0
-
-    def say(self, text: str) -> None:
-        """Have it said, now or as soon as it is heard."""
-        if self._address:
-            self._unsaid.append(text)
-            self._say_unsaid()
-
-    def change(self, name: str) -> None:
-        """What is held under this name is another one, or nothing, from now on."""
-        if self.stores:
-            if not self._changed:
-                self._next = max(self._next, time.monotonic() + LASTING)
-            self._changed[name] = None
-            self._crowded.pop(name, None)
-
-    def was_given_back(self, held: dict[str, int]) -> None:
-        """What it has held for the process before this one."""
-        self._given_back.update(held)
-
-    def due(self) -> float | None:
-        """When `settle` has something to do; None: never."""
-        return self._next if self._unsaid or self._changed else None
-
-    def settle(self, held: dict[str, int]) -> None:
-        """Have it store what is held now, if the time has come."""
-        due = self.due()
-        now = time.monotonic()
-        if due is None or now < due:
-            return
-        self._next = now + SETTLING
-        if self._say_unsaid():
-            for name in list(self._changed):
-                if not self._say_change(name, held.get(name)):
-                    break
-
-    def finish(self, held: dict[str, int]) -> None:
-        """The same as the last thing, for which there is no later."""
-        for name in (self._stored | self._given_back) - held.keys():
-            self.change(name)
-        deadline = time.monotonic() + _LAST_PATIENCE
-        while (due := self.due()) is not None and time.monotonic() < deadline:
-            time.sleep(max(0.0, min(due, deadline) - time.monotonic()))
-            self.settle(held)
-        if self.due() is not None:
-            log(f"systemd was not told of everything: it took nothing for {_LAST_PATIENCE:g} s")
-
-    def _say_change(self, name: str, fd: int | None) -> bool:
-        """Whether it was taken, or need not be said."""
-        if name in self._stored or (fd is None and name in self._given_back):
-            if not self._send(f"FDSTOREREMOVE=1\nFDNAME={name}"):
-                return False
-            self._stored.discard(name)
-            self._given_back.discard(name)
-            self._changed.update(self._crowded)
-            self._crowded.clear()
-        if fd is not None and len(self._stored) >= self._limit:
-            self._crowded[name] = None
-        elif fd is not None:
-            # FDPOLL: the device has an error to tell once it is unmounted, and is ours to close
-            if not self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd):
-                return False
-            self._stored.add(name)
-            self._given_back.discard(name)
-        del self._changed[name]
-        return True
-
-    def _say_unsaid(self) -> bool:
-        while self._unsaid:
-            if not self._send(self._unsaid[0]):
-                return False
-            del self._unsaid[0]
-        return True
-
-    def _send(self, text: str, fd: int | None = None) -> bool:
-        """Whether it was taken; else it is tried again, after a pause that grows."""
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_NOTIFY_PATIENCE)
-                sock.connect(self._address)
-                if fd is None:
-                    sock.sendall(conversation.encoded(text))
-                else:
-                    socket.send_fds(sock, [conversation.encoded(text)], [fd])
-        except OSError as error:
-            if self._pause == SETTLING:
-                log(f"cannot tell systemd, which is told later: {error.strerror or error}")
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._next = time.monotonic() + self._pause
-            return False
-        self._pause = SETTLING
-        return True
-
-
-def _wait_for_end(pid: int, patience: float) -> bool:
-    """Whether a child of ours ends within so many seconds."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return True
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    ended = bool(poll.poll(patience * 1000))
-    os.close(pidfd)
-    return ended
+    def notify(self, text: str) -> None:
+        self._manager.say(text)
 
 
 def _environment() -> dict[str, str]:
     """Ours, without what is for us alone."""
     ours = inherited.OF_THE_MANAGER
     return {name: value for name, value in os.environ.items() if name not in ours}
-
-
-# How long a service manager that takes nothing is waited for: by what can be said later, and by the
-# last thing that is said: seconds.
-_NOTIFY_PATIENCE = 0.2
-_LAST_PATIENCE = 10.0
-
-_OOM = "/proc/{}/oom_score_adj"
-_inherited_oom_score: str | None = None
-
-
-def protect_from_oom() -> None:
-    """The keeper is small, and what it holds is dear; the daemon can be replaced."""
-    global _inherited_oom_score
-    try:
-        with open(_OOM.format("self")) as file:
-            _inherited_oom_score = file.read()
-        with open(_OOM.format("self"), "w") as file:
-            file.write("-1000")
-    except OSError:
-        _inherited_oom_score = None  # not allowed in this container
-
-
-def _restore_oom_score(pid: int) -> None:
-    if _inherited_oom_score is not None:
-        try:
-            with open(_OOM.format(pid), "w") as file:
-                file.write(_inherited_oom_score)
-        except OSError:
-            pass
-
-
-def _threads(pid: int) -> list[tuple[str, str, list[str]]]:
-    """Number, state and kernel stack of each thread: proc_pid_stat(5), proc_pid_stack(5)."""
-    found = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            state = _state(f"{pid}/task/{task}")
-            try:
-                with open(f"/proc/{pid}/task/{task}/stack") as stack:
-                    frames = [line.split("] ")[-1].split("+")[0] for line in stack]
-            except OSError:
-                frames = []
-            found.append((task, state, frames))
-    except OSError:
-        pass
-    return found
-
-
-def _cannot_end(pid: int) -> bool:
-    """Whether a daemon was killed, and what is left of it are threads that a FUSE mount keeps.
-
-    They wait past SIGKILL, for our own mount, and so for the next daemon.  One that is about to
-    change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
-    told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
-    """
-    if _state(pid) != "Z":
-        return False
-    others = [frames for _, state, frames in _threads(pid) if state not in "ZX"]
-    return bool(others) and all(any("fuse_" in frame for frame in frames) for frames in others)
-
-
-def _state(process: str | int) -> str:
-    """Of the first thread of a process, or of another: proc_pid_stat(5); empty when it is gone."""
-    try:
-        with open(f"/proc/{process}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 def main(arguments: list[str]) -> int:

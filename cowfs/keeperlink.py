@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from cowfs.conversation import receive_packet, send_packet
+from cowfs.conversation import BYE, DROP, FAILED, FD, PUT, READY, receive_packet, send_packet
 
 log = logging.getLogger("cowfs")
 
@@ -71,7 +71,7 @@ class KeeperLink:
         held: dict[str, int] = {}
         while (packet := receive_packet(self._sock)) is not None:
             verb, argument, fd = packet
-            if verb != "fd":
+            if verb != FD:
                 self._sent = set(held)
                 return verb, argument, held
             if fd is not None:
@@ -93,11 +93,11 @@ class KeeperLink:
 
     def put(self, name: str, fd: int) -> None:
         """Have a duplicate of *fd* held under a name, in the place of what it was before."""
-        self._say("put", name, fd)
+        self._say(PUT, name, fd)
 
     def drop(self, name: str) -> None:
         """What was put there is not needed any more."""
-        self._say("drop", name)
+        self._say(DROP, name)
 
     def say(self, verb: str, argument: str = "") -> None:
         """One of the verbs of `conversation.py`."""
@@ -105,15 +105,15 @@ class KeeperLink:
 
     def ready(self, answer: Mapping[str, Any]) -> None:
         """The mount answers."""
-        self._say("ready", json.dumps(dict(answer)))
+        self._say(READY, json.dumps(dict(answer)))
 
     def failed(self, problem: str, exit_code: int) -> None:
         """The mount never will: one line for the user, and the exit code of the launcher."""
-        self._say("failed", json.dumps({"error": problem, "exit_code": exit_code}))
+        self._say(FAILED, json.dumps({"error": problem, "exit_code": exit_code}))
 
     def bye(self, exit_code: int) -> None:
         """All is put away; to be followed by the end of this process."""
-        self._say("bye", str(exit_code))
+        self._say(BYE, str(exit_code))
         deadline = time.monotonic() + _LAST_PATIENCE
         poll = select.poll()
         poll.register(self._sock, select.POLLOUT)
@@ -158,27 +158,27 @@ class KeeperLink:
         except OSError as error:  # the kernel is out of memory: it may hear the next
             log.warning("the keeper was not told: %s %s: %s", verb, argument, error.strerror)
             return True
-        if verb == "put":
+        if verb == PUT:
             self._sent.add(argument)
-        elif verb == "drop":
+        elif verb == DROP:
             self._sent.discard(argument)
         return True
 
     def _put_off(self, verb: str, argument: str, fd: int | None) -> None:
         """What comes and goes before the keeper takes anything, it need not know."""
-        if verb not in ("put", "drop"):
+        if verb not in (PUT, DROP):
             self._waiting[verb, argument] = argument, None
             return
-        for key in (("put", argument), ("drop", argument)):
+        for key in ((PUT, argument), (DROP, argument)):
             _, old = self._waiting.pop(key, ("", None))
             if old is not None:
                 os.close(old)
         if fd is None:
             if argument in self._sent:
-                self._waiting["drop", argument] = argument, None
+                self._waiting[DROP, argument] = argument, None
             return
         try:
-            self._waiting["put", argument] = argument, os.dup(fd)
+            self._waiting[PUT, argument] = argument, os.dup(fd)
         except OSError as error:
             log.warning("the keeper will not be told: %s %s: %s", verb, argument, error.strerror)
 

@@ -32,10 +32,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from cowfs import attendant, engine, inherited, mountinfo, names, preflight, privileges
 from cowfs.config import Config
-from cowfs.conversation import receive_answer, send_order
+from cowfs.conversation import (
+    DEVICE,
+    FORWARDED,
+    LEAVE,
+    LOCK,
+    ORDER,
+    receive_answer,
+    send_order,
+)
 from cowfs.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.interrupts import SIGNALS, Interrupts
-from cowfs.keeper import DEVICE, FORWARDED, KEEPER, LEAVE, LOCK, ORDER
+from cowfs.keeper import KEEPER
 from cowfs.options import Options
 
 if TYPE_CHECKING:

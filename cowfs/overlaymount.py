@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs import __version__, attendant, lowers, overlayfs, runtime, syscalls
+from cowfs.conversation import LOCK, ORDER
 from cowfs.errors import CowfsError, MountFailure
-from cowfs.keeper import LOCK, ORDER
 from cowfs.mountpoint import Mountpoint
 from cowfs.options import join
 

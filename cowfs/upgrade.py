@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cowfs import __version__, runtime
+from cowfs.conversation import ENDED, OK, REFUSED
 from cowfs.errors import MountFailure, UsageError
 from cowfs.keeper import DAEMON
 
@@ -63,14 +64,14 @@ def upgrade(record: Record) -> str:
             f"{error.strerror or error}; the mount is served as before"
         ) from None
     verb, _, argument = reply.partition(" ")
-    if verb in ("ended", ""):
+    if verb in (ENDED, ""):
         raise MountFailure(
             f"the mount {record.mountpoint} ended, or its keeper did, while it was asked: cowfs "
             "list shows what is there"
         )
-    if verb == "ok" and not _is_ours(argument):
-        verb, argument = "refused", "another daemon than the new one serves it: try again"
-    if verb != "ok":
+    if verb == OK and not _is_ours(argument):
+        verb, argument = REFUSED, "another daemon than the new one serves it: try again"
+    if verb != OK:
         raise MountFailure(
             f"{record.mountpoint} is not upgraded: {argument or 'the keeper gave no reason'}; "
             f"cowfs {record.version} serves it as before"

@@ -23,7 +23,8 @@ ROOMS = {
     "transfer": "clone importing plan journal filecopy filedata verify origin staging",
     "check": "check checkcopy checklower checkrules checktemplate findings",
     "warm": "warm warmfiles",
-    "daemon": "attendant daemon keeper keeperlink conversation config mountpoint",
+    "daemon": "attendant daemon keeper keeperlink conversation config deadlines logline "
+    "mountpoint oom servicemanager supervisor threads",
     "operations": "operations backing caller priming touching turns",
     "overlay": "overlay overlay_attributes overlay_create overlay_groups overlay_index "
     "overlay_lookup overlay_namespace overlay_parents overlay_publish overlay_remove "
@@ -153,7 +154,7 @@ def test_module_says_what_it_is(module: str) -> None:
 def test_only_directories_lists_what_is_open() -> None:
     """A descriptor that was opened earlier may not show what is in the directory by now."""
     # These name /proc, and what users say.
-    by_path = {"inherited", "keeper", "launch", "preflight", "processes", "unmount"}
+    by_path = {"inherited", "launch", "preflight", "processes", "threads", "unmount"}
     wrong = [
         f"{path}:{node.lineno}: use cowfs.directories, or list a path"
         for module, path in MODULES.items()

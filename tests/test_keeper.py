@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,23 +12,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from cowfs import keeper
-from cowfs.conversation import send_order
+from cowfs import keeper, supervisor, threads
+from cowfs.conversation import CONTROL, send_order
 from cowfs.errors import InternalError
+from cowfs.supervisor import Event, Role
 
 # A keeper that goes on with a mount, with shorter times and no protection from the OOM killer.
 KEEPER = """
 import json, os, sys
-from cowfs import keeper
-keeper.protect_from_oom = lambda: None
+from cowfs import keeper, oom, supervisor
+oom.protect = lambda: None
 settings = json.loads(sys.argv[1])
 for name, value in settings.get("times", {}).items():
-    setattr(keeper, name, value)
-held = {name: os.memfd_create(name) for name in ("order", "lock", "device")}
+    setattr(supervisor, name, value)
+names = settings.get("held", ("order", "lock", "device"))
+held = {name: os.memfd_create(name) for name in names}
 if "control" in settings:
     import socket
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -36,7 +38,7 @@ if "control" in settings:
     os.rename(settings["control"] + ".new", settings["control"])
     held["control"] = control.fileno()
 kept = keeper.Keeper(None, held)
-kept.command, kept.fallback = settings["command"], settings.get("fallback")
+kept.supervisor.command = settings["command"]
 sys.exit(kept.run())
 """
 
@@ -55,6 +57,14 @@ def wait_until(path):
         time.sleep(0.01)
 """
 DAEMON = BEGINNING + 'wait_for("go")\n'
+
+# A version that can take over, or is started again; what it does then comes after this.
+NEW = BEGINNING + (
+    "while (word := receive_packet(sock)[0]) != 'go':\n"
+    "    if word == 'check':\n"
+    "        send_packet(sock, 'able')\n"
+)
+OLD = "send_packet(sock, 'ready', '{}')\n"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -103,7 +113,7 @@ def last_words(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_a_mount_that_no_daemon_can_serve_is_given_up(start: Start, command: list[str]) -> None:
     code, said = last_words(start(command))
     assert code == InternalError.exit_code
-    assert len(said.splitlines()) == keeper.HOPELESS
+    assert len(said.splitlines()) == supervisor.HOPELESS
     assert "signal" not in said
     assert "and none can serve: giving the mount up" in said.splitlines()[-1]
 
@@ -209,33 +219,13 @@ def test_a_machine_that_was_frozen_ends_no_daemon(start: Start, tmp_path: Path) 
     while not frozen.read_text():
         time.sleep(0.01)
     pid = int(frozen.read_text())
-    while {keeper._state(pid), keeper._state(process.pid)} != {"T"}:
+    while {threads.state(pid), threads.state(process.pid)} != {"T"}:
         time.sleep(0.01)
     time.sleep(2.1)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.2)  # the keeper is the first to look
     os.kill(pid, signal.SIGCONT)
     assert last_words(process) == (0, "")
-
-
-def test_patience_is_made_of_steps_that_a_pause_takes_one_of(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = SimpleNamespace()
-    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: clock.now))
-
-    def looks(*times: float) -> list[bool]:
-        clock.now = 100
-        patience, found = keeper.Patience(40), []
-        for clock.now in times:
-            found.append(patience.is_over())
-        return found
-
-    assert looks(109, 110, 120, 130, 139, 140) == [False] * 5 + [True]
-    # Frozen at 101 until 119: of what is left nothing is lost.
-    assert looks(119, 129, 139, 148, 149) == [False] * 4 + [True]
-    # For as long as it takes four times.
-    assert looks(110, 120, 130, 290, 300, 310, 320, 330) == [False] * 7 + [True]
 
 
 class Upgrade:
@@ -298,6 +288,21 @@ def test_who_asked_for_an_upgrade_is_told_of_no_other_daemon(
         assert (said, code) == (b"refused why \xff", 5)
 
 
+def test_a_version_that_has_ended_by_now_is_not_able_to_take_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The old one would be killed for nothing.
+    kept = keeper.Keeper(None, {})
+    told: list[Event] = []
+    monkeypatch.setattr(kept.supervisor, "handle", lambda event, *_, **__: told.append(event))
+    script = BEGINNING + "send_packet(sock, 'able'); send_packet(sock, 'unable', 'why')\n"
+    pid = kept.start(Role.STANDBY, [sys.executable, "-c", script])
+    os.waitpid(pid, 0)
+    kept._ended(kept._processes[Role.STANDBY], "exit code 0")
+    kept.forget(Role.STANDBY)
+    assert told == [Event.UNABLE, Event.EXITED]
+
+
 def test_what_cannot_be_started_may_have_any_path(start: Start, tmp_path: Path) -> None:
     control, asked = tmp_path / "control", tmp_path / "asked"
     process = start(
@@ -321,25 +326,44 @@ def test_what_cannot_be_started_may_have_any_path(start: Start, tmp_path: Path) 
     assert waiting.answer() == b"ended"
 
 
+def upgraded(control: Path, script: str) -> bytes:
+    """What a keeper answers to who asks it to go on with this, once it does not refuse to ask."""
+    wait_until(control)
+    command = [sys.executable, "-c", NEW + script]
+    while (said := Upgrade(control, command).answer()).startswith(b"refused the daemon is just"):
+        pass  # it does not serve yet
+    return said
+
+
 def test_the_way_back_ends_when_the_new_version_serves(start: Start, tmp_path: Path) -> None:
     # Then it is started again like any other, and the one before it may be gone by now.
-    served = tmp_path / "served"
-    script = (
+    control, served = tmp_path / "control", tmp_path / "served"
+    process = start(daemon(OLD + "time.sleep(30)\n"), control=str(control))
+    said = upgraded(
+        control,
         f"if os.path.exists({str(served)!r}): sys.exit(3)\n"
-        f"open({str(served)!r}, 'w').close()\n"
+        f"Path({str(served)!r}).touch()\n"
         "send_packet(sock, 'ready', '{}')\n"
-        "time.sleep(0.2)\n"
+        "time.sleep(0.2)\n",
     )
-    code, said = last_words(start(daemon(script), fallback=["/bin/false"]))
+    assert said.startswith(b"ok ")
+    code, log = last_words(process)
     assert code == InternalError.exit_code
-    assert "going back" not in said
+    assert "going back" not in log
 
 
-def test_a_new_version_that_does_not_serve_is_gone_back_from(start: Start) -> None:
-    back = daemon("send_packet(sock, 'ready', '{}'); send_packet(sock, 'bye', '0')")
-    code, said = last_words(start(daemon("sys.exit(3)"), fallback=back))
+def test_a_new_version_that_does_not_serve_is_gone_back_from(start: Start, tmp_path: Path) -> None:
+    control, upgrading = tmp_path / "control", tmp_path / "upgrading"
+    old = (
+        f"if os.path.exists({str(upgrading)!r}): send_packet(sock, 'bye', '0'); sys.exit()\n"
+        "time.sleep(30)\n"
+    )
+    process = start(daemon(OLD + old), control=str(control))
+    said = upgraded(control, f"Path({str(upgrading)!r}).touch()\nsys.exit(3)\n")
+    assert said == b"refused it does not serve: the last version does again, see the log"
+    code, log = last_words(process)
     assert code == 0
-    assert "the new version does not serve: going back to the last one" in said
+    assert "the new version does not serve: going back to the last one" in log
 
 
 def test_a_daemon_that_does_not_begin_is_ended(start: Start) -> None:
@@ -347,6 +371,67 @@ def test_a_daemon_that_does_not_begin_is_ended(start: Start) -> None:
     code, said = last_words(start(daemon("time.sleep(60)"), times=times))
     assert code == InternalError.exit_code
     assert said.count("does not begin to serve, and is ended") == 2
+
+
+def test_a_mount_in_the_foreground_begins_with_order_and_lock(start: Start) -> None:
+    script = (
+        "send_packet(sock, 'put', 'device', os.memfd_create('device'))\n"
+        "send_packet(sock, 'ready', '{}')\n"
+        "send_packet(sock, 'bye', '7')\n"
+    )
+    assert last_words(start(daemon(script), held=["order", "lock"])) == (7, "")
+
+
+def test_a_first_daemon_that_dies_before_the_mount_has_no_successor(start: Start) -> None:
+    code, said = last_words(start(daemon("sys.exit(3)"), held=["order", "lock"]))
+    assert code == InternalError.exit_code
+    assert said.count("the daemon died before the mount was ready (exit code 3)") == 1
+    assert len(said.splitlines()) == 1
+
+
+def test_a_daemon_that_closes_its_end_is_replaced(start: Start, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    script = (
+        "send_packet(sock, 'ready', '{}')\n"
+        f"if os.path.exists({str(closed)!r}): send_packet(sock, 'bye', '7'); sys.exit()\n"
+        f"Path({str(closed)!r}).touch()\n"
+        "sock.close()\n"
+        "time.sleep(60)\n"
+    )
+    code, said = last_words(start(daemon(script)))
+    assert code == 7
+    assert "ended (killed by signal 9)" in said
+
+
+def test_a_keeper_that_is_restarted_leaves_the_mount_to_the_next_one(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("FDSTORE", "100")
+        process = start(
+            daemon(
+                "send_packet(sock, 'ready', '{}')\n"
+                f"Path({str(begun)!r} + '.new').write_text(str(os.getpid()))\n"
+                f"os.rename({str(begun)!r} + '.new', {str(begun)!r})\n"
+                "time.sleep(60)\n"
+            )
+        )
+        wait_until(begun)
+        process.send_signal(signal.SIGUSR1)
+        code, said = last_words(process)
+        heard = []
+        while select.select([manager], [], [], 0)[0]:
+            heard.append(manager.recv(4096).decode())
+    assert code == 0
+    assert said.endswith("restarted: the mount stays, and its calls wait for the next daemon\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+    stored = [line for text in heard for line in text.splitlines() if line.startswith("FDNAME=")]
+    assert sorted(stored) == ["FDNAME=device", "FDNAME=lock", "FDNAME=order"]
+    assert not any("FDSTOREREMOVE" in text for text in heard)
 
 
 def test_what_the_launcher_takes_does_not_count(tmp_path: Path) -> None:
@@ -383,124 +468,6 @@ def test_a_daemon_that_takes_nothing_does_not_hold_the_keeper_up(start: Start) -
     assert code == InternalError.exit_code
 
 
-def test_pauses_stay_short_however_many_have_died() -> None:
-    held = {"device": os.memfd_create("device")}
-    kept = keeper.Keeper(None, held)
-    for kept.deaths in (4, 100, 5000):
-        kept._plan_restart("it ended", ready=True, served=0.1)
-        assert kept.exit_code is None
-        assert kept.restart_at <= time.monotonic() + keeper.LONGEST_PAUSE
-    os.close(held["device"])
-
-
-class Manager:
-    """A service manager, and what it has heard."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(str(path))
-        self.environment = {"NOTIFY_SOCKET": str(path), "FDSTORE": str(limit)}
-
-    def heard(self) -> list[str]:
-        """What was said since the last question; of a descriptor +NAME or -NAME."""
-        found: list[str] = []
-        while True:
-            try:
-                text = self._sock.recv(4096, socket.MSG_DONTWAIT).decode()
-            except BlockingIOError:
-                return found
-            fields = dict(line.split("=", 1) for line in text.split("\n"))
-            sign = "+" if "FDSTORE" in fields else "-"
-            found.append(sign + fields["FDNAME"] if "FDNAME" in fields else text)
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-@pytest.fixture
-def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """One whose store has room for two, and is told at once of what is due."""
-    manager = Manager(tmp_path / "notify", 2)
-    for name, value in manager.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(keeper, "SETTLING", 0.0)
-    monkeypatch.setattr(keeper, "LASTING", 0.0)
-    yield manager
-    manager.close()
-
-
-def change(store: keeper.Systemd, *names: str) -> None:
-    for name in names:
-        store.change(name)
-
-
-def test_no_more_is_stored_than_systemd_takes(manager: Manager) -> None:
-    store = keeper.Systemd()
-    change(store, "a", "b", "c")
-    store.settle({"a": 0, "b": 0, "c": 0})
-    assert manager.heard() == ["+a", "+b"]
-    assert store.due() is None
-    change(store, "c")
-    store.settle({"a": 0, "b": 0})
-    assert manager.heard() == []
-    change(store, "d", "a")
-    store.settle({"b": 0, "d": 0})
-    store.settle({"b": 0, "d": 0})
-    assert manager.heard() == ["-a", "+d"]
-
-
-def test_what_comes_and_goes_at_once_is_not_told(manager: Manager) -> None:
-    store = keeper.Systemd()
-    for number in range(2000):
-        change(store, f"gone-{number}", f"gone-{number}")  # put and dropped
-    change(store, "stays")
-    store.settle({"stays": 0})
-    change(store, "stays", "stays", "other", "other")  # dropped, and put again: another one
-    store.settle({"stays": 1})
-    assert manager.heard() == ["+stays", "-stays", "+stays"]
-
-
-def test_changes_wait_for_what_they_come_to(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper, "LASTING", 3600.0)
-    store = keeper.Systemd()
-    change(store, "a")
-    store.settle({"a": 0})
-    assert manager.heard() == []
-    due = store.due()
-    assert due is not None
-    assert due > time.monotonic() + 3000
-
-
-def test_a_service_manager_that_takes_nothing_is_told_later(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper, "_NOTIFY_PATIENCE", 0.001)
-    monkeypatch.setattr(keeper, "LONGEST_PAUSE", 0.0)
-    store = keeper.Systemd()
-    for _ in range(1000):  # more than its queue has room for
-        store.say("STATUS=busy")
-    change(store, "a", "b")
-    store.settle({"a": 0, "b": 0})
-    change(store, "b")
-    store.settle({"a": 0})
-    heard: list[str] = []
-    while store.due() is not None:
-        heard += manager.heard()
-        store.settle({"a": 0})
-    heard += manager.heard()
-    assert heard == ["STATUS=busy"] * 1000 + ["+a"]
-
-
-def test_the_store_is_empty_at_the_end(manager: Manager) -> None:
-    store = keeper.Systemd()
-    change(store, "a", "b")
-    store.settle({"a": 0, "b": 0})
-    store.finish({})
-    assert sorted(manager.heard()) == ["+a", "+b", "-a", "-b"]
-
-
 def test_a_request_of_odd_bytes_is_answered(tmp_path: Path) -> None:
     # Such as the path of an interpreter may have: not UTF-8.
     with (
@@ -512,5 +479,5 @@ def test_a_request_of_odd_bytes_is_answered(tmp_path: Path) -> None:
         asking.settimeout(5)
         asking.connect(str(tmp_path / "control"))
         asking.send(b"/opt/\xff/python\0-c\0pass")
-        keeper.Keeper(None, {keeper.CONTROL: control.fileno()})._accept()
+        keeper.Keeper(None, {CONTROL: control.fileno()})._accept()
         assert asking.recv(1000).startswith(b"refused the daemon is just being replaced")

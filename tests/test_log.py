@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cowfs import daemon, keeper
+from cowfs import daemon, logline
 
 
 def test_a_journal_gets_the_level_of_every_line_and_no_time() -> None:
@@ -31,7 +31,7 @@ def test_the_keeper_tells_a_journal_neither_time_nor_name(
 ) -> None:
     st = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{st.st_dev}:{st.st_ino}")
-    keeper.log("it ends")
+    logline.log("it ends")
     assert capfd.readouterr().err == "<5>it ends\n"
 
 
@@ -39,6 +39,6 @@ def test_the_keeper_tells_a_file_both(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    keeper.log("it ends")
+    logline.log("it ends")
     line = capfd.readouterr().err
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d cowfs-keeper\[\d+\] it ends\n", line)

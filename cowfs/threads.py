@@ -1,0 +1,43 @@
+"""What the threads of a process do: proc_pid_stat(5), proc_pid_stack(5)."""
+
+from __future__ import annotations
+
+import os
+
+
+def stacks(pid: int) -> list[tuple[str, str, list[str]]]:
+    """Number, state and kernel stack of each thread."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            try:
+                with open(f"/proc/{pid}/task/{task}/stack") as stack:
+                    frames = [line.split("] ")[-1].split("+")[0] for line in stack]
+            except OSError:
+                frames = []
+            found.append((task, state(f"{pid}/task/{task}"), frames))
+    except OSError:
+        pass
+    return found
+
+
+def cannot_end(pid: int) -> bool:
+    """Whether a daemon was killed, and what is left of it are threads that a FUSE mount keeps.
+
+    They wait past SIGKILL, for our own mount, and so for the next daemon.  One that is about to
+    change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
+    told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
+    """
+    if state(pid) != "Z":
+        return False
+    others = [frames for _, letter, frames in stacks(pid) if letter not in "ZX"]
+    return bool(others) and all(any("fuse_" in frame for frame in frames) for frames in others)
+
+
+def state(process: str | int) -> str:
+    """Of the first thread of a process, or of another; empty when it is gone."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
