@@ -104,7 +104,7 @@ static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 			close(private_mount_fd);
 		return -1;
 	}
-	me->ch->nodes.private_mount_fd = private_mount_fd;
+	me->ch->nodes.device.private_mount_fd = private_mount_fd;
 	return 0;
 }
 
@@ -448,7 +448,7 @@ static PyObject *Channel_knows(PyObject *self, PyObject *args)
 	if (!ch || !PyArg_ParseTuple(args, "O&:knows", to_u64, &nodeid))
 		return NULL;
 	if (channel_enter(ch)) {
-		knows = ch->dev_fd >= 0 && ch->nodes.ops->knows(ch->dev_fd, nodeid);
+		knows = ch->dev_fd >= 0 && ch->nodes.device.ops->knows(ch->dev_fd, nodeid);
 		channel_leave(ch);
 	}
 	return PyBool_FromLong(knows);

@@ -31,6 +31,7 @@
 #include "ahead.h"
 #include "counters.h"
 #include "ledger.h"
+#include "node_restore.h"
 #include "nodes.h"
 #include "pending.h"
 #include "primed.h"

@@ -51,7 +51,7 @@ static const uint32_t told =
 void channel_adopt(struct channel *ch, int dev_fd)
 {
 	ch->dev_fd = dev_fd;
-	ch->nodes.dev_fd = dev_fd;
+	ch->nodes.device.dev_fd = dev_fd;
 }
 
 int channel_mount(struct channel *ch, const char *source, const char *mountpoint,

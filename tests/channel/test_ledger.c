@@ -69,7 +69,7 @@ static struct node_table *killed(struct node_table *t, int *lost)
 	CHECK(n >= 0);
 	if (lost)
 		*lost = n;
-	t->ops = &nobody;
+	t->device.ops = &nobody;
 	t->ledger = ledger_new();
 	end(t);
 	ledger_free(old);

@@ -258,7 +258,7 @@ static void kill_and_restore(struct life *l)
 	CHECK(nodes_restore(&l->table, l->volume_fd) == 0);
 	ledger_free(before.ledger);
 	before.ledger = ledger_new();
-	before.ops = &nobody;
+	before.device.ops = &nobody;
 	nodes_destroy(&before);
 	ledger_free(before.ledger);
 }
