@@ -74,18 +74,18 @@ static void lock_touch(struct channel *ch)
 
 static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"passthrough", "root_ino", "max_kept", "ledger_fd",
+	static char *names[] = {"passthrough", "root_ino", "max_cached", "ledger_fd",
 				 "private_mount_fd", NULL};
 	struct channel_object *me = (struct channel_object *)self;
 	int passthrough = -1;
 	uint64_t root_ino = 0;
-	unsigned int max_kept = 16384;
+	unsigned int max_cached = 16384;
 	int ledger_fd = -1;
 	int private_mount_fd = -1;
 
 	/* '$' cannot stand without '|' before it, so "required" is checked by hand. */
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pO&Iii:Channel", names, &passthrough,
-					 to_u64, &root_ino, &max_kept, &ledger_fd,
+					 to_u64, &root_ino, &max_cached, &ledger_fd,
 					 &private_mount_fd))
 		return -1;
 	if (passthrough < 0 || root_ino == 0) {
@@ -96,7 +96,7 @@ static int Channel_init(PyObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "a Channel is initialised once");
 		return -1;
 	}
-	me->ch = channel_new(passthrough, root_ino, max_kept, &kernel_backing_ops,
+	me->ch = channel_new(passthrough, root_ino, max_cached, &kernel_backing_ops,
 			     ledger_fd);
 	if (!me->ch) {
 		PyErr_SetFromErrno(PyExc_OSError);

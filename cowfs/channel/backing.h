@@ -12,7 +12,7 @@
 #include "ledger.h"
 
 enum node_kind {
-	NODE_SHARED = 0,  /* a template's file: read-only, kept after the last release */
+	NODE_SHARED = 0,  /* a template's file: read-only, cached after the last release */
 	NODE_PRIVATE = 1, /* the copy's own file */
 };
 

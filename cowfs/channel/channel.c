@@ -55,7 +55,7 @@ static uint32_t descriptors_for_users(void)
 	return (uint32_t)(limit.rlim_cur - reserve);
 }
 
-struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
+struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_cached,
 			    const struct backing_ops *ops, int ledger_fd)
 {
 	struct channel *ch = calloc(1, sizeof(*ch));
@@ -99,7 +99,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	}
 	ch->counters = ledger_counters(ch->ledger);
 	if (!ch->drain_buffer ||
-	    nodes_init(&ch->nodes, max_kept < max_held ? max_kept : max_held, max_held, ops,
+	    nodes_init(&ch->nodes, max_cached < max_held ? max_cached : max_held, max_held, ops,
 		       ch->ledger) ||
 	    pending_init(&ch->pending))
 		goto fail;

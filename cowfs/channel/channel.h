@@ -122,9 +122,9 @@ static inline uint64_t first_unique(uint64_t unique)
 
 /* ---- channel.c ---------------------------------------------------------------------------------- */
 
-/* NULL with errno set. max_kept is cut to what RLIMIT_NOFILE has for users. ledger_fd is the ledger of the daemon
+/* NULL with errno set. max_cached is cut to what RLIMIT_NOFILE has for users. ledger_fd is the ledger of the daemon
  * before, which is taken over (see ledger_open()), or -1 for a new one. */
-struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
+struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_cached,
 			    const struct backing_ops *ops, int ledger_fd);
 /* Stop everything and close every descriptor but daemon_fd and closed_fd. Idempotent. */
 void channel_close(struct channel *ch);

@@ -211,16 +211,16 @@ static void answer_release(struct channel *ch, const struct request *rq)
 {
 	TAKE(fuse_release_in, in);
 	uint64_t unique = first_unique(rq->head.unique);
-	struct ledger_doubt *doubt = NULL;
+	struct unacked *unacked = NULL;
 
 	/* XFS allocates more than was written, and takes it back when the file is closed. */
-	if ((!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt)) &&
+	if ((!rq->resent || !nodes_resent(&ch->nodes, unique, &unacked)) &&
 	    nodes_release(&ch->nodes, rq->head.nodeid, in.fh,
-			  (in.flags & O_ACCMODE) != O_RDONLY, unique, &doubt))
+			  (in.flags & O_ACCMODE) != O_RDONLY, unique, &unacked))
 		notify_inval_attr(ch, rq->head.nodeid);
 	answer_here(ch, rq, 0, NULL, 0);
-	if (doubt)
-		ledger_settle(doubt);
+	if (unacked)
+		ledger_acknowledge(unacked);
 }
 
 void dataplane_answer(struct channel *ch, const struct request *rq)

@@ -50,15 +50,15 @@ struct ledger_slot {
 	struct ledger_handle handle;
 };
 
-enum doubt_of { DOUBT_READER = 1, DOUBT_WRITER, DOUBT_RELEASE };
+enum unacked_kind { UNACKED_READER = 1, UNACKED_WRITER, UNACKED_RELEASE };
 
-/* A request that has been counted in a slot, while the kernel may not have had its reply. If it comes
- * again after a RESEND it is not to be counted twice. */
-struct ledger_doubt {
+/* An unacknowledged request: it has been counted in a slot, and the kernel may not have had its reply. If
+ * it comes again after a RESEND it is not to be counted twice. */
+struct unacked {
 	_Atomic uint64_t unique; /* without the bit of a resent one; 0: nobody's */
 	uint64_t nodeid;
 	uint32_t life; /* of the daemon that counted it */
-	uint32_t what; /* enum doubt_of */
+	uint32_t what; /* enum unacked_kind */
 };
 
 struct ledger_header;
@@ -105,18 +105,18 @@ uint32_t ledger_used(const struct ledger *l);
 /* A daemon that took over has no use for this slot. */
 void ledger_give_slot(struct ledger *l, uint32_t slot);
 
-/* Write a slot, and with it a doubt unless it is NULL: whoever is killed in between has written
+/* Write a slot, and with it an unacknowledged request unless it is NULL: whoever is killed in between has written
  * neither. */
 void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now,
-		  struct ledger_doubt *doubt, uint64_t unique, uint64_t nodeid,
-		  enum doubt_of what);
+		  struct unacked *unacked, uint64_t unique, uint64_t nodeid,
+		  enum unacked_kind what);
 
-/* A place for a doubt. Never NULL: if need be, one that no request of our time can come for. */
-struct ledger_doubt *ledger_doubt(struct ledger *l);
+/* A place for an unacknowledged request. Never NULL: if need be, one that no request of our time can come for. */
+struct unacked *ledger_unacked(struct ledger *l);
 /* That of a request that came again, or NULL. */
-struct ledger_doubt *ledger_find_doubt(struct ledger *l, uint64_t unique);
+struct unacked *ledger_find_unacked(struct ledger *l, uint64_t unique);
 /* The kernel has had the reply. Needs no lock. */
-void ledger_settle(struct ledger_doubt *doubt);
+void ledger_acknowledge(struct unacked *unacked);
 
 /* A backing id that is about to be closed; gives where that is noted. Needs no lock to clear. */
 _Atomic int32_t *ledger_dying(struct ledger *l, int32_t id);
@@ -137,6 +137,6 @@ uint32_t ledger_stray_ids(struct ledger *l, int32_t *ids, uint32_t room);
 #define LEDGER_STRAYS 130
 
 _Static_assert(sizeof(struct ledger_slot) == 64, "ledger_slot");
-_Static_assert(sizeof(struct ledger_doubt) == 24, "ledger_doubt");
+_Static_assert(sizeof(struct unacked) == 24, "unacked");
 
 #endif

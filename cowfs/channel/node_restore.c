@@ -68,8 +68,8 @@ static int restore_one(struct node_table *t, uint32_t slot, int volume_fd)
 			      .handle_len = s->handle_len,
 			      .handle = s->handle};
 	n->backing = b;
-	n->readers = s->readers;
-	n->writers = s->writers;
+	n->opens.readers = s->readers;
+	n->opens.writers = s->writers;
 	n->suspect = s->kind == NODE_PRIVATE;
 	node_charge_locked(t, n, 0); /* who it was, the ledger does not say */
 	return b->fd < 0;

@@ -7,9 +7,27 @@
 
 #include "wire.h"
 
+uint32_t opens_total(const struct opens *o)
+{
+	return o->readers + o->writers;
+}
+
+void opens_add(struct opens *o, bool writing)
+{
+	*(writing ? &o->writers : &o->readers) += 1;
+}
+
+void opens_remove(struct opens *o, bool writing)
+{
+	if (writing ? o->writers > 0 : o->readers == 0 && o->writers > 0)
+		o->writers--;
+	else if (o->readers > 0)
+		o->readers--;
+}
+
 bool node_is_open(const struct node *n)
 {
-	return n->readers + n->writers + n->promised_readers + n->promised_writers > 0;
+	return opens_total(&n->opens) + opens_total(&n->pending) > 0;
 }
 
 bool node_is_passthrough(const struct node *n)
@@ -19,7 +37,7 @@ bool node_is_passthrough(const struct node *n)
 
 bool node_have_room_locked(struct node_table *t, uint32_t uid, struct backing **dead)
 {
-	while (t->oldest && t->kept + t->holders.total >= t->holders.max)
+	while (t->oldest && t->cached + t->holders.total >= t->holders.max)
 		node_drop_backing_locked(t, t->oldest, dead);
 	return holders_may(&t->holders, uid);
 }
@@ -48,7 +66,7 @@ void node_uncharge_gone_locked(struct node_table *t, struct node *n)
 
 void node_drop_backing_locked(struct node_table *t, struct node *n, struct backing **dead)
 {
-	node_leave_kept_locked(t, n);
+	node_uncache_locked(t, n);
 	uncharge_locked(t, n);
 	if (n->backing) {
 		if (n->backing->id > 0)
@@ -56,7 +74,7 @@ void node_drop_backing_locked(struct node_table *t, struct node *n, struct backi
 		backing_put_locked(n->backing, dead);
 	}
 	n->backing = NULL;
-	n->readers = n->writers = n->promised_readers = n->promised_writers = 0;
+	n->opens = n->pending = (struct opens){0};
 	n->suspect = false;
 	writeback_free(&n->writeback);
 	if (n->forgotten || !(n->was_passthrough || n->mappable || n->gone))
@@ -69,26 +87,18 @@ void node_close_locked(struct node_table *t, struct node *n, struct backing **de
 {
 	if (n->backing->kind == NODE_SHARED && !n->revoked) {
 		uncharge_locked(t, n);
-		node_enter_kept_locked(t, n);
-		if (t->kept > t->max_kept)
+		node_cache_locked(t, n);
+		if (t->cached > t->max_cached)
 			node_drop_backing_locked(t, t->oldest, dead);
 	} else {
 		node_drop_backing_locked(t, n, dead);
 	}
 }
 
-void node_count_down(uint32_t *readers, uint32_t *writers, bool writing)
+void node_count_pending_locked(struct node_table *t, struct node *n, bool writing)
 {
-	if (writing ? *writers > 0 : *readers == 0 && *writers > 0)
-		*writers -= 1;
-	else if (*readers > 0)
-		*readers -= 1;
-}
-
-void node_promise_locked(struct node_table *t, struct node *n, bool writing)
-{
-	node_leave_kept_locked(t, n);
-	*(writing ? &n->promised_writers : &n->promised_readers) += 1;
+	node_uncache_locked(t, n);
+	opens_add(&n->pending, writing);
 }
 
 void node_describe(const struct node *n, uint64_t unique, struct open_answer *out)

@@ -18,20 +18,23 @@ struct open_answer {
 
 /* ---- called with the lock --------------------------------------------------------------------- */
 
+uint32_t opens_total(const struct opens *o);
+void opens_add(struct opens *o, bool writing);
+/* Never below zero, whatever Python took the access mode for. */
+void opens_remove(struct opens *o, bool writing);
+
 bool node_is_open(const struct node *n);
 /* Whether the kernel goes to the file by itself. */
 bool node_is_passthrough(const struct node *n);
 
-/* What is kept is nobody's, and makes room. */
+/* What is cached is nobody's, and makes room. */
 bool node_have_room_locked(struct node_table *t, uint32_t uid, struct backing **dead);
 /* The descriptor of the node's backing is held for this user from now on, unless it is for another one. */
 void node_charge_locked(struct node_table *t, struct node *n, uint32_t uid);
 void node_uncharge_gone_locked(struct node_table *t, struct node *n);
 
 /* Python has counted an open. */
-void node_promise_locked(struct node_table *t, struct node *n, bool writing);
-/* Never below zero, whatever Python took the access mode for. */
-void node_count_down(uint32_t *readers, uint32_t *writers, bool writing);
+void node_count_pending_locked(struct node_table *t, struct node *n, bool writing);
 /* The last open has gone. */
 void node_close_locked(struct node_table *t, struct node *n, struct backing **dead);
 /* Take the backing from a node without opens. What is left of the node is only worth keeping for

@@ -1,7 +1,7 @@
 /*
  * node_table.c - the nodes that are or were backed, by node id, and each one's slot in the ledger
  *
- * A hash table, and a list of the nodes whose backing is kept without an open, in the order of their last
+ * A hash table, and a list of the nodes whose backing is cached, without an open, in the order of their last
  * release. It does not know what a node goes through: see node_state.c.
  *
  * Locking: everything here is called with node_table.lock.
@@ -82,8 +82,8 @@ static struct ledger_slot slot_of(const struct node *n)
 {
 	struct ledger_slot s = {
 		.nodeid = n->nodeid,
-		.readers = n->readers,
-		.writers = n->writers,
+		.readers = n->opens.readers,
+		.writers = n->opens.writers,
 		.flags = (uint8_t)((n->revoked ? SLOT_REVOKED : 0) |
 				   (n->forgotten ? SLOT_FORGOTTEN : 0) |
 				   (n->was_passthrough ? SLOT_WAS_PASSTHROUGH : 0) |
@@ -108,11 +108,12 @@ void node_record_locked(struct node_table *t, const struct node *n)
 	ledger_write(t->ledger, n->slot, &s, NULL, 0, 0, 0);
 }
 
-void node_record_doubt_locked(struct node_table *t, const struct node *n, struct ledger_doubt *doubt,
-			      uint64_t unique, enum doubt_of what)
+void node_record_unacked_locked(struct node_table *t, const struct node *n,
+				struct unacked *unacked, uint64_t unique,
+				enum unacked_kind what)
 {
 	struct ledger_slot s = slot_of(n);
-	ledger_write(t->ledger, n->slot, &s, doubt, unique, n->nodeid, what);
+	ledger_write(t->ledger, n->slot, &s, unacked, unique, n->nodeid, what);
 }
 
 void node_remove_locked(struct node_table *t, struct node *n)
@@ -130,23 +131,23 @@ void node_remove_locked(struct node_table *t, struct node *n)
 	free(n);
 }
 
-void node_leave_kept_locked(struct node_table *t, struct node *n)
+void node_uncache_locked(struct node_table *t, struct node *n)
 {
-	if (!n->kept)
+	if (!n->cached)
 		return;
 	*(n->newer ? &n->newer->older : &t->newest) = n->older;
 	*(n->older ? &n->older->newer : &t->oldest) = n->newer;
 	n->newer = n->older = NULL;
-	n->kept = false;
-	t->kept--;
+	n->cached = false;
+	t->cached--;
 }
 
-void node_enter_kept_locked(struct node_table *t, struct node *n)
+void node_cache_locked(struct node_table *t, struct node *n)
 {
 	n->older = t->newest;
 	n->newer = NULL;
 	*(t->newest ? &t->newest->newer : &t->oldest) = n;
 	t->newest = n;
-	n->kept = true;
-	t->kept++;
+	n->cached = true;
+	t->cached++;
 }

@@ -13,6 +13,12 @@
 #include "ledger.h"
 #include "writeback.h"
 
+/* How often a node is open, by access mode. */
+struct opens {
+	uint32_t readers;
+	uint32_t writers;
+};
+
 /* A node that is or was backed. Every word is guarded by node_table.lock; what the next daemon needs
  * is written to the node's slot of the ledger before the lock is let go. */
 struct node {
@@ -20,17 +26,15 @@ struct node {
 	uint32_t slot;	   /* never changes */
 	struct node *next; /* in its bucket */
 	struct backing *backing; /* NULL: nothing backs it now */
-	uint32_t readers;
-	uint32_t writers;
-	/* Python has counted these opens, and the kernel has not been told. Should the daemon die now
-	 * the kernel asks again. */
-	uint32_t promised_readers;
-	uint32_t promised_writers;
+	struct opens opens;
+	/* Python has counted these, and the kernel has not been told. Should the daemon die now the
+	 * kernel asks again. */
+	struct opens pending;
 	bool revoked;	      /* the channel may not answer an OPEN of it by itself */
 	bool forgotten;	      /* goes away with its last open */
 	bool was_passthrough; /* FUSE's own cache of it may be stale: never FOPEN_KEEP_CACHE */
 	bool mappable;	      /* a passthrough mapping may change the file with no descriptor left */
-	bool kept;	      /* is in the LRU list: SHARED, not revoked, no opens */
+	bool cached;	      /* is in the LRU list: SHARED, not revoked, no opens */
 	bool suspect;	      /* restored, and errors may be missing: see nodes_look_back() */
 	bool charged;	      /* its backing is held for `charged_to`, who was the first to open it */
 	bool gone;	      /* Python holds a descriptor of it for `gone_by`, who removed its name */
@@ -44,10 +48,10 @@ struct node_table {
 	struct node **buckets; /* lock */
 	uint32_t mask;	       /* lock; number of buckets - 1 */
 	uint32_t count;	       /* lock */
-	struct node *newest, *oldest; /* lock; the kept nodes, in the order of their last release */
-	uint32_t kept;	       /* lock */
-	uint32_t max_kept;     /* never changes */
-	struct holders holders; /* lock; of all that is open or gone, but for what is kept */
+	struct node *newest, *oldest; /* lock; the cached nodes, in the order of their last release */
+	uint32_t cached;	       /* lock */
+	uint32_t max_cached;     /* never changes */
+	struct holders holders; /* lock; of all that is open or gone, but for what is cached */
 	struct backing_device device;
 	struct ledger *ledger; /* never changes */
 	/* Held over syncfs(2); no other lock is held when it is taken. */
@@ -62,12 +66,13 @@ struct node *node_insert_locked(struct node_table *t, uint64_t nodeid, uint32_t 
 struct node *node_find_or_insert_locked(struct node_table *t, uint64_t nodeid);
 void node_remove_locked(struct node_table *t, struct node *n);
 
-void node_enter_kept_locked(struct node_table *t, struct node *n);
-void node_leave_kept_locked(struct node_table *t, struct node *n);
+void node_cache_locked(struct node_table *t, struct node *n);
+void node_uncache_locked(struct node_table *t, struct node *n);
 
 void node_record_locked(struct node_table *t, const struct node *n);
-/* The same together with a doubt, in one step. */
-void node_record_doubt_locked(struct node_table *t, const struct node *n, struct ledger_doubt *doubt,
-			      uint64_t unique, enum doubt_of what);
+/* The same together with an unacknowledged request, in one step. */
+void node_record_unacked_locked(struct node_table *t, const struct node *n,
+				struct unacked *unacked, uint64_t unique,
+				enum unacked_kind what);
 
 #endif

@@ -6,8 +6,8 @@
  * four things, and nothing else in the channel does:
  *
  * - whether an OPEN may be answered without Python. Yes for a SHARED backing that was not
- *   revoked; such a backing is kept after the last release (the least recently used go first
- *   when there are more than max_kept), so that opening the file again is cheap.
+ *   revoked; such a backing is cached after the last release (the least recently used go first
+ *   when there are more than max_cached), so that opening the file again is cheap.
  * - what the answer says: kernel rules allow one mode and one backing id per inode as long as
  *   anything is open, which "one backing per node" gives by itself.
  * - when a backing is closed: after the last open and the last borrowed use.
@@ -38,11 +38,11 @@
 
 /* ---- making and ending --------------------------------------------------------------------------- */
 
-int nodes_init(struct node_table *t, uint32_t max_kept, uint32_t max_held,
+int nodes_init(struct node_table *t, uint32_t max_cached, uint32_t max_held,
 	       const struct backing_ops *ops, struct ledger *ledger)
 {
 	*t = (struct node_table){.mask = FIRST_BUCKETS - 1,
-				 .max_kept = max_kept,
+				 .max_cached = max_cached,
 				 .device = {ops, -1, -1},
 				 .ledger = ledger,
 				 .witness_fd = -1};
@@ -91,16 +91,16 @@ int nodes_open(struct node_table *t, uint64_t nodeid, bool writing, uint32_t uid
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
 	backed = n && n->backing;
-	if (backed && n->kept) {
-		node_leave_kept_locked(t, n); /* or it would make room */
+	if (backed && n->cached) {
+		node_uncache_locked(t, n); /* or it would make room */
 		if (!node_have_room_locked(t, uid, &dead)) {
-			node_enter_kept_locked(t, n);
+			node_cache_locked(t, n);
 			backed = -ENFILE;
 		}
 	}
 	if (backed > 0) {
 		node_charge_locked(t, n, uid);
-		node_promise_locked(t, n, writing);
+		node_count_pending_locked(t, n, writing);
 		if (n->forgotten) { /* Python knows it again */
 			n->forgotten = false;
 			node_record_locked(t, n);
@@ -179,8 +179,8 @@ void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing)
 
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
-	if (n && n->promised_readers + n->promised_writers > 0) {
-		node_count_down(&n->promised_readers, &n->promised_writers, writing);
+	if (n && opens_total(&n->pending) > 0) {
+		opens_remove(&n->pending, writing);
 		if (!node_is_open(n))
 			node_close_locked(t, n, &dead);
 	}
@@ -230,7 +230,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 		n->revoked = n->forgotten = false;
 		n->was_passthrough |= passthrough;
 		node_charge_locked(t, n, uid);
-		node_promise_locked(t, n, writing);
+		node_count_pending_locked(t, n, writing);
 		node_record_locked(t, n);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -287,8 +287,8 @@ bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out)
 		open = node_is_open(n);
 		if (open) {
 			*out = (struct node_state){.kind = n->backing->kind,
-						   .readers = n->readers + n->promised_readers,
-						   .writers = n->writers + n->promised_writers,
+						   .readers = n->opens.readers + n->pending.readers,
+						   .writers = n->opens.writers + n->pending.writers,
 						   .passthrough = n->backing->id > 0};
 			node_record_locked(t, n);
 		} else {
@@ -321,7 +321,7 @@ bool nodes_is_volatile(struct node_table *t, uint64_t nodeid)
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
 	changes = n && (n->mappable ||
-			(node_is_passthrough(n) && n->writers + n->promised_writers > 0));
+			(node_is_passthrough(n) && n->opens.writers + n->pending.writers > 0));
 	pthread_mutex_unlock(&t->lock);
 	return changes;
 }
@@ -333,7 +333,7 @@ uint32_t nodes_writers(struct node_table *t, uint64_t nodeid)
 
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
-	writers = n ? n->writers + n->promised_writers : 0;
+	writers = n ? n->opens.writers + n->pending.writers : 0;
 	pthread_mutex_unlock(&t->lock);
 	return writers;
 }
@@ -392,7 +392,7 @@ void nodes_forget(struct node_table *t, uint64_t nodeid)
 /* ---- called by the channel's threads ------------------------------------------------------------ */
 
 bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, uint32_t uid,
-		       struct open_answer *out, struct ledger_doubt **doubt)
+		       struct open_answer *out, struct unacked **unacked)
 {
 	struct node *n;
 	bool here;
@@ -401,23 +401,23 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, u
 	n = node_find_locked(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
 	/* Whom Python has to refuse, or to find out about. */
-	if (here && n->kept && (uid == FUSE_INVALID_UIDGID ? holders_scarce(&t->holders)
+	if (here && n->cached && (uid == FUSE_INVALID_UIDGID ? holders_scarce(&t->holders)
 							   : !holders_may(&t->holders, uid)))
 		here = false;
 	if (here) {
 		node_charge_locked(t, n, uid);
-		node_leave_kept_locked(t, n);
-		n->readers++;
+		node_uncache_locked(t, n);
+		opens_add(&n->opens, false);
 		node_describe(n, unique, out);
-		*doubt = ledger_doubt(t->ledger);
-		node_record_doubt_locked(t, n, *doubt, unique, DOUBT_READER);
+		*unacked = ledger_unacked(t->ledger);
+		node_record_unacked_locked(t, n, *unacked, unique, UNACKED_READER);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return here;
 }
 
 bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t unique,
-		  struct open_answer *out, struct ledger_doubt **doubt)
+		  struct open_answer *out, struct unacked **unacked)
 {
 	struct node *n;
 	bool backed;
@@ -426,82 +426,82 @@ bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t 
 	n = node_find_locked(t, nodeid);
 	backed = n && n->backing;
 	if (backed) {
-		node_count_down(&n->promised_readers, &n->promised_writers, writing);
-		node_leave_kept_locked(t, n);
-		*(writing ? &n->writers : &n->readers) += 1;
+		opens_remove(&n->pending, writing);
+		node_uncache_locked(t, n);
+		opens_add(&n->opens, writing);
 		node_describe(n, unique, out);
-		*doubt = ledger_doubt(t->ledger);
-		node_record_doubt_locked(t, n, *doubt, unique,
-					 writing ? DOUBT_WRITER : DOUBT_READER);
+		*unacked = ledger_unacked(t->ledger);
+		node_record_unacked_locked(t, n, *unacked, unique,
+					 writing ? UNACKED_WRITER : UNACKED_READER);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return backed;
 }
 
-/* One open less; what it is done for is said by `unique` (0: a doubt that goes) and `what`. */
+/* One open less; what it is done for is said by `unique`, or 0: the one that is noted goes. */
 static void uncount(struct node_table *t, struct node *n, bool writing,
-		    struct ledger_doubt *doubt, uint64_t unique, struct backing **dead)
+		    struct unacked *unacked, uint64_t unique, struct backing **dead)
 {
-	node_count_down(&n->readers, &n->writers, writing);
-	node_record_doubt_locked(t, n, doubt, unique, DOUBT_RELEASE);
+	opens_remove(&n->opens, writing);
+	node_record_unacked_locked(t, n, unacked, unique, UNACKED_RELEASE);
 	if (!node_is_open(n))
 		node_close_locked(t, n, dead);
 }
 
 void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
-		      struct ledger_doubt *doubt)
+		      struct unacked *unacked)
 {
 	struct backing *dead = NULL;
 	struct node *n;
 
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
-	if (n && n->readers + n->writers > 0)
-		uncount(t, n, writing, doubt, 0, &dead);
+	if (n && opens_total(&n->opens) > 0)
+		uncount(t, n, writing, unacked, 0, &dead);
 	else
-		ledger_settle(doubt);
+		ledger_acknowledge(unacked);
 	pthread_mutex_unlock(&t->lock);
 	backing_free_all(&t->device, dead);
 }
 
 bool nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
-		   uint64_t unique, struct ledger_doubt **doubt)
+		   uint64_t unique, struct unacked **unacked)
 {
 	struct backing *dead = NULL;
 	bool last_writer = false;
 	struct node *n;
 
-	*doubt = NULL;
+	*unacked = NULL;
 	pthread_mutex_lock(&t->lock);
 	n = node_find_locked(t, nodeid);
-	if (n && n->readers + n->writers > 0) {
-		last_writer = writing && n->writers == 1 && !node_is_passthrough(n);
+	if (n && opens_total(&n->opens) > 0) {
+		last_writer = writing && n->opens.writers == 1 && !node_is_passthrough(n);
 		writeback_released(&n->writeback, fh);
-		*doubt = ledger_doubt(t->ledger);
-		uncount(t, n, writing, *doubt, unique, &dead);
+		*unacked = ledger_unacked(t->ledger);
+		uncount(t, n, writing, *unacked, unique, &dead);
 	}
 	pthread_mutex_unlock(&t->lock);
 	backing_free_all(&t->device, dead);
 	return last_writer;
 }
 
-bool nodes_resent(struct node_table *t, uint64_t unique, struct ledger_doubt **doubt)
+bool nodes_resent(struct node_table *t, uint64_t unique, struct unacked **unacked)
 {
 	struct backing *dead = NULL;
-	struct ledger_doubt *d;
+	struct unacked *u;
 	bool done = false;
 
 	pthread_mutex_lock(&t->lock);
-	d = ledger_find_doubt(t->ledger, unique);
-	if (d && d->what == DOUBT_RELEASE) {
+	u = ledger_find_unacked(t->ledger, unique);
+	if (u && u->what == UNACKED_RELEASE) {
 		done = true;
-		*doubt = d;
-	} else if (d) {
-		struct node *n = node_find_locked(t, d->nodeid);
-		if (n && n->readers + n->writers > 0)
-			uncount(t, n, d->what == DOUBT_WRITER, d, 0, &dead);
+		*unacked = u;
+	} else if (u) {
+		struct node *n = node_find_locked(t, u->nodeid);
+		if (n && opens_total(&n->opens) > 0)
+			uncount(t, n, u->what == UNACKED_WRITER, u, 0, &dead);
 		else
-			ledger_settle(d);
+			ledger_acknowledge(u);
 	}
 	pthread_mutex_unlock(&t->lock);
 	backing_free_all(&t->device, dead);

@@ -70,7 +70,7 @@ static bool complete_statx(struct channel *ch, struct reply *r, uint64_t nodeid)
 /* An open that the reply tells the kernel of. */
 struct opened {
 	uint64_t nodeid; /* 0: none */
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 };
 
 static bool complete_open(struct channel *ch, const struct pending *p, struct wire_open_out *out,
@@ -79,7 +79,7 @@ static bool complete_open(struct channel *ch, const struct pending *p, struct wi
 	struct open_answer answer;
 
 	if (!nodes_opened(&ch->nodes, nodeid, p->writing, first_unique(p->unique), &answer,
-			  &opened->doubt))
+			  &opened->unacked))
 		return false;
 	opened->nodeid = nodeid;
 	*out = (struct wire_open_out){.fh = answer.fh,
@@ -185,9 +185,9 @@ static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 	counters_answer(ch->counters, p.opcode, error != 0, false);
 	err = kernel_answer(ch, p.unique, error, r->body, r->len);
 	if (opened.nodeid && err)
-		nodes_not_opened(&ch->nodes, opened.nodeid, p.writing, opened.doubt);
+		nodes_not_opened(&ch->nodes, opened.nodeid, p.writing, opened.unacked);
 	else if (opened.nodeid)
-		ledger_settle(opened.doubt);
+		ledger_acknowledge(opened.unacked);
 	counters_answered(ch->counters, p.opcode, p.start_ns);
 }
 

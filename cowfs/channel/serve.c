@@ -365,19 +365,19 @@ static void open_here_or_relay(struct channel *ch, struct request *rq)
 {
 	struct fuse_open_in in;
 	struct open_answer answer;
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 
 	memcpy(&in, rq->body, sizeof(in));
 	if ((in.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY &&
 	    nodes_repeat_open(&ch->nodes, rq->head.nodeid, first_unique(rq->head.unique),
-			      rq->head.uid, &answer, &doubt)) {
+			      rq->head.uid, &answer, &unacked)) {
 		struct wire_open_out out = {.fh = answer.fh,
 					    .open_flags = answer.open_flags,
 					    .backing_id = answer.backing_id};
 		if (answer_here(ch, rq, 0, &out, sizeof(out)))
-			nodes_not_opened(&ch->nodes, rq->head.nodeid, false, doubt);
+			nodes_not_opened(&ch->nodes, rq->head.nodeid, false, unacked);
 		else
-			ledger_settle(doubt);
+			ledger_acknowledge(unacked);
 		return;
 	}
 	relay(ch, rq);
@@ -479,7 +479,7 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		return;
 	}
 	if (rq.resent && takes_back_an_open(rq.head.opcode)) {
-		struct ledger_doubt *none;
+		struct unacked *none;
 		nodes_resent(&ch->nodes, first_unique(rq.head.unique), &none);
 	}
 	switch ((enum route)op->route) {

@@ -53,9 +53,9 @@ struct message {
 };
 
 /* A channel after its INIT, ready for requests. */
-void peer_start(struct peer *p, bool passthrough, uint32_t max_kept);
+void peer_start(struct peer *p, bool passthrough, uint32_t max_cached);
 /* The same without INIT. */
-void peer_new(struct peer *p, bool passthrough, uint32_t max_kept);
+void peer_new(struct peer *p, bool passthrough, uint32_t max_cached);
 void peer_stop(struct peer *p);
 /* The kernel goes away, as at umount. */
 void peer_hang_up(struct peer *p);
