@@ -349,7 +349,7 @@ static PyObject *Channel_revoke(PyObject *self, PyObject *args)
 {
 	struct channel *ch = channel_of(self);
 	uint64_t nodeid;
-	struct node_state state;
+	struct node_opens state;
 	bool open = false;
 
 	if (!ch || !PyArg_ParseTuple(args, "O&:revoke", to_u64, &nodeid))
@@ -448,7 +448,7 @@ static PyObject *Channel_knows(PyObject *self, PyObject *args)
 	if (!ch || !PyArg_ParseTuple(args, "O&:knows", to_u64, &nodeid))
 		return NULL;
 	if (channel_enter(ch)) {
-		knows = ch->dev_fd >= 0 && ch->nodes.device.ops->knows(ch->dev_fd, nodeid);
+		knows = ch->dev_fd >= 0 && nodes_kernel_knows(&ch->nodes, nodeid);
 		channel_leave(ch);
 	}
 	return PyBool_FromLong(knows);

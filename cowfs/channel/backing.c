@@ -1,10 +1,11 @@
 /*
  * backing.c - one open backing file: its references, its backing id, its file handle
  *
- * It knows descriptors and the kernel's ids for them. It does not know which node is backed, nor why.
+ * It knows descriptors, and the ids by which the kernel knows them. It does not know which node is backed,
+ * nor why.
  *
- * Locking: references are counted under node_table.lock; system calls are made without it, on a backing
- * that nobody has a reference to any more.
+ * Locking: references are counted under node_table.lock. System calls are made without it, on a backing that
+ * nobody knows yet, or that nobody has a reference to any more.
  */
 #include "backing.h"
 
@@ -53,40 +54,18 @@ const struct backing_ops kernel_backing_ops = {
 	.knows = kernel_knows,
 };
 
-/* ---- references ------------------------------------------------------------------------------- */
-
-void backing_put_locked(struct backing *b, struct backing **dead)
-{
-	if (--b->refs == 0) {
-		b->next_dead = *dead;
-		*dead = b;
-	}
-}
-
-void backing_free_all(const struct backing_device *device, struct backing *dead)
-{
-	while (dead) {
-		struct backing *b = dead;
-		dead = b->next_dead;
-		if (b->id > 0)
-			device->ops->close(device->dev_fd, b->id);
-		if (b->dying)
-			atomic_store(b->dying, 0);
-		if (b->fd >= 0)
-			close(b->fd);
-		pthread_mutex_destroy(&b->syncing);
-		free(b);
-	}
-}
-
 /* ---- file handles ------------------------------------------------------------------------------- */
 
-void backing_note_handle(struct backing *b)
+union handle_buffer {
+	struct file_handle head;
+	uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
+};
+
+/* So that the next daemon can open the same file, whatever it is called then, or when it has no
+ * name any more. */
+static void note_handle(struct backing *b)
 {
-	union {
-		struct file_handle head;
-		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
-	} h;
+	union handle_buffer h;
 	int mount_id;
 
 	h.head.handle_bytes = LEDGER_HANDLE;
@@ -97,13 +76,10 @@ void backing_note_handle(struct backing *b)
 	memcpy(b->handle.bytes, h.head.f_handle, h.head.handle_bytes);
 }
 
-int backing_open_handle(int mount_fd, uint8_t len, const struct ledger_handle *handle,
-			bool writable)
+/* The file of a handle in the mount of mount_fd, or -1. */
+static int open_handle(int mount_fd, uint8_t len, const struct ledger_handle *handle, bool writable)
 {
-	union {
-		struct file_handle head;
-		uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
-	} h;
+	union handle_buffer h;
 	int fd;
 
 	if (len == 0 || len > LEDGER_HANDLE)
@@ -118,14 +94,83 @@ int backing_open_handle(int mount_fd, uint8_t len, const struct ledger_handle *h
 	return fd;
 }
 
-int backing_register(const struct backing_device *device, const struct backing *b)
+/* ---- making and ending -------------------------------------------------------------------------- */
+
+struct backing *backing_new(int fd, enum node_kind kind)
+{
+	struct backing *b = malloc(sizeof(*b));
+
+	if (!b)
+		return NULL;
+	*b = (struct backing){.fd = fd,
+			      .kind = (uint8_t)kind,
+			      .refs = 1,
+			      .syncing = PTHREAD_MUTEX_INITIALIZER};
+	note_handle(b);
+	return b;
+}
+
+struct backing *backing_reopen(int volume_fd, const struct ledger_slot *slot)
+{
+	struct backing *b = malloc(sizeof(*b));
+
+	if (!b)
+		return NULL;
+	*b = (struct backing){.fd = open_handle(volume_fd, slot->handle_len, &slot->handle,
+						slot->kind == NODE_PRIVATE),
+			      .id = slot->id,
+			      .kind = slot->kind,
+			      .bypass = slot->flags & SLOT_BYPASS,
+			      .handle_len = slot->handle_len,
+			      .handle = slot->handle,
+			      .refs = 1,
+			      .syncing = PTHREAD_MUTEX_INITIALIZER};
+	return b;
+}
+
+int backing_register(const struct backing_device *device, struct ledger *ledger, struct backing *b)
 {
 	int id, fd = -1;
 
 	if (b->kind == NODE_PRIVATE && device->private_mount_fd >= 0)
-		fd = backing_open_handle(device->private_mount_fd, b->handle_len, &b->handle, true);
+		fd = open_handle(device->private_mount_fd, b->handle_len, &b->handle, true);
 	id = device->ops->open(device->dev_fd, fd < 0 ? b->fd : fd);
 	if (fd >= 0)
 		close(fd);
-	return id;
+	if (id < 0)
+		return id;
+	ledger_registered(ledger, id);
+	b->id = id;
+	return 0;
+}
+
+/* ---- references --------------------------------------------------------------------------------- */
+
+void backing_get_locked(struct backing *b)
+{
+	b->refs++;
+}
+
+void backing_put_locked(struct backing *b, struct backing **free_list)
+{
+	if (--b->refs == 0) {
+		b->next = *free_list;
+		*free_list = b;
+	}
+}
+
+void backing_free_all(const struct backing_device *device, struct backing *free_list)
+{
+	while (free_list) {
+		struct backing *b = free_list;
+		free_list = b->next;
+		if (b->id > 0)
+			device->ops->close(device->dev_fd, b->id);
+		if (b->closing)
+			atomic_store(b->closing, 0);
+		if (b->fd >= 0)
+			close(b->fd);
+		pthread_mutex_destroy(&b->syncing);
+		free(b);
+	}
 }

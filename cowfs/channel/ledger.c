@@ -29,7 +29,7 @@
 #define LEDGER_SIZE (SLOTS_AT + (size_t)MAX_SLOTS * sizeof(struct ledger_slot))
 
 #define MAX_UNACKED 256
-#define DYING 128
+#define MAX_CLOSING 128
 #define AGAIN 128
 #define NO_UNACKED UINT32_MAX
 
@@ -57,7 +57,7 @@ struct ledger_header {
 	uint32_t has_init;
 	struct ledger_init init;
 	struct undo undo; /* node_table.lock */
-	_Atomic int32_t dying[DYING];
+	_Atomic int32_t closing[MAX_CLOSING];
 	struct unacked unacked[MAX_UNACKED];
 	struct again again[AGAIN]; /* again_lock */
 	struct counters counters;
@@ -312,10 +312,10 @@ uint32_t ledger_came_again(struct ledger *l, uint64_t unique)
 
 /* ---- backing ids --------------------------------------------------------------------------------- */
 
-_Atomic int32_t *ledger_dying(struct ledger *l, int32_t id)
+_Atomic int32_t *ledger_closing(struct ledger *l, int32_t id)
 {
-	for (uint32_t i = 0; i < DYING; i++) {
-		_Atomic int32_t *d = &l->header->dying[i];
+	for (uint32_t i = 0; i < MAX_CLOSING; i++) {
+		_Atomic int32_t *d = &l->header->closing[i];
 		if (atomic_load_explicit(d, memory_order_acquire) == 0) {
 			atomic_store_explicit(d, id, memory_order_release);
 			return d;
@@ -333,8 +333,8 @@ uint32_t ledger_stray_ids(struct ledger *l, int32_t *ids, uint32_t room)
 {
 	uint32_t count = 0;
 
-	for (uint32_t i = 0; i < DYING && count < room; i++) {
-		int32_t id = atomic_exchange(&l->header->dying[i], 0);
+	for (uint32_t i = 0; i < MAX_CLOSING && count < room; i++) {
+		int32_t id = atomic_exchange(&l->header->closing[i], 0);
 		if (id > 0)
 			ids[count++] = id;
 	}

@@ -119,7 +119,7 @@ struct unacked *ledger_find_unacked(struct ledger *l, uint64_t unique);
 void ledger_acknowledge(struct unacked *unacked);
 
 /* A backing id that is about to be closed; gives where that is noted. Needs no lock to clear. */
-_Atomic int32_t *ledger_dying(struct ledger *l, int32_t id);
+_Atomic int32_t *ledger_closing(struct ledger *l, int32_t id);
 
 /* ---- requests that come again -------------------------------------------------------------------- */
 

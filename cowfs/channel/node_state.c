@@ -1,11 +1,141 @@
 /*
  * node_state.c - what a node goes through between its first open and its end
  *
+ * A node has at most one backing. Kernel rules allow one mode and one backing id for each inode as long as
+ * anything is open, which this gives by itself. These are its states:
+ *
+ * state      | may be set, beside what may be set in each state    | left by
+ * -----------+-----------------------------------------------------+------------------------------------------
+ * (no node)  |                                                     | attach: pending; hold: unbacked
+ * unbacked   | revoked; one of those below is set                  | attach: pending; forget, let: no node
+ * pending    | backing, pending, charged, suspect                  | opened: open; unopen: as the last release
+ * open       | backing, pending, charged, suspect, opens           | the last release: cached if the backing is
+ *            |                                                     |   SHARED, else unbacked; revoke: revoked
+ * revoked    | backing, pending, charged, suspect, opens, revoked  | the last release: unbacked
+ * forgotten  | the same, and forgotten                             | open: revoked; the last release: no node      
+ * cached     | backing (SHARED), cached                            | repeat_open: open; open: pending; revoke, or
+ *            |                                                     |   when there is no room: unbacked
+ *
+ * In each state: was_passthrough, mappable, held (by Python). They outlive a backing, and a node without backing
+ * is only there for one of them. `forget` makes an open node forgotten and is the end of every other one.
+ *
+ * A revoked node stays so without a backing, until the next attach. An open is pending from when Python has
+ * counted it until the reply comes by; only then is it in the ledger.
+ *
  * Locking: everything here is called with node_table.lock.
  */
 #include "node_state.h"
 
 #include "wire.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- the table of states, as what may be set ----------------------------------------------------- */
+
+enum node_state { UNBACKED, PENDING, OPEN, REVOKED, FORGOTTEN, CACHED };
+
+enum {
+	HAS_BACKING = 1,
+	HAS_PENDING = 2,
+	HAS_OPENS = 4,
+	IS_CHARGED = 8,
+	IS_SUSPECT = 16,
+	IS_REVOKED = 32,
+	IS_FORGOTTEN = 64,
+	IS_CACHED = 128,
+	OUTLIVES_BACKING = 256, /* was_passthrough, mappable, held */
+};
+
+#define WHILE_PENDING (HAS_BACKING | HAS_PENDING | IS_CHARGED | IS_SUSPECT | OUTLIVES_BACKING)
+#define WHILE_OPEN (WHILE_PENDING | HAS_OPENS)
+
+static const struct {
+	const char *name;
+	unsigned may, must;
+} states[] = {
+	[UNBACKED] = {"unbacked", IS_REVOKED | OUTLIVES_BACKING, OUTLIVES_BACKING},
+	[PENDING] = {"pending", WHILE_PENDING, HAS_BACKING | HAS_PENDING},
+	[OPEN] = {"open", WHILE_OPEN, HAS_BACKING | HAS_OPENS},
+	[REVOKED] = {"revoked", WHILE_OPEN | IS_REVOKED, HAS_BACKING | IS_REVOKED},
+	[FORGOTTEN] = {"forgotten", WHILE_OPEN | IS_REVOKED | IS_FORGOTTEN,
+		       HAS_BACKING | IS_REVOKED | IS_FORGOTTEN},
+	[CACHED] = {"cached", HAS_BACKING | IS_CACHED | OUTLIVES_BACKING, HAS_BACKING | IS_CACHED},
+};
+
+static enum node_state state_of(const struct node *n)
+{
+	if (!n->backing)
+		return UNBACKED;
+	if (!node_is_open(n))
+		return CACHED;
+	if (n->forgotten)
+		return FORGOTTEN;
+	if (n->revoked)
+		return REVOKED;
+	return opens_total(&n->opens) ? OPEN : PENDING;
+}
+
+static unsigned what_is_set(const struct node *n)
+{
+	return (n->backing ? HAS_BACKING : 0) | (opens_total(&n->pending) ? HAS_PENDING : 0) |
+	       (opens_total(&n->opens) ? HAS_OPENS : 0) | (n->charged ? IS_CHARGED : 0) |
+	       (n->suspect ? IS_SUSPECT : 0) | (n->revoked ? IS_REVOKED : 0) |
+	       (n->forgotten ? IS_FORGOTTEN : 0) | (n->cached ? IS_CACHED : 0) |
+	       (n->was_passthrough || n->mappable || n->held ? OUTLIVES_BACKING : 0);
+}
+
+static void check(const struct node_table *t)
+{
+	uint32_t count = 0, cached = 0, holders = 0;
+
+	for (uint32_t i = 0; i <= t->mask; i++) {
+		for (const struct node *n = t->buckets[i]; n; n = n->next) {
+			enum node_state state = state_of(n);
+			unsigned set = what_is_set(n);
+
+			if (set & ~states[state].may || ~set & states[state].must ||
+			    (n->cached && n->backing->kind != NODE_SHARED)) {
+				fprintf(stderr, "node %" PRIu64 " is %s and has %#x set\n",
+					n->nodeid, states[state].name, set);
+				abort();
+			}
+			count++;
+			cached += n->cached;
+			holders += n->charged + n->held;
+		}
+	}
+	if (count != t->count || cached != t->cached || holders != t->holders.total) {
+		fprintf(stderr, "%u nodes, %u cached, %u descriptors held, not %u, %u, %u\n",
+			count, cached, holders, t->count, t->cached, t->holders.total);
+		abort();
+	}
+}
+#else
+static void check(const struct node_table *t)
+{
+	(void)t;
+}
+#endif
+
+void nodes_lock(struct node_table *t)
+{
+	pthread_mutex_lock(&t->lock);
+}
+
+void nodes_unlock(struct node_table *t)
+{
+	struct backing *free_list = t->free_list;
+
+	t->free_list = NULL;
+	check(t);
+	pthread_mutex_unlock(&t->lock);
+	backing_free_all(&t->device, free_list);
+}
+
+/* ---- what is open -------------------------------------------------------------------------------- */
 
 uint32_t opens_total(const struct opens *o)
 {
@@ -35,10 +165,45 @@ bool node_is_passthrough(const struct node *n)
 	return n->backing && n->backing->id > 0;
 }
 
-bool node_have_room_locked(struct node_table *t, uint32_t uid, struct backing **dead)
+void node_pending_locked(struct node_table *t, struct node *n, bool writing)
+{
+	node_uncache_locked(t, n);
+	opens_add(&n->pending, writing);
+}
+
+void node_remember_locked(struct node_table *t, struct node *n)
+{
+	if (!n->forgotten)
+		return;
+	n->forgotten = false;
+	node_record_locked(t, n);
+}
+
+struct open_answer node_describe(const struct node *n, uint64_t unique)
+{
+	struct open_answer answer = {.fh = writeback_handle(&n->writeback, unique),
+				     .open_flags = FOPEN_NOFLUSH,
+				     .backing_id = n->backing->id};
+
+	/* The kernel refuses KEEP_CACHE beside PASSTHROUGH. PARALLEL_DIRECT_WRITES has no effect
+	 * there. */
+	if (n->backing->id > 0) {
+		answer.open_flags |= FOPEN_PASSTHROUGH;
+		return answer;
+	}
+	if (!n->was_passthrough)
+		answer.open_flags |= FOPEN_KEEP_CACHE;
+	if (n->backing->bypass)
+		answer.open_flags |= FOPEN_DIRECT_IO;
+	return answer;
+}
+
+/* ---- for whom descriptors are held ---------------------------------------------------------------- */
+
+bool node_have_room_locked(struct node_table *t, uint32_t uid)
 {
 	while (t->oldest && t->cached + t->holders.total >= t->holders.max)
-		node_drop_backing_locked(t, t->oldest, dead);
+		node_drop_backing_locked(t, t->oldest);
 	return holders_may(&t->holders, uid);
 }
 
@@ -57,63 +222,42 @@ static void uncharge_locked(struct node_table *t, struct node *n)
 	n->charged = false;
 }
 
-void node_uncharge_gone_locked(struct node_table *t, struct node *n)
+void node_unhold_locked(struct node_table *t, struct node *n)
 {
-	if (n->gone)
-		holders_drop(&t->holders, n->gone_by);
-	n->gone = false;
+	if (n->held)
+		holders_drop(&t->holders, n->held_by);
+	n->held = false;
 }
 
-void node_drop_backing_locked(struct node_table *t, struct node *n, struct backing **dead)
-{
-	node_uncache_locked(t, n);
-	uncharge_locked(t, n);
-	if (n->backing) {
-		if (n->backing->id > 0)
-			n->backing->dying = ledger_dying(t->ledger, n->backing->id);
-		backing_put_locked(n->backing, dead);
-	}
-	n->backing = NULL;
-	n->opens = n->pending = (struct opens){0};
-	n->suspect = false;
-	writeback_free(&n->writeback);
-	if (n->forgotten || !(n->was_passthrough || n->mappable || n->gone))
-		node_remove_locked(t, n);
-	else
-		node_record_locked(t, n);
-}
+/* ---- the end of an open, and of a backing ---------------------------------------------------------- */
 
-void node_close_locked(struct node_table *t, struct node *n, struct backing **dead)
+void node_close_locked(struct node_table *t, struct node *n)
 {
 	if (n->backing->kind == NODE_SHARED && !n->revoked) {
 		uncharge_locked(t, n);
 		node_cache_locked(t, n);
 		if (t->cached > t->max_cached)
-			node_drop_backing_locked(t, t->oldest, dead);
+			node_drop_backing_locked(t, t->oldest);
 	} else {
-		node_drop_backing_locked(t, n, dead);
+		node_drop_backing_locked(t, n);
 	}
 }
 
-void node_count_pending_locked(struct node_table *t, struct node *n, bool writing)
+void node_drop_backing_locked(struct node_table *t, struct node *n)
 {
 	node_uncache_locked(t, n);
-	opens_add(&n->pending, writing);
-}
-
-void node_describe(const struct node *n, uint64_t unique, struct open_answer *out)
-{
-	out->fh = writeback_handle(&n->writeback, unique);
-	out->backing_id = n->backing->id;
-	out->open_flags = FOPEN_NOFLUSH;
-	/* The kernel refuses KEEP_CACHE beside PASSTHROUGH. PARALLEL_DIRECT_WRITES has no effect
-	 * there. */
-	if (n->backing->id > 0) {
-		out->open_flags |= FOPEN_PASSTHROUGH;
-		return;
+	uncharge_locked(t, n);
+	if (n->backing) {
+		if (n->backing->id > 0)
+			n->backing->closing = ledger_closing(t->ledger, n->backing->id);
+		backing_put_locked(n->backing, &t->free_list);
 	}
-	if (!n->was_passthrough)
-		out->open_flags |= FOPEN_KEEP_CACHE;
-	if (n->backing->bypass)
-		out->open_flags |= FOPEN_DIRECT_IO;
+	n->backing = NULL;
+	n->opens = n->pending = (struct opens){0};
+	n->suspect = false;
+	writeback_free(&n->writeback);
+	if (n->forgotten || !(n->was_passthrough || n->mappable || n->held))
+		node_remove_locked(t, n);
+	else
+		node_record_locked(t, n);
 }

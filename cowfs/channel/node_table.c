@@ -1,14 +1,16 @@
 /*
  * node_table.c - the nodes that are or were backed, by node id, and each one's slot in the ledger
  *
- * A hash table, and a list of the nodes whose backing is cached, without an open, in the order of their last
- * release. It does not know what a node goes through: see node_state.c.
+ * A hash table, and a list of the nodes whose backing is cached, in the order of their last release. It does
+ * not know what a node goes through: see node_state.c.
  *
  * Locking: everything here is called with node_table.lock.
  */
 #include "node_table.h"
 
 #include <stdlib.h>
+
+/* ---- by node id --------------------------------------------------------------------------------- */
 
 static uint32_t bucket_of(const struct node_table *t, uint64_t nodeid)
 {
@@ -78,6 +80,46 @@ struct node *node_find_or_insert_locked(struct node_table *t, uint64_t nodeid)
 	return n;
 }
 
+void node_remove_locked(struct node_table *t, struct node *n)
+{
+	const struct ledger_slot nobody = {0};
+	struct node **link = &t->buckets[bucket_of(t, n->nodeid)];
+
+	while (*link != n)
+		link = &(*link)->next;
+	*link = n->next;
+	t->count--;
+	ledger_write(t->ledger, n->slot, &nobody, NULL, 0, 0, 0);
+	ledger_give_slot(t->ledger, n->slot);
+	writeback_free(&n->writeback);
+	free(n);
+}
+
+/* ---- the cached ---------------------------------------------------------------------------------- */
+
+void node_uncache_locked(struct node_table *t, struct node *n)
+{
+	if (!n->cached)
+		return;
+	*(n->newer ? &n->newer->older : &t->newest) = n->older;
+	*(n->older ? &n->older->newer : &t->oldest) = n->newer;
+	n->newer = n->older = NULL;
+	n->cached = false;
+	t->cached--;
+}
+
+void node_cache_locked(struct node_table *t, struct node *n)
+{
+	n->older = t->newest;
+	n->newer = NULL;
+	*(t->newest ? &t->newest->newer : &t->oldest) = n;
+	t->newest = n;
+	n->cached = true;
+	t->cached++;
+}
+
+/* ---- the ledger --------------------------------------------------------------------------------- */
+
 static struct ledger_slot slot_of(const struct node *n)
 {
 	struct ledger_slot s = {
@@ -114,40 +156,4 @@ void node_record_unacked_locked(struct node_table *t, const struct node *n,
 {
 	struct ledger_slot s = slot_of(n);
 	ledger_write(t->ledger, n->slot, &s, unacked, unique, n->nodeid, what);
-}
-
-void node_remove_locked(struct node_table *t, struct node *n)
-{
-	const struct ledger_slot nobody = {0};
-	struct node **link = &t->buckets[bucket_of(t, n->nodeid)];
-
-	while (*link != n)
-		link = &(*link)->next;
-	*link = n->next;
-	t->count--;
-	ledger_write(t->ledger, n->slot, &nobody, NULL, 0, 0, 0);
-	ledger_give_slot(t->ledger, n->slot);
-	writeback_free(&n->writeback);
-	free(n);
-}
-
-void node_uncache_locked(struct node_table *t, struct node *n)
-{
-	if (!n->cached)
-		return;
-	*(n->newer ? &n->newer->older : &t->newest) = n->older;
-	*(n->older ? &n->older->newer : &t->oldest) = n->newer;
-	n->newer = n->older = NULL;
-	n->cached = false;
-	t->cached--;
-}
-
-void node_cache_locked(struct node_table *t, struct node *n)
-{
-	n->older = t->newest;
-	n->newer = NULL;
-	*(t->newest ? &t->newest->newer : &t->oldest) = n;
-	t->newest = n;
-	n->cached = true;
-	t->cached++;
 }

@@ -1,37 +1,29 @@
 /*
- * nodes.c - what backs the opens of each node
+ * nodes.c - what backs the opens of each node: what Python and the channel's threads may ask and change
  *
- * A hash table by node id. A node has at most one backing: a descriptor, perhaps with a backing
- * id that the kernel knows it by, and the numbers of open readers and writers. The table decides
- * four things, and nothing else in the channel does:
+ * Python says what backs a node, and counts each open that it is going to answer. The threads answer repeat
+ * opens, and count what the kernel has been told. Decided here, and nowhere else in the channel:
  *
- * - whether an OPEN may be answered without Python. Yes for a SHARED backing that was not
- *   revoked; such a backing is cached after the last release (the least recently used go first
- *   when there are more than max_cached), so that opening the file again is cheap.
- * - what the answer says: kernel rules allow one mode and one backing id per inode as long as
- *   anything is open, which "one backing per node" gives by itself.
- * - when a backing is closed: after the last open and the last borrowed use.
+ * - whether an OPEN may be answered without Python: yes for a SHARED backing that was not revoked;
+ * - what the answer says;
+ * - when a backing is closed: after the last open and the last borrowed use. A SHARED one is cached after the
+ *   last open, so that opening the file again is cheap;
  * - for whom its descriptor is held, and whether this user may have one more (holders.h).
  *
- * What an fsync of a backing says is kept for everybody who has the node open (writeback.h).
+ * node_state.c has the states that a node goes through in all this. What an fsync of a backing says is noted for
+ * everybody who has the node open (writeback.h).
  *
  * It does not know names, requests or the socket, and never decides what should back a node.
  *
- * Every change is written to the ledger, from which the next daemon makes the table again.
- *
- * Locking: one mutex over everything. System calls are made without it: a backing that lost its
- * last reference is moved to a list of the caller's and closed after unlocking. What waits for a disk
- * has locks of its own, taken before that one.
+ * Locking: each call holds node_table.lock from beginning to end, and makes no system call meanwhile.
  */
 #include "nodes.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include "node_state.h"
 #include "wire.h"
 
 #define FIRST_BUCKETS 256u
@@ -43,8 +35,8 @@ int nodes_init(struct node_table *t, uint32_t max_cached, uint32_t max_held,
 {
 	*t = (struct node_table){.mask = FIRST_BUCKETS - 1,
 				 .max_cached = max_cached,
-				 .device = {ops, -1, -1},
 				 .ledger = ledger,
+				 .device = {.ops = ops, .dev_fd = -1, .private_mount_fd = -1},
 				 .witness_fd = -1};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof(*t->buckets));
 	if (!t->buckets)
@@ -57,25 +49,25 @@ int nodes_init(struct node_table *t, uint32_t max_cached, uint32_t max_held,
 
 void nodes_destroy(struct node_table *t)
 {
-	struct backing *dead = NULL;
-
 	if (!t->buckets)
 		return;
+	nodes_lock(t);
 	for (uint32_t i = 0; i <= t->mask; i++) {
 		while (t->buckets[i]) {
 			struct node *n = t->buckets[i];
 			n->forgotten = true;
-			node_drop_backing_locked(t, n, &dead);
+			node_unhold_locked(t, n);
+			node_drop_backing_locked(t, n);
 		}
 	}
-	backing_free_all(&t->device, dead);
-	holders_destroy(&t->holders);
-	free(t->buckets);
-	t->buckets = NULL;
+	nodes_unlock(t);
 	if (t->witness_fd >= 0)
 		close(t->witness_fd);
 	if (t->device.private_mount_fd >= 0)
 		close(t->device.private_mount_fd);
+	holders_destroy(&t->holders);
+	free(t->buckets);
+	t->buckets = NULL;
 	pthread_mutex_destroy(&t->looking_back);
 	pthread_mutex_destroy(&t->lock);
 }
@@ -84,42 +76,35 @@ void nodes_destroy(struct node_table *t)
 
 int nodes_open(struct node_table *t, uint64_t nodeid, bool writing, uint32_t uid)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 	int backed;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	backed = n && n->backing;
 	if (backed && n->cached) {
 		node_uncache_locked(t, n); /* or it would make room */
-		if (!node_have_room_locked(t, uid, &dead)) {
+		if (!node_have_room_locked(t, uid)) {
 			node_cache_locked(t, n);
 			backed = -ENFILE;
 		}
 	}
 	if (backed > 0) {
 		node_charge_locked(t, n, uid);
-		node_count_pending_locked(t, n, writing);
-		if (n->forgotten) { /* Python knows it again */
-			n->forgotten = false;
-			node_record_locked(t, n);
-		}
+		node_pending_locked(t, n, writing);
+		node_remember_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return backed;
 }
 
 bool nodes_have_room(struct node_table *t, uint32_t uid)
 {
-	struct backing *dead = NULL;
 	bool room;
 
-	pthread_mutex_lock(&t->lock);
-	room = node_have_room_locked(t, uid, &dead);
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_lock(t);
+	room = node_have_room_locked(t, uid);
+	nodes_unlock(t);
 	return room;
 }
 
@@ -127,133 +112,113 @@ bool nodes_scarce(struct node_table *t)
 {
 	bool scarce;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	scarce = holders_scarce(&t->holders);
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return scarce;
 }
 
 int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 	int err = 0;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
-	if (!n || !n->gone) {
-		if (!node_have_room_locked(t, uid, &dead))
+	if (!n || !n->held) {
+		if (!node_have_room_locked(t, uid))
 			err = -ENFILE;
-		else if (!(n = node_find_or_insert_locked(t, nodeid)) || !holders_add(&t->holders, uid))
+		else if (!holders_add(&t->holders, uid))
 			err = -ENOMEM;
+		else if (!(n = node_find_or_insert_locked(t, nodeid))) {
+			holders_drop(&t->holders, uid);
+			err = -ENOMEM;
+		}
 		if (!err) {
-			n->gone = true;
-			n->gone_by = uid;
+			n->held = true;
+			n->held_by = uid;
 		}
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return err;
 }
 
 void nodes_let(struct node_table *t, uint64_t nodeid)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
-	if (n && n->gone) {
-		node_uncharge_gone_locked(t, n);
+	if (n && n->held) {
+		node_unhold_locked(t, n);
 		if (!n->backing)
-			node_drop_backing_locked(t, n, &dead);
+			node_drop_backing_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 }
 
 void nodes_unopen(struct node_table *t, uint64_t nodeid, bool writing)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && opens_total(&n->pending) > 0) {
 		opens_remove(&n->pending, writing);
 		if (!node_is_open(n))
-			node_close_locked(t, n, &dead);
+			node_close_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 }
 
 int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind kind,
 		 enum node_reading reading, bool writing, uint32_t uid)
 {
-	bool passthrough = reading == READ_PASSTHROUGH;
-	struct backing *dead = NULL;
-	struct backing *b = NULL;
+	struct backing *b;
 	struct node *n;
-	int err = nodes_have_room(t, uid) ? 0 : -ENFILE;
+	int err = 0;
 
 	/* Repeat opens may take that room meanwhile: there is a reserve. */
-	if (!err && !(b = malloc(sizeof(*b))))
-		err = -ENOMEM;
-	if (err) {
+	if (!nodes_have_room(t, uid)) {
 		close(fd);
-		return err;
+		return -ENFILE;
 	}
-	*b = (struct backing){.fd = fd,
-			      .kind = (uint8_t)kind,
-			      .bypass = reading == READ_BYPASS,
-			      .refs = 1,
-			      .syncing = PTHREAD_MUTEX_INITIALIZER};
-	backing_note_handle(b);
-	if (passthrough) {
-		int id = backing_register(&t->device, b);
-		if (id < 0) {
-			backing_free_all(&t->device, b);
-			return id;
-		}
-		ledger_registered(t->ledger, id);
-		b->id = id;
+	b = backing_new(fd, kind);
+	if (!b) {
+		close(fd);
+		return -ENOMEM;
 	}
+	b->bypass = reading == READ_BYPASS;
+	if (reading == READ_PASSTHROUGH)
+		err = backing_register(&t->device, t->ledger, b);
 
-	pthread_mutex_lock(&t->lock);
-	n = node_find_or_insert_locked(t, nodeid);
+	nodes_lock(t);
+	n = err ? NULL : node_find_or_insert_locked(t, nodeid);
 	if (!n || n->backing) {
-		err = n ? -EEXIST : -ENOMEM;
-		backing_put_locked(b, &dead);
+		if (!err)
+			err = n ? -EEXIST : -ENOMEM;
+		backing_put_locked(b, &t->free_list);
 	} else {
 		n->backing = b;
 		n->revoked = n->forgotten = false;
-		n->was_passthrough |= passthrough;
+		n->was_passthrough |= b->id > 0;
 		node_charge_locked(t, n, uid);
-		node_count_pending_locked(t, n, writing);
+		node_pending_locked(t, n, writing);
 		node_record_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return err;
 }
 
 int nodes_switch(struct node_table *t, uint64_t nodeid, int fd)
 {
-	struct backing *dead = NULL;
-	struct backing *b = malloc(sizeof(*b));
+	struct backing *b = backing_new(fd, NODE_PRIVATE);
 	struct node *n;
 	int done;
 
 	if (!b)
 		return -ENOMEM;
-	*b = (struct backing){.fd = fd,
-			      .kind = NODE_PRIVATE,
-			      .refs = 1,
-			      .syncing = PTHREAD_MUTEX_INITIALIZER};
-	backing_note_handle(b);
-
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (!n || !n->backing || !node_is_open(n)) {
 		done = 0;
@@ -262,41 +227,40 @@ int nodes_switch(struct node_table *t, uint64_t nodeid, int fd)
 	} else {
 		/* Reads that have borrowed the old descriptor finish with it: they began before
 		 * anything was written, and both files hold the same bytes at this moment. */
-		backing_put_locked(n->backing, &dead);
+		backing_put_locked(n->backing, &t->free_list);
 		n->backing = b;
 		node_record_locked(t, n);
 		done = 1;
 	}
-	pthread_mutex_unlock(&t->lock);
-	if (done != 1)
-		free(b);
-	backing_free_all(&t->device, dead);
+	if (done != 1) {
+		b->fd = -1; /* it stays the caller's */
+		backing_put_locked(b, &t->free_list);
+	}
+	nodes_unlock(t);
 	return done;
 }
 
-bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_state *out)
+bool nodes_revoke(struct node_table *t, uint64_t nodeid, struct node_opens *out)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 	bool open = false;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && n->backing) {
 		n->revoked = true;
 		open = node_is_open(n);
 		if (open) {
-			*out = (struct node_state){.kind = n->backing->kind,
+			*out = (struct node_opens){.kind = n->backing->kind,
 						   .readers = n->opens.readers + n->pending.readers,
 						   .writers = n->opens.writers + n->pending.writers,
 						   .passthrough = n->backing->id > 0};
 			node_record_locked(t, n);
 		} else {
-			node_drop_backing_locked(t, n, &dead);
+			node_drop_backing_locked(t, n);
 		}
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return open;
 }
 
@@ -304,13 +268,13 @@ void nodes_mark_mappable(struct node_table *t, uint64_t nodeid)
 {
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && node_is_passthrough(n) && !n->mappable) {
 		n->mappable = true;
 		node_record_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 }
 
 bool nodes_is_volatile(struct node_table *t, uint64_t nodeid)
@@ -318,11 +282,11 @@ bool nodes_is_volatile(struct node_table *t, uint64_t nodeid)
 	struct node *n;
 	bool changes;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	changes = n && (n->mappable ||
 			(node_is_passthrough(n) && n->opens.writers + n->pending.writers > 0));
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return changes;
 }
 
@@ -331,10 +295,10 @@ uint32_t nodes_writers(struct node_table *t, uint64_t nodeid)
 	struct node *n;
 	uint32_t writers;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	writers = n ? n->opens.writers + n->pending.writers : 0;
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return writers;
 }
 
@@ -343,10 +307,10 @@ bool nodes_is_shared(struct node_table *t, uint64_t nodeid)
 	struct node *n;
 	bool shared;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	shared = n && n->backing && n->backing->kind == NODE_SHARED;
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return shared;
 }
 
@@ -364,6 +328,11 @@ int nodes_backing_fd(struct node_table *t, uint64_t nodeid)
 	return fd;
 }
 
+bool nodes_kernel_knows(const struct node_table *t, uint64_t nodeid)
+{
+	return t->device.ops->knows(t->device.dev_fd, nodeid);
+}
+
 /*
  * The kernel sends FORGET after the last RELEASE, but two threads may handle them the other way
  * round, and Python may see the same node id again (it is an inode number) before that RELEASE is
@@ -372,21 +341,19 @@ int nodes_backing_fd(struct node_table *t, uint64_t nodeid)
  */
 void nodes_forget(struct node_table *t, uint64_t nodeid)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n) {
 		n->forgotten = n->revoked = true;
-		node_uncharge_gone_locked(t, n);
+		node_unhold_locked(t, n);
 		if (node_is_open(n))
 			node_record_locked(t, n);
 		else
-			node_drop_backing_locked(t, n, &dead);
+			node_drop_backing_locked(t, n);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 }
 
 /* ---- called by the channel's threads ------------------------------------------------------------ */
@@ -397,7 +364,7 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, u
 	struct node *n;
 	bool here;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
 	/* Whom Python has to refuse, or to find out about. */
@@ -408,11 +375,11 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, u
 		node_charge_locked(t, n, uid);
 		node_uncache_locked(t, n);
 		opens_add(&n->opens, false);
-		node_describe(n, unique, out);
+		*out = node_describe(n, unique);
 		*unacked = ledger_unacked(t->ledger);
 		node_record_unacked_locked(t, n, *unacked, unique, UNACKED_READER);
 	}
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return here;
 }
 
@@ -422,76 +389,71 @@ bool nodes_opened(struct node_table *t, uint64_t nodeid, bool writing, uint64_t 
 	struct node *n;
 	bool backed;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	backed = n && n->backing;
 	if (backed) {
 		opens_remove(&n->pending, writing);
 		node_uncache_locked(t, n);
 		opens_add(&n->opens, writing);
-		node_describe(n, unique, out);
+		*out = node_describe(n, unique);
 		*unacked = ledger_unacked(t->ledger);
 		node_record_unacked_locked(t, n, *unacked, unique,
 					 writing ? UNACKED_WRITER : UNACKED_READER);
 	}
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return backed;
 }
 
 /* One open less; what it is done for is said by `unique`, or 0: the one that is noted goes. */
 static void uncount(struct node_table *t, struct node *n, bool writing,
-		    struct unacked *unacked, uint64_t unique, struct backing **dead)
+		    struct unacked *unacked, uint64_t unique)
 {
 	opens_remove(&n->opens, writing);
 	node_record_unacked_locked(t, n, unacked, unique, UNACKED_RELEASE);
 	if (!node_is_open(n))
-		node_close_locked(t, n, dead);
+		node_close_locked(t, n);
 }
 
 void nodes_not_opened(struct node_table *t, uint64_t nodeid, bool writing,
 		      struct unacked *unacked)
 {
-	struct backing *dead = NULL;
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && opens_total(&n->opens) > 0)
-		uncount(t, n, writing, unacked, 0, &dead);
+		uncount(t, n, writing, unacked, 0);
 	else
 		ledger_acknowledge(unacked);
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 }
 
 bool nodes_release(struct node_table *t, uint64_t nodeid, uint64_t fh, bool writing,
 		   uint64_t unique, struct unacked **unacked)
 {
-	struct backing *dead = NULL;
 	bool last_writer = false;
 	struct node *n;
 
 	*unacked = NULL;
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && opens_total(&n->opens) > 0) {
 		last_writer = writing && n->opens.writers == 1 && !node_is_passthrough(n);
 		writeback_released(&n->writeback, fh);
 		*unacked = ledger_unacked(t->ledger);
-		uncount(t, n, writing, *unacked, unique, &dead);
+		uncount(t, n, writing, *unacked, unique);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return last_writer;
 }
 
 bool nodes_resent(struct node_table *t, uint64_t unique, struct unacked **unacked)
 {
-	struct backing *dead = NULL;
 	struct unacked *u;
 	bool done = false;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	u = ledger_find_unacked(t->ledger, unique);
 	if (u && u->what == UNACKED_RELEASE) {
 		done = true;
@@ -499,12 +461,11 @@ bool nodes_resent(struct node_table *t, uint64_t unique, struct unacked **unacke
 	} else if (u) {
 		struct node *n = node_find_locked(t, u->nodeid);
 		if (n && opens_total(&n->opens) > 0)
-			uncount(t, n, u->what == UNACKED_WRITER, u, 0, &dead);
+			uncount(t, n, u->what == UNACKED_WRITER, u, 0);
 		else
 			ledger_acknowledge(u);
 	}
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_unlock(t);
 	return done;
 }
 
@@ -513,31 +474,29 @@ struct backing *nodes_borrow(struct node_table *t, uint64_t nodeid)
 	struct backing *b = NULL;
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n && n->backing) {
 		b = n->backing;
-		b->refs++;
+		backing_get_locked(b);
 	}
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return b;
 }
 
 void nodes_return(struct node_table *t, struct backing *b)
 {
-	struct backing *dead = NULL;
 
-	pthread_mutex_lock(&t->lock);
-	backing_put_locked(b, &dead);
-	pthread_mutex_unlock(&t->lock);
-	backing_free_all(&t->device, dead);
+	nodes_lock(t);
+	backing_put_locked(b, &t->free_list);
+	nodes_unlock(t);
 }
 
 int nodes_synced(struct node_table *t, uint64_t nodeid, uint64_t fh, int error)
 {
 	struct node *n;
 
-	pthread_mutex_lock(&t->lock);
+	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	if (n) {
 		if (error) {
@@ -546,6 +505,6 @@ int nodes_synced(struct node_table *t, uint64_t nodeid, uint64_t fh, int error)
 		}
 		error = writeback_tell(&n->writeback, fh);
 	}
-	pthread_mutex_unlock(&t->lock);
+	nodes_unlock(t);
 	return error;
 }

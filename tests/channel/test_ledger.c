@@ -94,7 +94,7 @@ static void attach(struct node_table *t, uint64_t id, int fd, enum node_kind kin
 
 static uint32_t readers(struct node_table *t, uint64_t id)
 {
-	struct node_state s = {0};
+	struct node_opens s = {0};
 	return nodes_revoke(t, id, &s) ? s.readers : 0;
 }
 

@@ -299,7 +299,7 @@ static void an_open_that_comes_again_is_counted_once(void)
 	struct fuse_open_in in = {.flags = O_RDONLY};
 	struct unacked *unacked;
 	struct open_answer answer;
-	struct node_state s;
+	struct node_opens s;
 	struct peer p;
 	uint64_t unique;
 
@@ -808,7 +808,7 @@ static void opens_that_may_change_the_file_are_relayed(void)
 static void a_revoked_node_is_relayed_again(void)
 {
 	struct peer p;
-	struct node_state s;
+	struct node_opens s;
 	struct open_answer answer;
 	struct unacked *unacked;
 	struct fuse_open_in in = {.flags = O_RDONLY};

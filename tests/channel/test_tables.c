@@ -106,7 +106,7 @@ static void a_node_without_backing_is_not_opened(void)
 static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
 {
 	struct node_table *t = table(10);
-	struct node_state state;
+	struct node_opens state;
 	int fd = null_fd();
 
 	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true, 0) == 0);
@@ -242,7 +242,7 @@ static void who_reads_past_the_cache_is_told_so(void)
 static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	struct open_answer a;
 	int fd = null_fd();
 
@@ -264,7 +264,7 @@ static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 static void revoke_closes_what_nobody_has_open(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	int fd = null_fd();
 
 	CHECK(attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
@@ -278,7 +278,7 @@ static void revoke_closes_what_nobody_has_open(void)
 static void switch_moves_readers_to_the_private_file(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	int shared = null_fd(), private = null_fd();
 	struct backing *reading;
 
