@@ -12,7 +12,7 @@
  * open       | backing, pending, charged, suspect, opens           | the last release: cached if the backing is
  *            |                                                     |   SHARED, else unbacked; revoke: revoked
  * revoked    | backing, pending, charged, suspect, opens, revoked  | the last release: unbacked
- * forgotten  | the same, and forgotten                             | open: revoked; the last release: no node      
+ * forgotten  | the same, and forgotten                             | open, hold: revoked; the last release: no node
  * cached     | backing (SHARED), cached                            | repeat_open: open; open: pending; revoke, or
  *            |                                                     |   when there is no room: unbacked
  *

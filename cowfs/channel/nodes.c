@@ -137,6 +137,7 @@ int nodes_hold(struct node_table *t, uint64_t nodeid, uint32_t uid)
 		if (!err) {
 			n->held = true;
 			n->held_by = uid;
+			node_remember_locked(t, n);
 		}
 	}
 	nodes_unlock(t);

@@ -375,6 +375,20 @@ static void a_release_after_forget_takes_nothing_from_a_later_open(void)
 	destroy(t);
 }
 
+static void what_python_holds_of_a_node_that_it_knows_again_is_counted_until_it_lets_go(void)
+{
+	struct node_table *t = table(10);
+
+	CHECK(attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
+	nodes_forget(t, 5); /* overtook the RELEASE */
+	CHECK(nodes_hold(t, 5, 1000) == 0); /* looked up again meanwhile, and its name removed */
+	release(t, 5, true); /* the late one */
+	CHECK(t->holders.total == 1 && t->count == 1);
+	nodes_let(t, 5);
+	CHECK(t->holders.total == 0 && t->count == 0);
+	destroy(t);
+}
+
 static void counts_never_fall_below_zero(void)
 {
 	struct node_table *t = table(10);
@@ -521,6 +535,7 @@ int main(void)
 	RUN(attach_closes_its_descriptor_on_every_error);
 	RUN(cached_pages_are_not_trusted_after_passthrough);
 	RUN(a_release_after_forget_takes_nothing_from_a_later_open);
+	RUN(what_python_holds_of_a_node_that_it_knows_again_is_counted_until_it_lets_go);
 	RUN(counts_never_fall_below_zero);
 	RUN(many_nodes_are_all_found_again);
 	RUN(a_pending_request_is_taken_once);
