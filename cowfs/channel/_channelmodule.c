@@ -20,6 +20,11 @@
 
 #include "attr.h"
 #include "channel.h"
+#include "handshake.h"
+#include "kernel.h"
+#include "life.h"
+#include "privileges.h"
+#include "replies.h"
 #include "words.h"
 
 struct channel_object {

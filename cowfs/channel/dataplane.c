@@ -9,6 +9,8 @@
  * borrowed for the length of the call, so its descriptor cannot be closed or reused underneath; the
  * node's lock is not held over I/O.
  */
+#include "dataplane.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -16,7 +18,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "kernel.h"
+#include "node_restore.h"
+#include "privileges.h"
 
 /* Read a structure that may stand unaligned in the request. */
 #define TAKE(type, name)                                                                           \

@@ -39,7 +39,7 @@ static const struct opcode_info table[OPCODES] = {
 	[FUSE_RENAME2] = {.name = "RENAME2", RELAY(IN(fuse_rename2_in), 2)},
 	[FUSE_LINK] = {.name = "LINK", RELAY(IN(fuse_link_in), 1)},
 	[FUSE_STATFS] = {.name = "STATFS", RELAY(0, 0)},
-	/* SETXATTR begins in one of two ways and ends in a value: serve.c takes it apart. */
+	/* SETXATTR begins in one of two ways and ends in a value: well_formed() in serve.c takes it apart. */
 	[FUSE_SETXATTR] = {.name = "SETXATTR", RELAY(FUSE_COMPAT_SETXATTR_IN_SIZE, 0)},
 	[FUSE_GETXATTR] = {.name = "GETXATTR",
 			   .route = ROUTE_GETXATTR,

@@ -13,11 +13,13 @@
  *
  * Locking: `draining` makes it one drain at a time; nothing in here blocks.
  */
+#include "replies.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
-#include "channel.h"
+#include "kernel.h"
 
 /* An inode number that nothing has: every file shows its node id, and the root that of its directory. */
 #define NO_FILE FUSE_ROOT_ID

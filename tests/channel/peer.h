@@ -13,6 +13,11 @@
 #include <string.h>
 
 #include "channel.h"
+#include "handshake.h"
+#include "kernel.h"
+#include "life.h"
+#include "node_restore.h"
+#include "replies.h"
 
 #define CHECK(what)                                                                                \
 	do {                                                                                       \
