@@ -14,12 +14,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/xattr.h>
 
 #include "kernel.h"
+#include "opcodes.h"
 #include "words.h"
 
 /* Bytes that marking a request adds at most: the number of an exchange, and two slashes. */
@@ -58,11 +60,16 @@ static void ask_for_statx(struct request *rq)
 	rq->head.opcode = FUSE_GETXATTR;
 }
 
+_Static_assert(offsetof(struct fuse_read_in, fh) == 0, "takes_handle: READDIRPLUS");
+_Static_assert(offsetof(struct fuse_fsync_in, fh) == 0, "takes_handle: FSYNC, FSYNCDIR");
+
 /* Python knows no file handle but the node id, and has it where the kernel puts one: ours means nothing
  * there, and a directory has none, because the kernel opened it by itself. TMPFILE has the layout of
  * CREATE and the name "/", by which pyfuse3's handler knows it. */
-static void adjust(const struct channel *ch, struct request *rq)
+static void adjust(const struct channel *ch, struct request *rq, const struct opcode_info *op)
 {
+	if (op->takes_handle)
+		memcpy(rq->body, &rq->head.nodeid, sizeof(rq->head.nodeid));
 	if (rq->head.opcode == FUSE_SETXATTR) {
 		shorten_setxattr(ch, rq);
 	} else if (rq->head.opcode == FUSE_STATX) {
@@ -72,58 +79,9 @@ static void adjust(const struct channel *ch, struct request *rq)
 	} else if (rq->head.opcode == FUSE_READDIRPLUS) {
 		struct fuse_read_in in;
 		memcpy(&in, rq->body, sizeof(in));
-		in.fh = rq->head.nodeid;
 		if (in.size > READDIR_MAX)
 			in.size = READDIR_MAX;
 		memcpy(rq->body, &in, sizeof(in));
-	} else if (rq->head.opcode == FUSE_FSYNCDIR || rq->head.opcode == FUSE_FSYNC) {
-		struct fuse_fsync_in in;
-		memcpy(&in, rq->body, sizeof(in));
-		in.fh = rq->head.nodeid;
-		memcpy(rq->body, &in, sizeof(in));
-	}
-}
-
-/* Where the names of a request begin that must not be done twice; 0: it may be. */
-static uint32_t names_of_a_change(const struct request *rq)
-{
-	switch (rq->head.opcode) {
-	case FUSE_MKNOD:
-		return sizeof(struct fuse_mknod_in);
-	case FUSE_MKDIR:
-		return sizeof(struct fuse_mkdir_in);
-	case FUSE_LINK:
-		return sizeof(struct fuse_link_in);
-	case FUSE_CREATE:
-		return sizeof(struct fuse_create_in);
-	case FUSE_RENAME:
-		return sizeof(struct fuse_rename_in);
-	case FUSE_RENAME2:
-		return sizeof(struct fuse_rename2_in);
-	case FUSE_SETXATTR:
-		return FUSE_COMPAT_SETXATTR_IN_SIZE;
-	default: /* SYMLINK, UNLINK, RMDIR, REMOVEXATTR: nothing stands before */
-		return 0;
-	}
-}
-
-static bool is_change(uint32_t opcode)
-{
-	switch (opcode) {
-	case FUSE_MKNOD:
-	case FUSE_MKDIR:
-	case FUSE_SYMLINK:
-	case FUSE_LINK:
-	case FUSE_CREATE:
-	case FUSE_UNLINK:
-	case FUSE_RMDIR:
-	case FUSE_RENAME:
-	case FUSE_RENAME2:
-	case FUSE_SETXATTR:
-	case FUSE_REMOVEXATTR:
-		return true;
-	default:
-		return false;
 	}
 }
 
@@ -154,25 +112,26 @@ static void mark_setxattr(struct request *rq, uint32_t at)
 }
 
 /* The handler has to know that the change may have been made already: a slash says so, two before the
- * name of an attribute, where one has a meaning. TMPFILE makes no name, and is not marked. */
-static void mark_resent(struct request *rq)
+ * name of an attribute, where one has a meaning. */
+static void mark_resent(struct request *rq, const struct opcode_info *op)
 {
-	uint32_t at = names_of_a_change(rq);
+	uint32_t at = op->min_body; /* where the names begin */
 
-	switch (rq->head.opcode) {
-	case FUSE_SETXATTR:
-		mark_setxattr(rq, at);
+	switch ((enum repeat)op->repeat) {
+	case REPEAT_PLAIN:
 		break;
-	case FUSE_REMOVEXATTR:
-		insert(rq, at, WORD_ATTRIBUTE_AGAIN);
+	case REPEAT_NAME:
+		insert(rq, at, WORD_AGAIN);
 		break;
-	case FUSE_RENAME:
-	case FUSE_RENAME2:
+	case REPEAT_NAMES:
 		insert(rq, at, WORD_AGAIN);
 		insert(rq, at + (uint32_t)strlen((const char *)rq->body + at) + 1, WORD_AGAIN);
 		break;
-	default:
-		insert(rq, at, WORD_AGAIN);
+	case REPEAT_ATTRIBUTE:
+		insert(rq, at, WORD_ATTRIBUTE_AGAIN);
+		break;
+	case REPEAT_NEW_ATTRIBUTE:
+		mark_setxattr(rq, at);
 		break;
 	}
 }
@@ -207,6 +166,7 @@ static int send_relay(struct channel *ch, struct iovec *iov, size_t count)
 
 void relay(struct channel *ch, struct request *rq)
 {
+	const struct opcode_info *op = opcode_info(rq->head.opcode);
 	struct iovec iov[2];
 	struct pending p = {.unique = rq->head.unique,
 			    .nodeid = rq->head.nodeid,
@@ -214,15 +174,14 @@ void relay(struct channel *ch, struct request *rq)
 			    .start_ns = rq->start_ns};
 	uint32_t flags;
 
-	if (rq->head.opcode == FUSE_OPEN || rq->head.opcode == FUSE_CREATE ||
-	    rq->head.opcode == FUSE_TMPFILE) {
-		memcpy(&flags, rq->body, sizeof(flags)); /* the first word of all three */
+	if (op->opens) {
+		memcpy(&flags, rq->body, sizeof(flags));
 		p.writing = (flags & O_ACCMODE) != O_RDONLY;
 	}
-	adjust(ch, rq);
-	if (is_change(p.opcode) && rq->head.len + MAX_MARK <= RELAY_MAX) {
+	adjust(ch, rq, op);
+	if (op->repeat && rq->head.len + MAX_MARK <= RELAY_MAX) {
 		if (rq->resent)
-			mark_resent(rq);
+			mark_resent(rq, op);
 		number_exchange(rq);
 	}
 	iov[0] = (struct iovec){&rq->head, sizeof(rq->head)};

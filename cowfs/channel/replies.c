@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 
 #include "kernel.h"
+#include "opcodes.h"
 
 /* An inode number that nothing has: every file shows its node id, and the root that of its directory. */
 #define NO_FILE FUSE_ROOT_ID
@@ -118,30 +119,25 @@ static bool complete(struct channel *ch, const struct pending *p, struct reply *
 {
 	struct wire_create_out *create = (struct wire_create_out *)r->body;
 
-	switch (p->opcode) {
-	case FUSE_LOOKUP:
-	case FUSE_MKNOD:
-	case FUSE_MKDIR:
-	case FUSE_SYMLINK:
-	case FUSE_LINK:
+	switch ((enum reply_kind)opcode_info(p->opcode)->reply) {
+	case REPLY_PLAIN:
+		return true;
+	case REPLY_ENTRY:
 		return r->len == sizeof(struct fuse_entry_out) && complete_entry(ch, r);
-	case FUSE_GETATTR:
-	case FUSE_SETATTR:
+	case REPLY_ATTR:
 		return complete_attr(ch, r, p->nodeid);
-	case FUSE_STATX:
+	case REPLY_STATX:
 		return complete_statx(ch, r, p->nodeid);
-	case FUSE_READDIRPLUS:
+	case REPLY_ENTRIES:
 		return complete_readdirplus(ch, r);
-	case FUSE_OPEN:
+	case REPLY_OPEN:
 		return r->len == sizeof(struct wire_open_out) &&
 		       complete_open(ch, p, (struct wire_open_out *)r->body, p->nodeid, opened);
-	case FUSE_CREATE:
-	case FUSE_TMPFILE:
+	case REPLY_CREATE:
 		return r->len == sizeof(*create) && complete_entry(ch, r) &&
 		       complete_open(ch, p, &create->open, create->entry.nodeid, opened);
-	default:
-		return true;
 	}
+	return false; /* no such kind */
 }
 
 /* ---- passing on ------------------------------------------------------------------------------- */

@@ -15,6 +15,7 @@
 #include "attr.h"
 #include "dataplane.h"
 #include "kernel.h"
+#include "opcodes.h"
 #include "relay.h"
 
 /* A request under which so many daemons have ended is taken for the reason, and answered with EIO. More
@@ -52,21 +53,15 @@ static bool well_formed(const struct channel *ch, const struct request *rq,
 /* The name of an attribute that a user asks for. Where the kernel puts no slash, one marks what we
  * say to our own handlers; so a user's is refused, as XFS refuses a name without a namespace. So is the
  * one by which pyfuse3 would write every stack into the log. */
-static bool is_reserved_name(const struct channel *ch, const struct request *rq)
+static bool is_reserved_name(const struct channel *ch, const struct request *rq,
+			     const struct opcode_info *op)
 {
-	const char *name = (const char *)rq->body;
+	bool sets = rq->head.opcode == FUSE_SETXATTR;
+	const char *name = (const char *)rq->body + (sets ? ch->setxattr_head : op->min_body);
 
-	switch (rq->head.opcode) {
-	case FUSE_SETXATTR:
-		name += ch->setxattr_head;
-		return name[0] == '/' || !strcmp(name, "fuse_stacktrace");
-	case FUSE_GETXATTR:
-		return rq->body[sizeof(struct fuse_getxattr_in)] == '/';
-	case FUSE_REMOVEXATTR:
-		return rq->body[0] == '/';
-	default:
+	if (!op->attribute)
 		return false;
-	}
+	return name[0] == '/' || (sets && !strcmp(name, "fuse_stacktrace"));
 }
 
 /* ---- dispatch --------------------------------------------------------------------------------- */
@@ -154,12 +149,6 @@ static void getxattr_here_or_relay(struct channel *ch, struct request *rq)
 		relay(ch, rq);
 }
 
-/* Requests that may have been counted as an open by the daemon before. */
-static bool takes_back_an_open(uint32_t opcode)
-{
-	return opcode == FUSE_OPEN || opcode == FUSE_CREATE || opcode == FUSE_TMPFILE;
-}
-
 void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch)
 {
 	struct request rq = {.start_ns = now_ns(), .scratch = scratch};
@@ -179,7 +168,7 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 			answer_here(ch, &rq, EINVAL, NULL, 0);
 		return;
 	}
-	if (is_reserved_name(ch, &rq)) {
+	if (is_reserved_name(ch, &rq, op)) {
 		answer_here(ch, &rq, EOPNOTSUPP, NULL, 0);
 		return;
 	}
@@ -188,7 +177,7 @@ void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *sc
 		answer_here(ch, &rq, EIO, NULL, 0);
 		return;
 	}
-	if (rq.resent && takes_back_an_open(rq.head.opcode)) {
+	if (rq.resent && op->opens) { /* the daemon before may have counted it */
 		struct unacked *none;
 		nodes_resent(&ch->nodes, first_unique(rq.head.unique), &none);
 	}
