@@ -1,7 +1,8 @@
 /*
  * _channelmodule.c - the extension module: the type Channel, functions, and constants
  *
- * The methods of a Channel are in bind_life.c, bind_nodes.c and bind_names.c; bind.c says what holds for all of them.
+ * The methods of a Channel are in bind_life.c, bind_nodes.c and bind_names.c; bind.c says what holds
+ * for all of them.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -1,11 +1,11 @@
 /*
  * backing.c - one open backing file: its references, its backing id, its file handle
  *
- * It knows descriptors, and the ids by which the kernel knows them. It does not know which node is backed,
- * nor why.
+ * It knows descriptors, and the ids by which the kernel knows them. It does not know which node is
+ * backed, nor why.
  *
- * Locking: references are counted under node_table.lock. System calls are made without it, on a backing that
- * nobody knows yet, or that nobody has a reference to any more.
+ * Locking: references are counted under node_table.lock. System calls are made without it, on a backing
+ * that nobody knows yet, or that nobody has a reference to any more.
  */
 #include "backing.h"
 

@@ -53,27 +53,28 @@ struct backing {
 	struct stream stream; /* of its reads; ahead.h says what protects it */
 };
 
-/* Make a backing of an open file, with one reference and no backing id, and note its file handle. It takes
- * fd over, but not when there is no memory: then it returns NULL, and fd stays the caller's. */
+/* Make a backing of an open file, with one reference and no backing id, and note its file handle. It
+ * takes fd over, but not when there is no memory: then it returns NULL, and fd stays the caller's. */
 struct backing *backing_new(int fd, enum node_kind kind);
 
-/* Open the file of a handle anew, in the file system of volume_fd, and make a backing of it that has the given
- * backing id. When the file cannot be opened, fd is -1. NULL: there is no memory. */
+/* Open the file of a handle anew, in the file system of volume_fd, and make a backing of it that has
+ * the given backing id. When the file cannot be opened, fd is -1. NULL: there is no memory. */
 struct backing *backing_reopen(int volume_fd, const struct ledger_slot *slot);
 
-/* Tell the kernel of a backing that nobody else knows yet, and give it the id that the kernel says. Returns 0,
- * or the -errno of the ioctl. The ledger notes the id, lest it be lost when the daemon is killed here. */
+/* Tell the kernel of a backing that nobody else knows yet, and give it the id that the kernel says.
+ * Returns 0, or the -errno of the ioctl. The ledger notes the id, lest it be lost when the daemon is
+ * killed here. */
 int backing_register(const struct backing_device *device, struct ledger *ledger, struct backing *b);
 
 /* Take one more reference. The caller holds node_table.lock. */
 void backing_get_locked(struct backing *b);
 
-/* Give a reference back. With the last one the backing goes to the front of *free_list, for backing_free_all().
- * The caller holds node_table.lock. */
+/* Give a reference back. With the last one the backing goes to the front of *free_list, for
+ * backing_free_all(). The caller holds node_table.lock. */
 void backing_put_locked(struct backing *b, struct backing **free_list);
 
-/* Close every backing of the list, with its descriptor and its id. The caller holds no lock, as these are system
- * calls. What users have open through an id is not harmed by its end. */
+/* Close every backing of the list, with its descriptor and its id. The caller holds no lock, as these
+ * are system calls. What users have open through an id is not harmed by its end. */
 void backing_free_all(const struct backing_device *device, struct backing *free_list);
 
 #endif

@@ -1,14 +1,15 @@
 /*
  * bind.c - what every file of the channel's Python face needs
  *
- * The face is in four files: bind_life.c, bind_nodes.c and bind_names.c have the methods of a Channel, and
- * _channelmodule.c puts them together. They know Python objects and struct channel, and no protocol. Errors of the
- * core, negative errno values, become OSError here. _channel.pyi says what each call promises.
+ * The face is in four files: bind_life.c, bind_nodes.c and bind_names.c have the methods of a Channel,
+ * and _channelmodule.c puts them together. They know Python objects and struct channel, and no
+ * protocol. Errors of the core, negative errno values, become OSError here. _channel.pyi says what each
+ * call promises.
  *
- * The GIL: released in mount(), start(), resume(), close() and the two invalidations that are sent at once,
- * which may wait. Held in all others, which take a mutex for a few instructions and never wait:
- * giving the GIL up and getting it back costs more than they do, and up to a whole switch interval
- * when a thread computes. touch.lock may be held over system calls of another thread: it is waited for
+ * The GIL: released in mount(), start(), resume(), close() and the two invalidations that are sent at
+ * once, which may wait. Held in all others, which take a mutex for a few instructions and never wait:
+ * giving the GIL up and getting it back costs more than they do, and up to a whole switch interval when
+ * a thread computes. touch.lock may be held over system calls of another thread: it is waited for
  * without the GIL, if it is not free.
  */
 #include "bind.h"

@@ -1,6 +1,6 @@
 /*
- * bind_names.c - what the channel, or the kernel, knows of names and attributes: primed LOOKUPs, files whose mode
- * and owner the channel changes, and what the kernel is to forget
+ * bind_names.c - what the channel, or the kernel, knows of names and attributes: primed LOOKUPs, files
+ * whose mode and owner the channel changes, and what the kernel is to forget
  */
 #include "bind_names.h"
 

@@ -11,7 +11,7 @@
  *
  * Files, each of which calls only what stands below it:
  *
- *   life.c      makes, closes and frees a channel      handshake.c  brings it up, or goes on with another's
+ *   life.c      makes, closes and frees a channel      handshake.c  brings it up, or goes on
  *   workers.c   the threads that read requests
  *   serve.c     where a request goes                   replies.c    what libfuse has answered
  *   relay.c     to libfuse                             dataplane.c  answered from the backing file
@@ -28,9 +28,9 @@
  * Threads: workers read the kernel's descriptor and answer or relay; the thread that runs pyfuse3 calls
  * channel_drain(); one notifier (kernel.c) writes what may block.
  *
- * Locks, each taken after those to the left of it that lead to it. Those on the right are held for a few
- * instructions; touch.lock is held over the system calls of one change of attributes; syncing and looking_back
- * wait for a disk.
+ * Locks, each taken after those to the left of it that lead to it. Those on the right are held for a
+ * few instructions; touch.lock is held over the system calls of one change of attributes; syncing and
+ * looking_back wait for a disk.
  *
  *   life --+-- touch.lock --+-- primed.lock, touch.told_lock
  *          |                |
@@ -41,8 +41,9 @@
  *   backing.syncing, looking_back --- node_table.lock
  *   flushing, pool.lock, ledger.again_lock: alone
  *
- * Against this order Python takes `life`, shared, while it has touch.lock from hold_touches(). That is safe as
- * one thread, the event loop's, makes all calls from outside that take touch.lock, which is recursive.
+ * Against this order Python takes `life`, shared, while it has touch.lock from hold_touches(). That is
+ * safe as one thread, the event loop's, makes all calls from outside that take touch.lock, which is
+ * recursive.
  */
 #ifndef COWFS_CHANNEL_H
 #define COWFS_CHANNEL_H
@@ -71,57 +72,62 @@
 struct worker;
 struct notice;
 
+/* The threads of workers.c. */
 struct worker_pool {
-	pthread_mutex_t lock;
-	pthread_cond_t changed;	  /* a worker has finished */
-	struct worker *running;	  /* lock */
-	struct worker *finished;  /* lock; to be joined */
-	unsigned total;		  /* lock; running workers */
-	unsigned idle;		  /* lock; those of them that wait for a request */
-	atomic_bool stopping;	  /* set once */
+	pthread_mutex_t lock; /* protects the four below */
+	struct worker *running;
+	struct worker *finished; /* to be joined */
+	unsigned total;		 /* running workers */
+	unsigned idle;		 /* those of them that wait for a request */
+	pthread_cond_t changed;	 /* a worker has finished */
+	atomic_bool stopping;	 /* set once */
 };
 
+/* The thread of kernel.c that sends what may block. */
 struct notifier {
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	struct notice *first, *last; /* lock */
-	bool stopping;		     /* lock */
-	bool running;		     /* channel_start and channel_close only */
-	pthread_t thread;
+	pthread_mutex_t lock; /* protects the two below */
+	struct notice *first, *last;
+	bool stopping;
+	pthread_cond_t changed; /* there is something to send, or stopping was set */
+	bool running;		/* used by notifier_start() and notifier_stop() alone */
+	pthread_t thread;	/* the same */
 };
 
 struct channel {
 	/* Shared by every call from outside that uses a descriptor or a table, exclusive in
 	 * channel_close(): nothing is closed underneath a call. */
 	pthread_rwlock_t life;
-	bool closed; /* life */
+	bool closed; /* life protects it */
 
-	bool want_passthrough; /* never changes */
-	bool passthrough;      /* set by channel_start() before any thread runs */
-	bool resends;	       /* the same: whether another channel could go on with the connection */
-	uint8_t setxattr_head; /* the same: bytes before the name in a SETXATTR */
-	uint64_t root_ino;     /* never changes; the inode number shown for node id 1 */
+	/* Never change. */
+	bool want_passthrough;
+	uint64_t root_ino;     /* the inode number shown for node id 1 */
+	int relay_fd;	       /* our end of the socket pair */
+	int daemon_fd;	       /* libfuse's end */
+	int closed_fd;	       /* eventfd; readable when the kernel's end is gone, or cannot be read */
+	struct ledger *ledger; /* what the next daemon takes over */
+	struct counters *counters; /* in the ledger */
 
-	int dev_fd;    /* the kernel; set by mount or adopt, before any thread runs */
-	int relay_fd;  /* our end of the socket pair; never changes */
-	int daemon_fd; /* libfuse's end; never changes */
-	int closed_fd; /* eventfd; readable when the kernel's end is gone, or cannot be read */
-	atomic_int read_error; /* errno of the second case, set before; 0: unmounted or aborted */
-	char *mountpoint; /* set by channel_mount(), used by channel_start() */
+	/* Set before any thread runs. */
+	int dev_fd;	       /* the kernel; -1 until it is mounted or adopted */
+	char *mountpoint;      /* NULL unless channel_mount() has mounted it */
+	bool passthrough;      /* what was agreed at INIT */
+	bool resends;	       /* whether another channel could go on with the connection */
+	uint8_t setxattr_head; /* bytes before the name in a SETXATTR */
 
-	struct ledger *ledger; /* never changes; what the next daemon takes over */
+	/* Each has a lock of its own. */
 	struct node_table nodes;
 	struct pending_table pending;
 	struct primed_table primed;
 	struct touch_table touch;
-	struct counters *counters; /* in the ledger */
 	struct worker_pool pool;
 	struct notifier notifier;
 	struct ahead ahead;
 
-	pthread_mutex_t flushing; /* held by the one worker that waits for dirty pages */
-	pthread_mutex_t draining; /* one drain at a time: it owns drain_buffer */
-	uint8_t *drain_buffer;	  /* draining; RELAY_MAX bytes */
+	pthread_mutex_t flushing;  /* held by the one worker that waits for dirty pages */
+	pthread_mutex_t draining;  /* protects drain_buffer: there is one drain at a time */
+	uint8_t *drain_buffer;	   /* RELAY_MAX bytes */
+	atomic_int read_error;	   /* why closed_fd is readable: an errno, or 0: unmounted or aborted */
 	atomic_bool libfuse_alive; /* it has answered INIT, hence owns daemon_fd */
 };
 

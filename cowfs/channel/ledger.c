@@ -249,7 +249,7 @@ void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now
 	atomic_store_explicit(&u->active, 0, memory_order_seq_cst);
 }
 
-/* ---- unacknowledged requests ------------------------------------------------------------------------ */
+/* ---- unacknowledged requests --------------------------------------------------------------------- */
 
 struct unacked *ledger_unacked(struct ledger *l)
 {

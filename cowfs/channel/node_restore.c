@@ -1,13 +1,13 @@
 /*
  * node_restore.c - the node table of a daemon that is gone, made again from its ledger
  *
- * Of an open node the ledger has all that there is to know: which file backs it (as a file handle) by which id,
- * and how often it is open. Of a node that is not open only what outlives a backing is taken over, and only if
- * the kernel still holds the node. What is cached is not: its ids are closed. For whom descriptors were held
- * the ledger does not say, so it is root.
+ * Of an open node the ledger has all that there is to know: which file backs it (as a file handle) by
+ * which id, and how often it is open. Of a node that is not open only what outlives a backing is taken
+ * over, and only if the kernel still holds the node. What is cached is not: its ids are closed. For
+ * whom descriptors were held the ledger does not say, so it is root.
  *
- * Locking: restoring has node_table.lock over its system calls, as no other thread runs yet. looking_back is
- * held over syncfs(2), and taken before node_table.lock.
+ * Locking: restoring has node_table.lock over its system calls, as no other thread runs yet.
+ * looking_back is held over syncfs(2), and taken before node_table.lock.
  */
 #include "node_restore.h"
 
@@ -24,7 +24,8 @@ static bool is_open(const struct ledger_slot *s)
 	return s->flags & SLOT_BACKED && s->readers + s->writers > 0;
 }
 
-/* The daemon before was killed on the way to or from an id that no slot has: it may be the kernel's still. */
+/* The daemon before was killed on the way to or from an id that no slot has: it may be the kernel's
+ * still. */
 static void close_stray_ids(const struct node_table *t)
 {
 	int32_t strays[LEDGER_STRAYS];
@@ -130,8 +131,8 @@ int nodes_restore(struct node_table *t, int volume_fd)
  * An error that the daemon before was about to note when it was killed, or that the kernel has told by
  * itself to whoever has the file passed through (msync(2), O_SYNC), is one that the descriptors opened
  * since then know nothing of: it had been seen when they were opened. But the volume as a whole counts
- * errors, too, for syncfs(2), and the witness is a descriptor of it that is older than any daemon: if it
- * says that there was one, of whatever file, then everything that was open is taken to have had it.
+ * errors, too, for syncfs(2), and the witness is a descriptor of it that is older than any daemon: if
+ * it says that there was one, of whatever file, then everything that was open is taken to have had it.
  *
  * The first syncfs(2) does the work, and the witness is asked when it takes no time any more: what it
  * says is said once, and lost with a daemon that is killed meanwhile.

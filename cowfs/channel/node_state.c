@@ -1,26 +1,27 @@
 /*
  * node_state.c - what a node goes through between its first open and its end
  *
- * A node has at most one backing. Kernel rules allow one mode and one backing id for each inode as long as
- * anything is open, which this gives by itself. These are its states:
+ * A node has at most one backing. Kernel rules allow one mode and one backing id for each inode as long
+ * as anything is open, which this gives by itself. These are its states:
  *
- * state      | may be set, beside what may be set in each state    | left by
- * -----------+-----------------------------------------------------+------------------------------------------
- * (no node)  |                                                     | attach: pending; hold: unbacked
- * unbacked   | revoked; one of those below is set                  | attach: pending; forget, let: no node
- * pending    | backing, pending, charged, suspect                  | opened: open; unopen: as the last release
- * open       | backing, pending, charged, suspect, opens           | the last release: cached if the backing is
- *            |                                                     |   SHARED, else unbacked; revoke: revoked
- * revoked    | backing, pending, charged, suspect, opens, revoked  | the last release: unbacked
- * forgotten  | the same, and forgotten                             | open, hold: revoked; the last release: no node
- * cached     | backing (SHARED), cached                            | repeat_open: open; open: pending; revoke, or
- *            |                                                     |   when there is no room: unbacked
+ * state     | may be set                            | left by
+ * ----------+---------------------------------------+-------------------------------------------------
+ * (no node) |                                       | attach: pending; hold: unbacked
+ * unbacked  | revoked                               | attach: pending; forget, let: no node
+ * pending   | backing, pending, charged, suspect    | opened: open; unopen: as the last release
+ * open      | the same; opens                       | last release: cached if SHARED, else unbacked
+ *           |                                       | revoke: revoked
+ * revoked   | the same; opens, revoked              | last release: unbacked
+ * forgotten | the same; opens, revoked, forgotten   | open, hold: revoked; last release: no node
+ * cached    | backing (SHARED), cached              | repeat_open: open; open: pending
+ *           |                                       | revoke, or when there is no room: unbacked
  *
- * In each state: was_passthrough, mappable, held (by Python). They outlive a backing, and a node without backing
- * is only there for one of them. `forget` makes an open node forgotten and is the end of every other one.
+ * In each state besides: was_passthrough, mappable, held. They outlive a backing, and an unbacked node
+ * is only there for one of them: where none is set, "unbacked" above means no node. `forget` makes an
+ * open node forgotten, and is the end of every other one.
  *
- * A revoked node stays so without a backing, until the next attach. An open is pending from when Python has
- * counted it until the reply comes by; only then is it in the ledger.
+ * A revoked node stays so without a backing, until the next attach. An open is pending from when Python
+ * has counted it until the reply comes by; only then is it in the ledger.
  *
  * Locking: everything here is called with node_table.lock.
  */

@@ -19,16 +19,16 @@ struct open_answer {
 /* Take node_table.lock. */
 void nodes_lock(struct node_table *t);
 
-/* Let node_table.lock go, and then close every backing that has lost its last reference under it. In a build for
- * a sanitizer every node is checked before: a state that node_state.c does not know aborts. */
+/* Let node_table.lock go, and then close every backing that has lost its last reference under it. In a
+ * build for a sanitizer every node is checked before: a state that node_state.c does not know aborts. */
 void nodes_unlock(struct node_table *t);
 
 /* ---- called with the lock --------------------------------------------------------------------- */
 
 uint32_t opens_total(const struct opens *o);
 void opens_add(struct opens *o, bool writing);
-/* Count one open less, of the other access mode if there is none of this one: Python may have taken the mode for
- * something else than the kernel does. Never below zero. */
+/* Count one open less, of the other access mode if there is none of this one: Python may have taken the
+ * mode for something else than the kernel does. Never below zero. */
 void opens_remove(struct opens *o, bool writing);
 
 /* Whether anybody has the node open, or is about to. */
@@ -37,11 +37,12 @@ bool node_is_open(const struct node *n);
 /* Whether the kernel reads and writes the node's file by itself. */
 bool node_is_passthrough(const struct node *n);
 
-/* Whether one more descriptor may be held for this user. Cached backings make room for it, the oldest first, as
- * they are held for nobody: so the caller must not rely on a cached node afterwards. */
+/* Whether one more descriptor may be held for this user. Cached backings make room for it, the oldest
+ * first, as they are held for nobody: so the caller must not rely on a cached node afterwards. */
 bool node_have_room_locked(struct node_table *t, uint32_t uid);
 
-/* From now on the descriptor of the node's backing is held for this user, unless it is held for another one. */
+/* From now on the descriptor of the node's backing is held for this user, unless it is held for another
+ * one. */
 void node_charge_locked(struct node_table *t, struct node *n, uint32_t uid);
 
 /* Count an open of a backed node that Python will answer. */
@@ -53,11 +54,12 @@ void node_remember_locked(struct node_table *t, struct node *n);
 /* Python holds no descriptor of the node any more; it need not have held one. */
 void node_unhold_locked(struct node_table *t, struct node *n);
 
-/* The last open of a backed node has gone: cache its backing, or drop it. The node may be gone afterwards. */
+/* The last open of a backed node has gone: cache its backing, or drop it. The node may be gone
+ * afterwards. */
 void node_close_locked(struct node_table *t, struct node *n);
 
-/* Take the backing, if there is one, from a node that nobody needs it of. The node is only left in the table for
- * what outlives a backing, and is gone otherwise. */
+/* Take the backing, if there is one, from a node that nobody needs it of. The node is only left in the
+ * table for what outlives a backing, and is gone otherwise. */
 void node_drop_backing_locked(struct node_table *t, struct node *n);
 
 /* What the reply to an OPEN of a backed node says, when the request has this number. */

@@ -1,8 +1,8 @@
 /*
  * node_table.c - the nodes that are or were backed, by node id, and each one's slot in the ledger
  *
- * A hash table, and a list of the nodes whose backing is cached, in the order of their last release. It does
- * not know what a node goes through: see node_state.c.
+ * A hash table, and a list of the nodes whose backing is cached, in the order of their last release. It
+ * does not know what a node goes through: see node_state.c.
  *
  * Locking: everything here is called with node_table.lock.
  */

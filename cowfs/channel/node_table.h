@@ -19,8 +19,8 @@ struct opens {
 	uint32_t writers;
 };
 
-/* A node that is or was backed. node_table.lock protects every word of it. node_state.c says which of them
- * may be set at the same time. */
+/* A node that is or was backed. node_table.lock protects every word of it. node_state.c says which of
+ * them may be set at the same time. */
 struct node {
 	/* Never change. */
 	uint64_t nodeid;
@@ -74,12 +74,12 @@ struct node_table {
 /* The node of that id, or NULL. */
 struct node *node_find_locked(const struct node_table *t, uint64_t nodeid);
 
-/* Insert a node that is not in the table. Its slot of the ledger is the caller's until then, and stays so when
- * there is no memory: then NULL is returned. */
+/* Insert a node that is not in the table. Its slot of the ledger is the caller's until then, and stays
+ * so when there is no memory: then NULL is returned. */
 struct node *node_insert_locked(struct node_table *t, uint64_t nodeid, uint32_t slot);
 
-/* The node of that id, inserted with a slot of its own if need be. NULL: there is no memory, or no slot. Nothing
- * is written to the slot: who changes the node calls node_record_locked(). */
+/* The node of that id, inserted with a slot of its own if need be. NULL: there is no memory, or no
+ * slot. Nothing is written to the slot: who changes the node calls node_record_locked(). */
 struct node *node_find_or_insert_locked(struct node_table *t, uint64_t nodeid);
 
 /* Take a node without a backing out of the table, clear its slot, and free it. */
@@ -91,8 +91,8 @@ void node_cache_locked(struct node_table *t, struct node *n);
 /* The node is not among the cached ones any more; it need not have been. */
 void node_uncache_locked(struct node_table *t, struct node *n);
 
-/* Write what the next daemon has to know of the node to its slot. To be called before the lock is let go, after
- * every change of a word that the slot has. */
+/* Write what the next daemon has to know of the node to its slot. To be called before the lock is let
+ * go, after every change of a word that the slot has. */
 void node_record_locked(struct node_table *t, const struct node *n);
 
 /* The same together with an unacknowledged request, in one step: ledger_write() says how. */

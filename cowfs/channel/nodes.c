@@ -1,17 +1,17 @@
 /*
  * nodes.c - what backs the opens of each node: what Python and the channel's threads may ask and change
  *
- * Python says what backs a node, and counts each open that it is going to answer. The threads answer repeat
- * opens, and count what the kernel has been told. Decided here, and nowhere else in the channel:
+ * Python says what backs a node, and counts each open that it is going to answer. The threads answer
+ * repeat opens, and count what the kernel has been told. Decided here, and nowhere else in the channel:
  *
  * - whether an OPEN may be answered without Python: yes for a SHARED backing that was not revoked;
  * - what the answer says;
- * - when a backing is closed: after the last open and the last borrowed use. A SHARED one is cached after the
- *   last open, so that opening the file again is cheap;
+ * - when a backing is closed: after the last open and the last borrowed use. A SHARED one is cached
+ *   after the last open, so that opening the file again is cheap;
  * - for whom its descriptor is held, and whether this user may have one more (holders.h).
  *
- * node_state.c has the states that a node goes through in all this. What an fsync of a backing says is noted for
- * everybody who has the node open (writeback.h).
+ * node_state.c has the states that a node goes through in all this. What an fsync of a backing says is
+ * noted for everybody who has the node open (writeback.h).
  *
  * It does not know names, requests or the socket, and never decides what should back a node.
  *

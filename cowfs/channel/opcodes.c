@@ -1,9 +1,9 @@
 /*
  * opcodes.c - one row for every request that the kernel may send
  *
- * Knows who answers what, how long a well-formed request is at least, and what is special about a request or its
- * reply. The lengths matter because libfuse trusts its peer: it reads the fixed part and the names of a
- * request without looking at the length, so nothing malformed may ever be relayed.
+ * Knows who answers what, how long a well-formed request is at least, and what is special about a
+ * request or its reply. The lengths matter because libfuse trusts its peer: it reads the fixed part and
+ * the names of a request without looking at the length, so nothing malformed may ever be relayed.
  *
  * Has no state, hence no lock.
  */

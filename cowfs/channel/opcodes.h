@@ -21,8 +21,8 @@ enum route {
 	ROUTE_DROP,	  /* has no reply and nobody wants it */
 };
 
-/* How a change that the kernel has sent again is marked for Python: it may have been made by the daemon that read
- * it first. */
+/* How a change that the kernel has sent again is marked for Python: it may have been made by the daemon
+ * that read it first. */
 enum repeat {
 	REPEAT_PLAIN = 0,     /* not at all: it is no change, or may be made twice */
 	REPEAT_NAME,	      /* before its first name */

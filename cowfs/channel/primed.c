@@ -1,11 +1,11 @@
 /*
  * primed.c - answers to LOOKUPs that have not come yet
  *
- * A lookup that goes through Python costs several times what it costs to answer it here, and
- * programs that go through a directory name by name make thousands. So Python may say beforehand
- * what it would answer for names of one directory, and the channel gives each answer out once: with
- * it the kernel gets one lookup count, which Python has counted when it primed the name. Names that nobody
- * asks for make room for others: the oldest goes first.
+ * A lookup that goes through Python costs several times what it costs to answer it here, and programs
+ * that go through a directory name by name make thousands. So Python may say beforehand what it would
+ * answer for names of one directory, and the channel gives each answer out once: with it the kernel
+ * gets one lookup count, which Python has counted when it primed the name. Names that nobody asks for
+ * make room for others: the oldest goes first.
  *
  * This room knows names and finished answers. It does not know whether an answer is still true:
  * Python takes it back before it changes what it says.

@@ -1,13 +1,15 @@
 /*
  * relay.c - requests that go to libfuse, and what has to be changed in them
  *
- * libfuse and pyfuse3 trust their peer, so nothing larger than a socket message and no file handle of the
- * kernel's goes through. What they have no word for is said by names that begin with a slash (words.h): that a
- * change may have been made before, that a CREATE is an O_TMPFILE, that a GETXATTR is a STATX.
+ * libfuse and pyfuse3 trust their peer, so nothing larger than a socket message and no file handle of
+ * the kernel's goes through. What they have no word for is said by names that begin with a slash
+ * (words.h): that a change may have been made before, that a CREATE is an O_TMPFILE, that a GETXATTR is
+ * a STATX.
  *
  * What is relayed is well formed: serve.c has looked.
  *
- * Locking: none. Sending blocks while the socket is full, which is how a busy Python slows its callers down.
+ * Locking: none. Sending blocks while the socket is full, which is how a busy Python slows its callers
+ * down.
  */
 #include "relay.h"
 

@@ -6,8 +6,8 @@
 
 #include "channel.h"
 
-/* Send a well-formed request to libfuse. The reply comes back through channel_drain(); what cannot be sent is
- * answered with EIO. The request is changed. */
+/* Send a well-formed request to libfuse. The reply comes back through channel_drain(); what cannot be
+ * sent is answered with EIO. The request is changed. */
 void relay(struct channel *ch, struct request *rq);
 
 /* The same for FORGET and BATCH_FORGET, which have no reply. */

@@ -1,8 +1,8 @@
 /*
  * serve.c - one request of the kernel: have it answered or relay it
  *
- * This room knows which requests go where (opcodes.h has the table), and lets nothing malformed through. It
- * does not know how a request is answered, nor what is changed in one that is relayed.
+ * This room knows which requests go where (opcodes.h has the table), and lets nothing malformed
+ * through. It does not know how a request is answered, nor what is changed in one that is relayed.
  *
  * Locking: none but touch.lock, which is held while a change of attributes is made and answered here.
  */

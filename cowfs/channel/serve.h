@@ -9,8 +9,9 @@
 
 #include "channel.h"
 
-/* Handle one message from the kernel, of len bytes at message. Behind it there is room for RELAY_MAX bytes in all,
- * as relaying may add to it. scratch has WIRE_MAX_DATA bytes, and may overlap the payload of a WRITE, no more. */
+/* Handle one message from the kernel, of len bytes at message. Behind it there is room for RELAY_MAX
+ * bytes in all, as relaying may add to it. scratch has WIRE_MAX_DATA bytes, and may overlap the payload
+ * of a WRITE, no more. */
 void serve_message(struct channel *ch, uint8_t *message, size_t len, uint8_t *scratch);
 
 #endif
