@@ -7,8 +7,8 @@ call that failed.
 from typing import Final, final
 
 SHARED: Final[int]
-"""Backed by a template's file: read-only, cached after the last release, and later opens for reading
-are answered by the channel itself."""
+"""Backed by a template's file: read-only, cached after the last release, and later opens for
+reading are answered by the channel itself."""
 
 PRIVATE: Final[int]
 """Backed by the copy's own file."""

@@ -44,6 +44,8 @@
  * Against this order Python takes `life`, shared, while it has touch.lock from hold_touches(). That is
  * safe as one thread, the event loop's, makes all calls from outside that take touch.lock, which is
  * recursive.
+ *
+ * A function whose name ends in _locked is called with the lock of the table that it works on.
  */
 #ifndef COWFS_CHANNEL_H
 #define COWFS_CHANNEL_H

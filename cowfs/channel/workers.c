@@ -56,8 +56,7 @@ struct worker {
 
 static void *worker_main(void *arg);
 
-/* Called with the lock. */
-static void join_finished(struct worker_pool *pool)
+static void join_finished_locked(struct worker_pool *pool)
 {
 	while (pool->finished) {
 		struct worker *w = pool->finished;
@@ -76,8 +75,8 @@ static void touch_pages(const struct channel *ch, uint8_t *buffer)
 	memset(buffer, 0, ch->passthrough ? DATA_OFFSET + RELAY_MAX : BUFFER_SIZE);
 }
 
-/* Called with the lock. 0 or -errno. */
-static int spawn(struct channel *ch)
+/* 0 or -errno. */
+static int spawn_locked(struct channel *ch)
 {
 	struct worker_pool *pool = &ch->pool;
 	struct worker *w = calloc(1, sizeof(*w));
@@ -126,8 +125,8 @@ static void become_busy(struct worker *w)
 	w->idle = false;
 	pool->idle--;
 	if (pool->idle == 0 && pool->total < MAX_WORKERS && !atomic_load(&pool->stopping)) {
-		join_finished(pool);
-		spawn(w->ch); /* if there is no thread to be had, this one comes back */
+		join_finished_locked(pool);
+		spawn_locked(w->ch); /* if there is no thread to be had, this one comes back */
 	}
 	pthread_mutex_unlock(&pool->lock);
 }
@@ -206,7 +205,7 @@ int workers_start(struct channel *ch)
 	if (sigaction(WAKE_SIGNAL, &action, NULL) < 0)
 		return -errno;
 	pthread_mutex_lock(&ch->pool.lock);
-	err = spawn(ch);
+	err = spawn_locked(ch);
 	pthread_mutex_unlock(&ch->pool.lock);
 	return err;
 }
@@ -231,6 +230,6 @@ void workers_stop(struct channel *ch)
 		}
 		pthread_cond_timedwait(&pool->changed, &pool->lock, &until);
 	}
-	join_finished(pool);
+	join_finished_locked(pool);
 	pthread_mutex_unlock(&pool->lock);
 }
