@@ -20,7 +20,8 @@ struct open_answer {
 void nodes_lock(struct node_table *t);
 
 /* Let node_table.lock go, and then close every backing that has lost its last reference under it. In a
- * build for a sanitizer every node is checked before: a state that node_state.c does not know aborts. */
+ * build for a sanitizer every node of a small table is checked before: a state that node_state.c does not
+ * know aborts. */
 void nodes_unlock(struct node_table *t);
 
 /* ---- called with the lock --------------------------------------------------------------------- */
