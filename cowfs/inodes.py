@@ -69,8 +69,8 @@ class Node:
         # of the upper layer whose attributes alone were changed has the template's data, and a mark
         # on the disk says which (`Overlay.open_shared`).
         self.written = False
-        # A descriptor (O_PATH will do), once no name leads to it any more; else -1.  Opened and
-        # closed by `Layers`, as is what the vault has of it, under the name `held_as`.
+        # A descriptor (O_PATH will do), once no name leads to it any more; else -1.  `Layers` alone
+        # sets and closes it, as it does with what the vault has of it, under the name `held_as`.
         self.held_fd = -1
         self.held_as = ""
         # How many lookups the kernel has not taken back by FORGET.
@@ -83,7 +83,7 @@ class Node:
         # One of its lookups may still lie in the channel, as an answer to a LOOKUP to come.
         self.primed = False
         # The node that has taken over its name.  It stays in the table as long as this one, which
-        # is its predecessor.
+        # is its predecessor.  `NodeTable` alone sets both.
         self.successor: Node | None = None
         self.predecessor: Node | None = None
 
@@ -227,9 +227,20 @@ class NodeTable:
         node.lookups = 1  # how many they are, nobody knows any more
         self._nodes[node.nodeid] = node
 
+    def restore_replaced(self, old: Node, new: Node) -> None:
+        """The same for both halves of a file that was copied up under its readers."""
+        self._link(old, new)
+        self.restore(new)
+        self.restore(old)
+
+    @staticmethod
+    def _link(old: Node, new: Node) -> None:
+        """From now on the one is the other's successor, until `prune` drops the first one."""
+        old.successor, new.predecessor = new, old
+
     def replace(self, old: Node, new: Node) -> None:
         """*new* takes over the name of *old*, a file that was copied up under its readers."""
-        old.successor, new.predecessor = new, old
+        self._link(old, new)
         self.add(new)
         if old.parent is not None:
             new.place(old.parent, old.name)

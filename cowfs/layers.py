@@ -208,6 +208,18 @@ class Layers:
         if before[1] not in ("", held_as):
             self.vault.drop(before[1])
 
+    def hold_restored(self, node: Node, fd: int, held_as: str = "") -> None:
+        """Reach the node through *fd*, which an earlier daemon had and is taken over.
+
+        *held_as* is what the vault has of it, "" if nothing.  A node that is held already, as the
+        successor of a replaced one is, needs no second descriptor.
+        """
+        if node.held_fd < 0:
+            node.held_fd = fd
+        else:
+            os.close(fd)
+        node.held_as = held_as
+
     def release(self, node: Node) -> None:
         """A name leads to the node again, or it leaves the table."""
         if node.held_fd >= 0:

@@ -143,14 +143,13 @@ class Restoration:
             return
         successor = Node(number)
         successor.upper = True
-        successor.held_fd = fd  # until its name is looked up, if it has one
+        # until its name is looked up, if it has one
+        self._overlay.layers.hold_restored(successor, fd)
         node = Node(nodeid)
         node.upper = True
         node.origin = os.fstat(old_fd)
         os.close(old_fd)
-        node.successor, successor.predecessor = successor, node
-        self._overlay.nodes.restore(successor)
-        self._overlay.nodes.restore(node)
+        self._overlay.nodes.restore_replaced(node, successor)
 
     def _enter_gone(self, nodeid: int, fd: int, *, upper: bool) -> None:
         name = vault.gone(nodeid, upper=upper)
@@ -159,12 +158,12 @@ class Restoration:
             self._discard(name, fd)  # it was replaced, or about to be
             return
         if nodeid in nodes:
-            nodes.get(nodeid).held_as = name  # the successor of a replaced node
-            os.close(fd)
+            # the successor of a replaced node
+            self._overlay.layers.hold_restored(nodes.get(nodeid), fd, name)
             return
         node = Directory(nodeid, None) if stat.S_ISDIR(os.fstat(fd).st_mode) else Node(nodeid)
         node.upper = upper
-        node.held_fd, node.held_as = fd, name
+        self._overlay.layers.hold_restored(node, fd, name)
         nodes.restore(node)
 
     def _discard(self, name: str, fd: int) -> None:

@@ -7,8 +7,8 @@ call that failed.
 from typing import Final, final
 
 SHARED: Final[int]
-"""Backed by a template's file: read-only, kept after the last release, and later opens for reading
-are answered by the channel itself."""
+"""Backed by a template's file: read-only, cached after the last release, and later opens for
+reading are answered by the channel itself."""
 
 PRIVATE: Final[int]
 """Backed by the copy's own file."""
@@ -63,7 +63,7 @@ class Channel:
         *,
         passthrough: bool,
         root_ino: int,
-        max_kept: int = 16384,
+        max_cached: int = 16384,
         ledger_fd: int = -1,
         private_mount_fd: int = -1,
     ) -> None:
@@ -73,7 +73,7 @@ class Channel:
         the ledger of a version with another layout.
 
         `passthrough`: ask the kernel for it. `root_ino`: the inode number shown for node id 1.
-        `max_kept`: how many SHARED backings stay open after their last release, while nobody else
+        `max_cached`: how many SHARED backings stay open after their last release, while nobody else
         needs the descriptors. Of these there are as many as RLIMIT_NOFILE says now, so raise that
         limit first. `private_mount_fd`: a descriptor (no
         O_PATH) of another mount of the volume, taken over; PRIVATE files are passed through by way
@@ -219,7 +219,7 @@ class Channel:
         was marked mappable."""
 
     def is_shared(self, nodeid: int) -> bool:
-        """Whether the node is backed by a template's file: open, or kept for the next open."""
+        """Whether the node is backed by a template's file: open, or cached for the next open."""
 
     def backing_fd(self, nodeid: int) -> int:
         """A duplicate of the descriptor that backs the node. OSError: EBADF when nothing does."""

@@ -31,10 +31,14 @@ struct ahead {
 	atomic_uint workers; /* those that are in front of a reader now */
 };
 
+/* Without /dev/null nothing is read ahead, which is no error. */
 void ahead_init(struct ahead *a);
+
+/* No worker may read ahead any more. */
 void ahead_destroy(struct ahead *a);
 
-/* Somebody reads size bytes at offset. true: about where the reads before it have come to. */
+/* Note that somebody reads size bytes at offset. Returns whether that is about where the reads before it
+ * have come to. */
 bool ahead_follows(struct stream *s, uint64_t offset, size_t size);
 
 /* Whether a range of a file is in memory, as a page here and there tells. false as well where a part

@@ -27,13 +27,13 @@ struct counters {
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t now_ns(void);
 
-/* A request came. */
+/* Count a request that came. */
 void counters_came(struct counters *c, uint32_t opcode);
 
-/* A reply is about to be written: whoever has seen it finds it counted. */
+/* Count a reply that is about to be written: whoever has seen it finds it counted. */
 void counters_answer(struct counters *c, uint32_t opcode, bool failed, bool here);
 
-/* The reply to a request that came at start_ns was written just now. */
+/* Count the time that a request took which came at start_ns, and whose reply was written just now. */
 void counters_answered(struct counters *c, uint32_t opcode, uint64_t start_ns);
 
 #endif

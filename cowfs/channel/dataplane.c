@@ -9,6 +9,8 @@
  * borrowed for the length of the call, so its descriptor cannot be closed or reused underneath; the
  * node's lock is not held over I/O.
  */
+#include "dataplane.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -16,7 +18,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "kernel.h"
+#include "node_restore.h"
+#include "privileges.h"
 
 /* Read a structure that may stand unaligned in the request. */
 #define TAKE(type, name)                                                                           \
@@ -211,16 +215,16 @@ static void answer_release(struct channel *ch, const struct request *rq)
 {
 	TAKE(fuse_release_in, in);
 	uint64_t unique = first_unique(rq->head.unique);
-	struct ledger_doubt *doubt = NULL;
+	struct unacked *unacked = NULL;
 
 	/* XFS allocates more than was written, and takes it back when the file is closed. */
-	if ((!rq->resent || !nodes_resent(&ch->nodes, unique, &doubt)) &&
+	if ((!rq->resent || !nodes_resent(&ch->nodes, unique, &unacked)) &&
 	    nodes_release(&ch->nodes, rq->head.nodeid, in.fh,
-			  (in.flags & O_ACCMODE) != O_RDONLY, unique, &doubt))
+			  (in.flags & O_ACCMODE) != O_RDONLY, unique, &unacked))
 		notify_inval_attr(ch, rq->head.nodeid);
 	answer_here(ch, rq, 0, NULL, 0);
-	if (doubt)
-		ledger_settle(doubt);
+	if (unacked)
+		ledger_acknowledge(unacked);
 }
 
 void dataplane_answer(struct channel *ch, const struct request *rq)

@@ -9,6 +9,8 @@
  *
  * No thread runs while this does; no lock is needed.
  */
+#include "handshake.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -20,7 +22,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "kernel.h"
+#include "node_restore.h"
+#include "workers.h"
 
 /* mount(2) queues INIT before it returns; longer than this it can only be missing. */
 #define INIT_TIMEOUT_MS 10000
@@ -38,7 +42,7 @@ static const uint32_t told =
 void channel_adopt(struct channel *ch, int dev_fd)
 {
 	ch->dev_fd = dev_fd;
-	ch->nodes.dev_fd = dev_fd;
+	ch->nodes.device.dev_fd = dev_fd;
 }
 
 int channel_mount(struct channel *ch, const char *source, const char *mountpoint,
@@ -194,7 +198,7 @@ static int start_threads(struct channel *ch)
 {
 	int err = notifier_start(ch);
 
-	return err ? err : serve_start(ch);
+	return err ? err : workers_start(ch);
 }
 
 int channel_start(struct channel *ch)

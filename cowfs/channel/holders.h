@@ -18,15 +18,23 @@ struct holders {
 	uint32_t total; /* how many there are */
 };
 
+/* Nobody holds any, of max that there are. */
 void holders_init(struct holders *h, uint32_t max);
+
+/* Free what is noted of everybody. */
 void holders_destroy(struct holders *h);
-/* Whether one more may be held for this user: who is not root holds no more than is left for all others. */
+
+/* Whether one more may be held for this user: who is not root holds no more than is left for all
+ * others. */
 bool holders_may(const struct holders *h, uint32_t uid);
+
 /* Whether so many are held that it matters for whom. */
 bool holders_scarce(const struct holders *h);
-/* One more. false: there is no memory to note it. */
+
+/* Count one more that is held for this user. false: there is no memory to note it. */
 bool holders_add(struct holders *h, uint32_t uid);
-/* One less of those that were added. */
+
+/* Count one less of those that were added for this user. */
 void holders_drop(struct holders *h, uint32_t uid);
 
 #endif

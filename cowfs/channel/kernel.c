@@ -12,14 +12,14 @@
  * Locking: notifier.lock guards the queue; no lock is held while writing (the kernel takes a
  * message in one call, messages cannot mix).
  */
+#include "kernel.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "channel.h"
 
 int kernel_write(struct channel *ch, const struct iovec *iov, int count)
 {

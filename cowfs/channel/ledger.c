@@ -28,10 +28,10 @@
 #define SLOTS_AT 16384
 #define LEDGER_SIZE (SLOTS_AT + (size_t)MAX_SLOTS * sizeof(struct ledger_slot))
 
-#define DOUBTS 256
-#define DYING 128
+#define MAX_UNACKED 256
+#define MAX_CLOSING 128
 #define AGAIN 128
-#define NO_DOUBT UINT32_MAX
+#define NO_UNACKED UINT32_MAX
 
 static const char magic[8] = "cowfsled";
 
@@ -39,7 +39,7 @@ struct undo {
 	_Atomic uint32_t active;
 	uint32_t slot;
 	struct ledger_slot slot_before;
-	uint32_t doubt;
+	uint32_t unacked;
 	uint64_t unique_before;
 };
 
@@ -57,8 +57,8 @@ struct ledger_header {
 	uint32_t has_init;
 	struct ledger_init init;
 	struct undo undo; /* node_table.lock */
-	_Atomic int32_t dying[DYING];
-	struct ledger_doubt doubts[DOUBTS];
+	_Atomic int32_t closing[MAX_CLOSING];
+	struct unacked unacked[MAX_UNACKED];
 	struct again again[AGAIN]; /* again_lock */
 	struct counters counters;
 };
@@ -156,8 +156,8 @@ static void undo(struct ledger *l)
 		return;
 	if (u->slot < MAX_SLOTS)
 		l->slots[u->slot] = u->slot_before;
-	if (u->doubt < DOUBTS)
-		atomic_store(&l->header->doubts[u->doubt].unique, u->unique_before);
+	if (u->unacked < MAX_UNACKED)
+		atomic_store(&l->header->unacked[u->unacked].unique, u->unique_before);
 	atomic_store(&u->active, 0);
 }
 
@@ -238,62 +238,62 @@ void ledger_give_slot(struct ledger *l, uint32_t slot)
 }
 
 void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now,
-		  struct ledger_doubt *doubt, uint64_t unique, uint64_t nodeid,
-		  enum doubt_of what)
+		  struct unacked *unacked, uint64_t unique, uint64_t nodeid,
+		  enum unacked_kind what)
 {
 	struct undo *u = &l->header->undo;
 
 	u->slot = slot;
 	u->slot_before = l->slots[slot];
-	u->doubt = NO_DOUBT;
-	if (doubt) {
-		u->doubt = (uint32_t)(doubt - l->header->doubts);
-		u->unique_before = atomic_load_explicit(&doubt->unique, memory_order_relaxed);
+	u->unacked = NO_UNACKED;
+	if (unacked) {
+		u->unacked = (uint32_t)(unacked - l->header->unacked);
+		u->unique_before = atomic_load_explicit(&unacked->unique, memory_order_relaxed);
 	}
 	atomic_store_explicit(&u->active, 1, memory_order_seq_cst);
 	l->slots[slot] = *now;
-	if (doubt) {
+	if (unacked) {
 		if (unique) { /* else what it was stays, should this be undone */
-			doubt->nodeid = nodeid;
-			doubt->life = l->header->lives;
-			doubt->what = what;
+			unacked->nodeid = nodeid;
+			unacked->life = l->header->lives;
+			unacked->what = what;
 		}
-		atomic_store_explicit(&doubt->unique, unique, memory_order_seq_cst);
+		atomic_store_explicit(&unacked->unique, unique, memory_order_seq_cst);
 	}
 	atomic_store_explicit(&u->active, 0, memory_order_seq_cst);
 }
 
-/* ---- doubts ------------------------------------------------------------------------------------- */
+/* ---- unacknowledged requests --------------------------------------------------------------------- */
 
-struct ledger_doubt *ledger_doubt(struct ledger *l)
+struct unacked *ledger_unacked(struct ledger *l)
 {
-	struct ledger_doubt *oldest = &l->header->doubts[0];
+	struct unacked *oldest = &l->header->unacked[0];
 
 	/* A thread has one at most, and there are fewer threads than places. What is left of earlier
-	 * daemons is taken only when they fill the rest: the oldest has been settled long ago. */
-	for (uint32_t i = 0; i < DOUBTS; i++) {
-		struct ledger_doubt *d = &l->header->doubts[i];
-		if (atomic_load_explicit(&d->unique, memory_order_acquire) == 0)
-			return d;
-		if (d->life < oldest->life)
-			oldest = d;
+	 * daemons is taken only when they fill the rest: the oldest has been answered long ago. */
+	for (uint32_t i = 0; i < MAX_UNACKED; i++) {
+		struct unacked *u = &l->header->unacked[i];
+		if (atomic_load_explicit(&u->unique, memory_order_acquire) == 0)
+			return u;
+		if (u->life < oldest->life)
+			oldest = u;
 	}
 	return oldest;
 }
 
-struct ledger_doubt *ledger_find_doubt(struct ledger *l, uint64_t unique)
+struct unacked *ledger_find_unacked(struct ledger *l, uint64_t unique)
 {
-	for (uint32_t i = 0; i < DOUBTS; i++) {
-		struct ledger_doubt *d = &l->header->doubts[i];
-		if (atomic_load_explicit(&d->unique, memory_order_acquire) == unique)
-			return d;
+	for (uint32_t i = 0; i < MAX_UNACKED; i++) {
+		struct unacked *u = &l->header->unacked[i];
+		if (atomic_load_explicit(&u->unique, memory_order_acquire) == unique)
+			return u;
 	}
 	return NULL;
 }
 
-void ledger_settle(struct ledger_doubt *doubt)
+void ledger_acknowledge(struct unacked *unacked)
 {
-	atomic_store_explicit(&doubt->unique, 0, memory_order_release);
+	atomic_store_explicit(&unacked->unique, 0, memory_order_release);
 }
 
 /* ---- requests that come again -------------------------------------------------------------------- */
@@ -326,10 +326,10 @@ uint32_t ledger_came_again(struct ledger *l, uint64_t unique)
 
 /* ---- backing ids --------------------------------------------------------------------------------- */
 
-_Atomic int32_t *ledger_dying(struct ledger *l, int32_t id)
+_Atomic int32_t *ledger_closing(struct ledger *l, int32_t id)
 {
-	for (uint32_t i = 0; i < DYING; i++) {
-		_Atomic int32_t *d = &l->header->dying[i];
+	for (uint32_t i = 0; i < MAX_CLOSING; i++) {
+		_Atomic int32_t *d = &l->header->closing[i];
 		if (atomic_load_explicit(d, memory_order_acquire) == 0) {
 			atomic_store_explicit(d, id, memory_order_release);
 			return d;
@@ -347,8 +347,8 @@ uint32_t ledger_stray_ids(struct ledger *l, int32_t *ids, uint32_t room)
 {
 	uint32_t count = 0;
 
-	for (uint32_t i = 0; i < DYING && count < room; i++) {
-		int32_t id = atomic_exchange(&l->header->dying[i], 0);
+	for (uint32_t i = 0; i < MAX_CLOSING && count < room; i++) {
+		int32_t id = atomic_exchange(&l->header->closing[i], 0);
 		if (id > 0)
 			ids[count++] = id;
 	}

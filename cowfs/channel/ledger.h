@@ -50,15 +50,15 @@ struct ledger_slot {
 	struct ledger_handle handle;
 };
 
-enum doubt_of { DOUBT_READER = 1, DOUBT_WRITER, DOUBT_RELEASE };
+enum unacked_kind { UNACKED_READER = 1, UNACKED_WRITER, UNACKED_RELEASE };
 
-/* A request that has been counted in a slot, while the kernel may not have had its reply. If it comes
- * again after a RESEND it is not to be counted twice. */
-struct ledger_doubt {
+/* An unacknowledged request: it has been counted in a slot, and the kernel may not have had its reply. If
+ * it comes again after a RESEND it is not to be counted twice. */
+struct unacked {
 	_Atomic uint64_t unique; /* without the bit of a resent one; 0: nobody's */
 	uint64_t nodeid;
 	uint32_t life; /* of the daemon that counted it */
-	uint32_t what; /* enum doubt_of */
+	uint32_t what; /* enum unacked_kind */
 };
 
 struct ledger_header;
@@ -70,7 +70,7 @@ struct ledger {
 	uint32_t *unused;	      /* node_table.lock; a stack of slots below `used` */
 	uint32_t unused_count;	      /* node_table.lock */
 	uint32_t unused_room;	      /* node_table.lock */
-	pthread_mutex_t again_lock;   /* the header's requests that came again */
+	pthread_mutex_t again_lock;   /* protects the header's requests that came again */
 };
 
 /* The conversation at INIT, as it was. */
@@ -80,67 +80,81 @@ struct ledger_init {
 	struct wire_init_out out;
 };
 
-/* A new one, with no slot. NULL with errno set. */
+/* Make a new ledger, with no slot in use. NULL, with errno set. */
 struct ledger *ledger_new(void);
-/* That of the daemon before, whose last change is undone if it was cut short. Takes fd over, even on
- * failure: NULL with errno EPROTO for one of another layout, EINVAL for none at all. */
+/* Open the ledger of the daemon before, and undo its last change if that was cut short. It takes fd over,
+ * even on failure: NULL, with errno EPROTO for a ledger of another layout, EINVAL for none at all. */
 struct ledger *ledger_open(int fd);
+/* Unmap the ledger and close its descriptor. What it says stays, as long as anybody has another. */
 void ledger_free(struct ledger *l);
 
-/* The same look without opening: 0, -EPROTO, -EINVAL or another -errno. fd stays the caller's. */
+/* Whether ledger_open() would take such a ledger: 0, -EPROTO, -EINVAL or another -errno. fd stays the
+ * caller's. */
 int ledger_check(int fd);
 
 /* What was agreed at INIT, of a ledger that has passed this look. 0, -ENOTCONN before it was, or another
  * -errno. fd stays the caller's. */
 int ledger_peek_init(int fd, struct ledger_init *init);
 
+/* The counters of every daemon of the mount; they are valid as long as the ledger is. */
 struct counters *ledger_counters(struct ledger *l);
 
 /* What was agreed at INIT, or NULL before it was. */
 const struct ledger_init *ledger_init(const struct ledger *l);
+
+/* Note what was agreed at INIT. To be called before the kernel has the answer, by the one thread there
+ * is. */
 void ledger_set_init(struct ledger *l, const struct ledger_init *init);
 
 /* ---- with node_table.lock ------------------------------------------------------------------------ */
 
-/* LEDGER_NO_SLOT when all are taken. */
+/* Give out a slot that is nobody's; LEDGER_NO_SLOT when all are taken. */
 uint32_t ledger_take_slot(struct ledger *l);
-/* Slots below this one may be somebody's. */
+
+/* The number of slots that were ever given out: only those may be somebody's. */
 uint32_t ledger_used(const struct ledger *l);
-/* A daemon that took over has no use for this slot. */
+
+/* Take back a slot that is nobody's any more, to give it out again. */
 void ledger_give_slot(struct ledger *l, uint32_t slot);
 
-/* Write a slot, and with it a doubt unless it is NULL: whoever is killed in between has written
- * neither. */
+/* Write a slot, and with it an unacknowledged request unless it is NULL: whoever is killed in between
+ * has written neither. */
 void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now,
-		  struct ledger_doubt *doubt, uint64_t unique, uint64_t nodeid,
-		  enum doubt_of what);
+		  struct unacked *unacked, uint64_t unique, uint64_t nodeid,
+		  enum unacked_kind what);
 
-/* A place for a doubt. Never NULL: if need be, one that no request of our time can come for. */
-struct ledger_doubt *ledger_doubt(struct ledger *l);
-/* That of a request that came again, or NULL. */
-struct ledger_doubt *ledger_find_doubt(struct ledger *l, uint64_t unique);
+/* A place for one more unacknowledged request, for ledger_write(). Never NULL: if need be, a place of
+ * which the request has been answered long ago. */
+struct unacked *ledger_unacked(struct ledger *l);
+
+/* The unacknowledged request of that number, or NULL. */
+struct unacked *ledger_find_unacked(struct ledger *l, uint64_t unique);
+
 /* The kernel has had the reply. Needs no lock. */
-void ledger_settle(struct ledger_doubt *doubt);
+void ledger_acknowledge(struct unacked *unacked);
 
-/* A backing id that is about to be closed; gives where that is noted. Needs no lock to clear. */
-_Atomic int32_t *ledger_dying(struct ledger *l, int32_t id);
+/* Note that a backing id is about to be closed, lest it be lost when the daemon is killed before. Returns
+ * where that is noted, for the caller to clear after the id is closed, which needs no lock; or NULL when
+ * there is no room. */
+_Atomic int32_t *ledger_closing(struct ledger *l, int32_t id);
 
 /* ---- requests that come again -------------------------------------------------------------------- */
 
-/* A request has come again, as every daemon that read it has ended: how often by now. Takes a lock of
- * its own. */
+/* A request has come again, as every daemon that read it has ended. Returns how often by now. Takes
+ * again_lock. */
 uint32_t ledger_came_again(struct ledger *l, uint64_t unique);
 
 /* ---- backing ids --------------------------------------------------------------------------------- */
 
-/* The kernel has just given out this id. Needs no lock: one thread at a time does so. */
+/* Note the id that the kernel has just given out. Needs no lock: one thread at a time does so. */
 void ledger_registered(struct ledger *l, int32_t id);
-/* Ids that the daemon before may have left to the kernel; returns how many, at most `room`. */
+
+/* Take the ids that the daemon before may have left to the kernel. Returns how many, at most `room`. */
 uint32_t ledger_stray_ids(struct ledger *l, int32_t *ids, uint32_t room);
 
 #define LEDGER_STRAYS 130
 
 _Static_assert(sizeof(struct ledger_slot) == 64, "ledger_slot");
-_Static_assert(sizeof(struct ledger_doubt) == 24, "ledger_doubt");
+_Static_assert(sizeof(struct unacked) == 24, "unacked");
 
 #endif

@@ -1,9 +1,9 @@
 /*
  * opcodes.c - one row for every request that the kernel may send
  *
- * Knows who answers what, and how long a well-formed request is at least. The lengths matter
- * because libfuse trusts its peer: it reads the fixed part and the names of a request without
- * looking at the length, so nothing malformed may ever be relayed.
+ * Knows who answers what, how long a well-formed request is at least, and what is special about a
+ * request or its reply. The lengths matter because libfuse trusts its peer: it reads the fixed part and
+ * the names of a request without looking at the length, so nothing malformed may ever be relayed.
  *
  * Has no state, hence no lock.
  */
@@ -18,40 +18,64 @@
 #define RELAY(body, names) .route = ROUTE_RELAY, .min_body = (body), .strings = (names)
 #define HERE(body) .route = ROUTE_HERE, .min_body = (body)
 #define REFUSE(err) .route = ROUTE_REFUSE, .refusal = (err)
+#define REPEAT(how) .repeat = REPEAT_##how
+#define REPLY(kind) .reply = REPLY_##kind
 
 static const struct opcode_info table[OPCODES] = {
 	[0] = {.name = "OTHER", REFUSE(ENOSYS)},
 
 	/* names, attributes: pyfuse3 */
-	[FUSE_LOOKUP] = {.name = "LOOKUP", .route = ROUTE_LOOKUP, .strings = 1},
-	[FUSE_GETATTR] = {.name = "GETATTR", RELAY(IN(fuse_getattr_in), 0)},
-	[FUSE_STATX] = {.name = "STATX", RELAY(IN(fuse_statx_in), 0)},
+	[FUSE_LOOKUP] = {.name = "LOOKUP", .route = ROUTE_LOOKUP, .strings = 1, REPLY(ENTRY)},
+	[FUSE_GETATTR] = {.name = "GETATTR", RELAY(IN(fuse_getattr_in), 0), REPLY(ATTR)},
+	[FUSE_STATX] = {.name = "STATX", RELAY(IN(fuse_statx_in), 0), REPLY(STATX)},
 	[FUSE_SETATTR] = {.name = "SETATTR",
 			  .route = ROUTE_SETATTR,
-			  .min_body = IN(fuse_setattr_in)},
+			  .min_body = IN(fuse_setattr_in),
+			  REPLY(ATTR)},
 	[FUSE_READLINK] = {.name = "READLINK", RELAY(0, 0)},
-	[FUSE_SYMLINK] = {.name = "SYMLINK", RELAY(0, 2)},
-	[FUSE_MKNOD] = {.name = "MKNOD", RELAY(IN(fuse_mknod_in), 1)},
-	[FUSE_MKDIR] = {.name = "MKDIR", RELAY(IN(fuse_mkdir_in), 1)},
-	[FUSE_UNLINK] = {.name = "UNLINK", RELAY(0, 1)},
-	[FUSE_RMDIR] = {.name = "RMDIR", RELAY(0, 1)},
-	[FUSE_RENAME] = {.name = "RENAME", RELAY(IN(fuse_rename_in), 2)},
-	[FUSE_RENAME2] = {.name = "RENAME2", RELAY(IN(fuse_rename2_in), 2)},
-	[FUSE_LINK] = {.name = "LINK", RELAY(IN(fuse_link_in), 1)},
+	[FUSE_SYMLINK] = {.name = "SYMLINK", RELAY(0, 2), REPEAT(NAME), REPLY(ENTRY)},
+	[FUSE_MKNOD] = {.name = "MKNOD", RELAY(IN(fuse_mknod_in), 1), REPEAT(NAME), REPLY(ENTRY)},
+	[FUSE_MKDIR] = {.name = "MKDIR", RELAY(IN(fuse_mkdir_in), 1), REPEAT(NAME), REPLY(ENTRY)},
+	[FUSE_UNLINK] = {.name = "UNLINK", RELAY(0, 1), REPEAT(NAME)},
+	[FUSE_RMDIR] = {.name = "RMDIR", RELAY(0, 1), REPEAT(NAME)},
+	[FUSE_RENAME] = {.name = "RENAME", RELAY(IN(fuse_rename_in), 2), REPEAT(NAMES)},
+	[FUSE_RENAME2] = {.name = "RENAME2", RELAY(IN(fuse_rename2_in), 2), REPEAT(NAMES)},
+	[FUSE_LINK] = {.name = "LINK", RELAY(IN(fuse_link_in), 1), REPEAT(NAME), REPLY(ENTRY)},
 	[FUSE_STATFS] = {.name = "STATFS", RELAY(0, 0)},
-	/* SETXATTR begins in one of two ways and ends in a value: serve.c takes it apart. */
-	[FUSE_SETXATTR] = {.name = "SETXATTR", RELAY(FUSE_COMPAT_SETXATTR_IN_SIZE, 0)},
+	/* SETXATTR begins in one of two ways, of which relay.c leaves the short one, and ends in a value:
+	 * serve.c sees whether it is well formed. */
+	[FUSE_SETXATTR] = {.name = "SETXATTR",
+			   RELAY(FUSE_COMPAT_SETXATTR_IN_SIZE, 0),
+			   .attribute = true,
+			   REPEAT(NEW_ATTRIBUTE)},
 	[FUSE_GETXATTR] = {.name = "GETXATTR",
 			   .route = ROUTE_GETXATTR,
 			   .min_body = IN(fuse_getxattr_in),
-			   .strings = 1},
+			   .strings = 1,
+			   .attribute = true},
 	[FUSE_LISTXATTR] = {.name = "LISTXATTR", RELAY(IN(fuse_getxattr_in), 0)},
-	[FUSE_REMOVEXATTR] = {.name = "REMOVEXATTR", RELAY(0, 1)},
+	[FUSE_REMOVEXATTR] = {.name = "REMOVEXATTR",
+			      RELAY(0, 1),
+			      .attribute = true,
+			      REPEAT(ATTRIBUTE)},
 	[FUSE_ACCESS] = {.name = "ACCESS", RELAY(IN(fuse_access_in), 0)},
-	[FUSE_CREATE] = {.name = "CREATE", RELAY(IN(fuse_create_in), 1)},
-	[FUSE_TMPFILE] = {.name = "TMPFILE", RELAY(IN(fuse_create_in), 1)},
-	[FUSE_READDIRPLUS] = {.name = "READDIRPLUS", RELAY(IN(fuse_read_in), 0)},
-	[FUSE_FSYNCDIR] = {.name = "FSYNCDIR", RELAY(IN(fuse_fsync_in), 0)},
+	[FUSE_CREATE] = {.name = "CREATE",
+			 RELAY(IN(fuse_create_in), 1),
+			 .opens = true,
+			 REPEAT(NAME),
+			 REPLY(CREATE)},
+	/* makes no name: made twice, nobody sees the first one */
+	[FUSE_TMPFILE] = {.name = "TMPFILE",
+			  RELAY(IN(fuse_create_in), 1),
+			  .opens = true,
+			  REPLY(CREATE)},
+	[FUSE_READDIRPLUS] = {.name = "READDIRPLUS",
+			      RELAY(IN(fuse_read_in), 0),
+			      .takes_handle = true,
+			      REPLY(ENTRIES)},
+	[FUSE_FSYNCDIR] = {.name = "FSYNCDIR",
+			   RELAY(IN(fuse_fsync_in), 0),
+			   .takes_handle = true},
 	[FUSE_FORGET] = {.name = "FORGET",
 			 .route = ROUTE_RELAY_MUTE,
 			 .min_body = IN(fuse_forget_in)},
@@ -60,11 +84,18 @@ static const struct opcode_info table[OPCODES] = {
 			       .min_body = IN(fuse_batch_forget_in)},
 
 	/* open files: the channel, except the first open of a node */
-	[FUSE_OPEN] = {.name = "OPEN", .route = ROUTE_OPEN, .min_body = IN(fuse_open_in)},
+	[FUSE_OPEN] = {.name = "OPEN",
+		       .route = ROUTE_OPEN,
+		       .min_body = IN(fuse_open_in),
+		       .opens = true,
+		       REPLY(OPEN)},
 	[FUSE_READ] = {.name = "READ", HERE(IN(fuse_read_in))},
 	[FUSE_WRITE] = {.name = "WRITE", HERE(IN(fuse_write_in))},
 	[FUSE_RELEASE] = {.name = "RELEASE", HERE(IN(fuse_release_in))},
-	[FUSE_FSYNC] = {.name = "FSYNC", .route = ROUTE_FSYNC, .min_body = IN(fuse_fsync_in)},
+	[FUSE_FSYNC] = {.name = "FSYNC",
+			.route = ROUTE_FSYNC,
+			.min_body = IN(fuse_fsync_in),
+			.takes_handle = true},
 	[FUSE_FLUSH] = {.name = "FLUSH", HERE(IN(fuse_flush_in))},
 	[FUSE_FALLOCATE] = {.name = "FALLOCATE", HERE(IN(fuse_fallocate_in))},
 	[FUSE_LSEEK] = {.name = "LSEEK", HERE(IN(fuse_lseek_in))},

@@ -4,6 +4,7 @@
 #ifndef COWFS_OPCODES_H
 #define COWFS_OPCODES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What the channel does with a request. */
@@ -20,12 +21,39 @@ enum route {
 	ROUTE_DROP,	  /* has no reply and nobody wants it */
 };
 
+/* How a change that the kernel has sent again is marked for Python: it may have been made by the daemon
+ * that read it first. */
+enum repeat {
+	REPEAT_PLAIN = 0,     /* not at all: it is no change, or may be made twice */
+	REPEAT_NAME,	      /* before its first name */
+	REPEAT_NAMES,	      /* before both of its names */
+	REPEAT_ATTRIBUTE,     /* before the name of an attribute */
+	REPEAT_NEW_ATTRIBUTE, /* the same, if the attribute has to be new */
+};
+
+/* What completes a reply of libfuse. */
+enum reply_kind {
+	REPLY_PLAIN = 0, /* nothing */
+	REPLY_ENTRY,	 /* an inode number */
+	REPLY_ATTR,	 /* the same */
+	REPLY_STATX,	 /* the same */
+	REPLY_ENTRIES,	 /* the same, for each name of a listing */
+	REPLY_OPEN,	 /* the handle, the flags, and the backing id */
+	REPLY_CREATE,	 /* both */
+};
+
 struct opcode_info {
 	const char *name;   /* upper case, as in the kernel's header; NULL: no such opcode */
 	uint8_t route;	    /* enum route */
 	uint8_t strings;    /* how many NUL-terminated strings a well-formed body ends with */
-	uint8_t min_body;   /* bytes of the fixed part of the body; a shorter one is malformed */
+	uint8_t min_body;   /* bytes of the fixed part of the body, before the strings; a shorter body is
+			     * malformed */
 	uint8_t refusal;    /* errno for ROUTE_REFUSE */
+	uint8_t reply;	    /* enum reply_kind */
+	uint8_t repeat;	    /* enum repeat */
+	bool opens;	    /* counts an open; the body begins with the flags of open(2) */
+	bool takes_handle;  /* the body begins with a file handle, in whose place Python has the node id */
+	bool attribute;	    /* the first string is the name of an attribute */
 };
 
 /* Rows for opcodes 0 .. OPCODES-1; what lies above is counted in row 0. */

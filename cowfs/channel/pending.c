@@ -48,8 +48,8 @@ static uint32_t bucket_of(const struct pending_table *t, uint64_t unique)
 	return (uint32_t)((unique >> 1) ^ (unique >> 63)) & t->mask;
 }
 
-/* Called with the lock. Failing to grow is no error: chains get longer. */
-static void grow(struct pending_table *t)
+/* Failing to grow is no error: chains get longer. */
+static void grow_locked(struct pending_table *t)
 {
 	uint32_t old_mask = t->mask;
 	struct pending **old = t->buckets;
@@ -87,7 +87,7 @@ int pending_add(struct pending_table *t, const struct pending *what)
 		}
 	}
 	if (atomic_load(&t->count) > t->mask)
-		grow(t);
+		grow_locked(t);
 	*p = *what;
 	p->next = t->buckets[bucket_of(t, p->unique)];
 	t->buckets[bucket_of(t, p->unique)] = p;
@@ -96,8 +96,8 @@ int pending_add(struct pending_table *t, const struct pending *what)
 	return 0;
 }
 
-/* Called with the lock: unlink *link, hand its words out, recycle the entry. */
-static void take(struct pending_table *t, struct pending **link, struct pending *out)
+/* Unlink *link, hand its words out, recycle the entry. */
+static void take_locked(struct pending_table *t, struct pending **link, struct pending *out)
 {
 	struct pending *p = *link;
 
@@ -117,7 +117,7 @@ bool pending_take(struct pending_table *t, uint64_t unique, struct pending *out)
 	for (struct pending **link = &t->buckets[bucket_of(t, unique)]; *link;
 	     link = &(*link)->next) {
 		if ((*link)->unique == unique) {
-			take(t, link, out);
+			take_locked(t, link, out);
 			found = true;
 			break;
 		}
@@ -133,7 +133,7 @@ bool pending_take_any(struct pending_table *t, struct pending *out)
 	pthread_mutex_lock(&t->lock);
 	for (uint32_t i = 0; i <= t->mask && !found; i++) {
 		if (t->buckets[i]) {
-			take(t, &t->buckets[i], out);
+			take_locked(t, &t->buckets[i], out);
 			found = true;
 		}
 	}

@@ -27,22 +27,25 @@ struct pending_table {
 	atomic_uint count;	  /* changed under lock, read without it: see pending_any() */
 };
 
-int pending_init(struct pending_table *t); /* 0 or -ENOMEM */
+/* Make an empty table. 0 or -ENOMEM. */
+int pending_init(struct pending_table *t);
+
+/* Free the table and what is in it. One that was never initialised, all zero, is left alone. */
 void pending_destroy(struct pending_table *t);
 
-/* Remember a request before it is relayed; 0 or -ENOMEM. Only *what's plain words are copied. */
+/* Remember a request before it is relayed. 0 or -ENOMEM. Everything but `next` is copied. */
 int pending_add(struct pending_table *t, const struct pending *what);
 
-/* Take a request out again; false when there is none with this unique. */
+/* Take the request with this unique out of the table. false: there is none. */
 bool pending_take(struct pending_table *t, uint64_t unique, struct pending *out);
 
-/* Take any request out; false when there is none left. */
+/* Take any request out. false: there is none left. */
 bool pending_take_any(struct pending_table *t, struct pending *out);
 
-/* start_ns of the oldest request, 0 when there is none. Looks at every one. */
+/* start_ns of the oldest request, or 0 when there is none. It looks at every request. */
 uint64_t pending_oldest(struct pending_table *t);
 
-/* Is a reply expected at all? Costs no lock. A request that is being added by another thread may
+/* Whether a reply is expected at all. Takes no lock. A request that is being added by another thread may
  * not be seen yet, but the reply to a request that the asking thread has read always is. */
 bool pending_any(struct pending_table *t);
 

@@ -1,11 +1,11 @@
 /*
  * primed.c - answers to LOOKUPs that have not come yet
  *
- * A lookup that goes through Python costs several times what it costs to answer it here, and
- * programs that go through a directory name by name make thousands. So Python may say beforehand
- * what it would answer for names of one directory, and the channel gives each answer out once: with
- * it the kernel gets one lookup count, which Python has counted when it primed the name. Names that nobody
- * asks for make room for others: the oldest goes first.
+ * A lookup that goes through Python costs several times what it costs to answer it here, and programs
+ * that go through a directory name by name make thousands. So Python may say beforehand what it would
+ * answer for names of one directory, and the channel gives each answer out once: with it the kernel
+ * gets one lookup count, which Python has counted when it primed the name. Names that nobody asks for
+ * make room for others: the oldest goes first.
  *
  * This room knows names and finished answers. It does not know whether an answer is still true:
  * Python takes it back before it changes what it says.
@@ -57,8 +57,8 @@ static uint32_t bucket_of(uint64_t parent, const char *name, size_t len)
 	return (uint32_t)(h ^ h >> 32) % BUCKETS;
 }
 
-/* Called with the lock; the link that points to the entry, or to the end of its bucket. */
-static struct primed_entry **find(struct primed_table *t, uint64_t parent, const char *name,
+/* The link that points to the entry, or to the end of its bucket. */
+static struct primed_entry **find_locked(struct primed_table *t, uint64_t parent, const char *name,
 				  size_t len)
 {
 	struct primed_entry **link = &t->buckets[bucket_of(parent, name, len)];
@@ -69,8 +69,8 @@ static struct primed_entry **find(struct primed_table *t, uint64_t parent, const
 	return link;
 }
 
-/* Called with the lock; link points to the entry. */
-static struct primed_entry *take(struct primed_table *t, struct primed_entry **link)
+/* Take the entry out that link points to. */
+static struct primed_entry *take_locked(struct primed_table *t, struct primed_entry **link)
 {
 	struct primed_entry *e = *link;
 
@@ -104,13 +104,13 @@ bool primed_add(struct primed_table *t, uint64_t parent, const char *name, size_
 	pthread_mutex_lock(&t->lock);
 	if (!t->buckets)
 		t->buckets = calloc(BUCKETS, sizeof(struct primed_entry *));
-	added = t->buckets && !*find(t, parent, name, len);
+	added = t->buckets && !*find_locked(t, parent, name, len);
 	if (added) {
 		if (t->count == MAX_PRIMED) {
 			const struct primed_entry *o = t->oldest;
-			given_up = take(t, find(t, o->parent, o->name, o->len));
+			given_up = take_locked(t, find_locked(t, o->parent, o->name, o->len));
 		}
-		link = find(t, parent, name, len);
+		link = find_locked(t, parent, name, len);
 		*link = e;
 		e->older = t->newest;
 		*(t->newest ? &t->newest->newer : &t->oldest) = e;
@@ -143,10 +143,10 @@ bool primed_take(struct primed_table *t, uint64_t parent, const char *name, size
 
 	pthread_mutex_lock(&t->lock);
 	if (t->count) {
-		struct primed_entry **link = find(t, parent, name, len);
+		struct primed_entry **link = find_locked(t, parent, name, len);
 
 		if (*link)
-			e = take(t, link);
+			e = take_locked(t, link);
 	}
 	pthread_mutex_unlock(&t->lock);
 	if (!e)

@@ -5,13 +5,15 @@
  * setattr_should_drop_suidgid() in fs/attr.c). The daemon has that capability, so its own changes
  * would leave them. Has no state, hence no lock.
  */
+#include "privileges.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "channel.h"
+#include "kernel.h"
 
 struct caller {
 	uint32_t uid;

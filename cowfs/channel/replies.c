@@ -13,11 +13,14 @@
  *
  * Locking: `draining` makes it one drain at a time; nothing in here blocks.
  */
+#include "replies.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
-#include "channel.h"
+#include "kernel.h"
+#include "opcodes.h"
 
 /* An inode number that nothing has: every file shows its node id, and the root that of its directory. */
 #define NO_FILE FUSE_ROOT_ID
@@ -70,7 +73,7 @@ static bool complete_statx(struct channel *ch, struct reply *r, uint64_t nodeid)
 /* An open that the reply tells the kernel of. */
 struct opened {
 	uint64_t nodeid; /* 0: none */
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 };
 
 static bool complete_open(struct channel *ch, const struct pending *p, struct wire_open_out *out,
@@ -79,7 +82,7 @@ static bool complete_open(struct channel *ch, const struct pending *p, struct wi
 	struct open_answer answer;
 
 	if (!nodes_opened(&ch->nodes, nodeid, p->writing, first_unique(p->unique), &answer,
-			  &opened->doubt))
+			  &opened->unacked))
 		return false;
 	opened->nodeid = nodeid;
 	*out = (struct wire_open_out){.fh = answer.fh,
@@ -116,30 +119,25 @@ static bool complete(struct channel *ch, const struct pending *p, struct reply *
 {
 	struct wire_create_out *create = (struct wire_create_out *)r->body;
 
-	switch (p->opcode) {
-	case FUSE_LOOKUP:
-	case FUSE_MKNOD:
-	case FUSE_MKDIR:
-	case FUSE_SYMLINK:
-	case FUSE_LINK:
+	switch ((enum reply_kind)opcode_info(p->opcode)->reply) {
+	case REPLY_PLAIN:
+		return true;
+	case REPLY_ENTRY:
 		return r->len == sizeof(struct fuse_entry_out) && complete_entry(ch, r);
-	case FUSE_GETATTR:
-	case FUSE_SETATTR:
+	case REPLY_ATTR:
 		return complete_attr(ch, r, p->nodeid);
-	case FUSE_STATX:
+	case REPLY_STATX:
 		return complete_statx(ch, r, p->nodeid);
-	case FUSE_READDIRPLUS:
+	case REPLY_ENTRIES:
 		return complete_readdirplus(ch, r);
-	case FUSE_OPEN:
+	case REPLY_OPEN:
 		return r->len == sizeof(struct wire_open_out) &&
 		       complete_open(ch, p, (struct wire_open_out *)r->body, p->nodeid, opened);
-	case FUSE_CREATE:
-	case FUSE_TMPFILE:
+	case REPLY_CREATE:
 		return r->len == sizeof(*create) && complete_entry(ch, r) &&
 		       complete_open(ch, p, &create->open, create->entry.nodeid, opened);
-	default:
-		return true;
 	}
+	return false; /* no such kind */
 }
 
 /* ---- passing on ------------------------------------------------------------------------------- */
@@ -185,9 +183,9 @@ static void pass_on_reply(struct channel *ch, struct reply *r, bool whole)
 	counters_answer(ch->counters, p.opcode, error != 0, false);
 	err = kernel_answer(ch, p.unique, error, r->body, r->len);
 	if (opened.nodeid && err)
-		nodes_not_opened(&ch->nodes, opened.nodeid, p.writing, opened.doubt);
+		nodes_not_opened(&ch->nodes, opened.nodeid, p.writing, opened.unacked);
 	else if (opened.nodeid)
-		ledger_settle(opened.doubt);
+		ledger_acknowledge(opened.unacked);
 	counters_answered(ch->counters, p.opcode, p.start_ns);
 }
 

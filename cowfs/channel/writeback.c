@@ -2,12 +2,12 @@
  * writeback.c - errors of writing a file's pages back: each is told once to every open of it
  *
  * The kernel tells such an error once for each open file description (Documentation/core-api/errseq.rst
- * in Linux), and a backing has one for all its users: the first fsync(2) that fails takes the error with
- * it. So errors are counted here, and a handle is told when it knows of fewer than there were.
+ * in Linux), and a backing has one for all its users: the first fsync(2) that fails takes the error
+ * with it. So errors are counted here, and a handle is told when it knows of fewer than there were.
  *
- * What a handle knows it says by itself: the upper 16 bits are the count when it was opened. Only what it
- * was told since then is in memory, that is, nothing as long as no disk fails. If that is lost, with the
- * daemon or for want of memory, it is told again; no handle can be lost.
+ * What a handle knows it says by itself: the upper 16 bits are the count when it was opened. Only what
+ * it was told since then is in memory, that is, nothing as long as no disk fails. If that is lost, with
+ * the daemon or for want of memory, it is told again; no handle can be lost.
  *
  * It does not know nodes, descriptors or requests, and takes no lock.
  */

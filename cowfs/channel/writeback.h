@@ -18,13 +18,17 @@ struct writeback {
 /* The file handle of an open that is made now by the request of this number, which is no other's as
  * long as the connection lives. */
 uint64_t writeback_handle(const struct writeback *w, uint64_t unique);
-/* An error has come to light; a positive errno. */
+
+/* Count an error that has come to light, a positive errno. */
 void writeback_failed(struct writeback *w, int error);
-/* What a sync through this handle has to say: 0, or the errno of the last error, once. */
+
+/* What a sync through this handle has to say: 0, or once the errno of the last error. */
 int writeback_tell(struct writeback *w, uint64_t fh);
-/* The handle is closed. */
+
+/* The handle is closed: free what it was told. */
 void writeback_released(struct writeback *w, uint64_t fh);
-/* Every handle is. */
+
+/* Every handle is closed. What was counted stays. */
 void writeback_free(struct writeback *w);
 
 #endif

@@ -86,7 +86,7 @@ void run(const char *name, void (*test)(void))
 
 /* ---- the channel's life ------------------------------------------------------------------------ */
 
-void peer_new(struct peer *p, bool passthrough, uint32_t max_kept)
+void peer_new(struct peer *p, bool passthrough, uint32_t max_cached)
 {
 	int pair[2];
 	int size = 8 * 1024 * 1024;
@@ -95,7 +95,7 @@ void peer_new(struct peer *p, bool passthrough, uint32_t max_kept)
 	for (int i = 0; i < 2; i++)
 		if (setsockopt(pair[i], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
 			setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-	p->ch = channel_new(passthrough, ROOT_INO, max_kept, &fake_ops, -1);
+	p->ch = channel_new(passthrough, ROOT_INO, max_cached, &fake_ops, -1);
 	CHECK(p->ch);
 	p->kernel = pair[0];
 	p->next_unique = 2;
@@ -119,9 +119,9 @@ static void exchange_init(struct peer *p)
 	CHECK(kernel_gets_nothing(p));
 }
 
-void peer_start(struct peer *p, bool passthrough, uint32_t max_kept)
+void peer_start(struct peer *p, bool passthrough, uint32_t max_cached)
 {
-	peer_new(p, passthrough, max_kept);
+	peer_new(p, passthrough, max_cached);
 	exchange_init(p);
 }
 

@@ -13,6 +13,11 @@
 #include <string.h>
 
 #include "channel.h"
+#include "handshake.h"
+#include "kernel.h"
+#include "life.h"
+#include "node_restore.h"
+#include "replies.h"
 
 #define CHECK(what)                                                                                \
 	do {                                                                                       \
@@ -53,9 +58,9 @@ struct message {
 };
 
 /* A channel after its INIT, ready for requests. */
-void peer_start(struct peer *p, bool passthrough, uint32_t max_kept);
+void peer_start(struct peer *p, bool passthrough, uint32_t max_cached);
 /* The same without INIT. */
-void peer_new(struct peer *p, bool passthrough, uint32_t max_kept);
+void peer_new(struct peer *p, bool passthrough, uint32_t max_cached);
 void peer_stop(struct peer *p);
 /* The kernel goes away, as at umount. */
 void peer_hang_up(struct peer *p);

@@ -17,7 +17,7 @@ from cowfs.channel import CACHED, PASSTHROUGH, PRIVATE, SHARED, Channel, check_l
 
 @pytest.fixture
 def channel() -> Iterator[Channel]:
-    channel = Channel(passthrough=True, root_ino=128, max_kept=10)
+    channel = Channel(passthrough=True, root_ino=128, max_cached=10)
     yield channel
     channel.close()
 

@@ -69,32 +69,32 @@ static struct node_table *killed(struct node_table *t, int *lost)
 	CHECK(n >= 0);
 	if (lost)
 		*lost = n;
-	t->ops = &nobody;
+	t->device.ops = &nobody;
 	t->ledger = ledger_new();
 	end(t);
 	ledger_free(old);
 	return next;
 }
 
-static struct ledger_doubt *told(struct node_table *t, uint64_t id, bool writing, uint64_t unique)
+static struct unacked *told(struct node_table *t, uint64_t id, bool writing, uint64_t unique)
 {
-	struct ledger_doubt *doubt = NULL;
+	struct unacked *unacked = NULL;
 	struct open_answer a;
 
-	CHECK(nodes_opened(t, id, writing, unique, &a, &doubt));
-	return doubt;
+	CHECK(nodes_opened(t, id, writing, unique, &a, &unacked));
+	return unacked;
 }
 
 static void attach(struct node_table *t, uint64_t id, int fd, enum node_kind kind,
 		   enum node_reading reading, bool writing)
 {
 	CHECK(nodes_attach(t, id, fd, kind, reading, writing, 0) == 0);
-	ledger_settle(told(t, id, writing, UNIQUE));
+	ledger_acknowledge(told(t, id, writing, UNIQUE));
 }
 
 static uint32_t readers(struct node_table *t, uint64_t id)
 {
-	struct node_state s = {0};
+	struct node_opens s = {0};
 	return nodes_revoke(t, id, &s) ? s.readers : 0;
 }
 
@@ -103,14 +103,14 @@ static void open_files_are_opened_again_by_what_they_are(void)
 	struct node_table *t = table(ledger_new());
 	int fd = file("unlinked long ago"), still = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	struct open_answer before, after;
-	struct ledger_doubt *d;
+	struct unacked *d;
 	struct backing *b;
 	char read[8];
 
 	attach(t, 5, fd, NODE_PRIVATE, READ_PASSTHROUGH, true);
 	CHECK(nodes_open(t, 5, false, 0));
 	CHECK(nodes_opened(t, 5, false, UNIQUE, &before, &d));
-	ledger_settle(d);
+	ledger_acknowledge(d);
 	nodes_mark_mappable(t, 5);
 
 	t = killed(t, NULL);
@@ -121,7 +121,7 @@ static void open_files_are_opened_again_by_what_they_are(void)
 	nodes_return(t, b);
 	CHECK(nodes_writers(t, 5) == 1 && nodes_is_volatile(t, 5) && readers(t, 5) == 1);
 	CHECK(nodes_open(t, 5, false, 0) && nodes_opened(t, 5, false, UNIQUE, &after, &d));
-	ledger_settle(d);
+	ledger_acknowledge(d);
 	CHECK(after.backing_id == before.backing_id && after.open_flags == before.open_flags);
 	close(still);
 	end(t);
@@ -130,15 +130,15 @@ static void open_files_are_opened_again_by_what_they_are(void)
 static void what_nobody_has_open_is_closed(void)
 {
 	struct node_table *t = table(ledger_new());
-	struct ledger_doubt *d;
+	struct unacked *d;
 	int lost;
 
 	attach(t, 5, file("kept"), NODE_SHARED, READ_PASSTHROUGH, false);
 	nodes_release(t, 5, NO_HANDLE, false, UNIQUE, &d);
-	ledger_settle(d);
-	CHECK(t->kept == 1 && fake_ids_open == 1);
+	ledger_acknowledge(d);
+	CHECK(t->cached == 1 && fake_ids_open == 1);
 	/* counted by Python, and not told to the kernel, which will ask again */
-	CHECK(nodes_attach(t, 6, file("promised"), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
+	CHECK(nodes_attach(t, 6, file("counted"), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
 	t = killed(t, &lost);
 	CHECK(lost == 0 && fake_ids_open == 0);
 	CHECK(!nodes_borrow(t, 5) && !nodes_borrow(t, 6));
@@ -165,21 +165,21 @@ static void an_open_that_comes_again_is_counted_once(void)
 {
 	struct node_table *t = table(ledger_new());
 	int fd = file("x"), still = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	struct ledger_doubt *d = NULL;
+	struct unacked *d = NULL;
 	struct open_answer a;
 
 	CHECK(nodes_attach(t, 5, fd, NODE_SHARED, READ_CACHED, false, 0) == 0);
 	told(t, 5, false, 10); /* the kernel has the reply, and the daemon dies before it knows */
 	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d)); /* the kernel has it not */
 	CHECK(nodes_repeat_open(t, 5, 14, 0, &a, &d));
-	ledger_settle(d);
+	ledger_acknowledge(d);
 	t = killed(t, NULL);
 	CHECK(!nodes_resent(t, 12, &d));
 	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d));
 	t = killed(t, NULL); /* once more */
 	CHECK(!nodes_resent(t, 12, &d));
 	CHECK(nodes_repeat_open(t, 5, 12, 0, &a, &d));
-	ledger_settle(d);
+	ledger_acknowledge(d);
 	CHECK(!nodes_resent(t, 16, &d)); /* never seen */
 	CHECK(readers(t, 5) == 3);
 	close(still);
@@ -190,17 +190,17 @@ static void a_release_that_comes_again_is_counted_once(void)
 {
 	struct node_table *t = table(ledger_new());
 	int fd = file("x"), still = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	struct ledger_doubt *d = NULL;
+	struct unacked *d = NULL;
 
 	attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true);
 	CHECK(nodes_open(t, 5, false, 0));
-	ledger_settle(told(t, 5, false, UNIQUE));
+	ledger_acknowledge(told(t, 5, false, UNIQUE));
 	nodes_release(t, 5, NO_HANDLE, true, 20, &d);
 	t = killed(t, NULL);
 	CHECK(nodes_resent(t, 20, &d) && d);
 	t = killed(t, NULL); /* before the answer */
 	CHECK(nodes_resent(t, 20, &d) && d);
-	ledger_settle(d);
+	ledger_acknowledge(d);
 	CHECK(nodes_writers(t, 5) == 0 && readers(t, 5) == 1);
 	close(still);
 	end(t);
@@ -209,12 +209,12 @@ static void a_release_that_comes_again_is_counted_once(void)
 static void the_memory_of_stale_pages_goes_with_the_kernels_inode(void)
 {
 	struct node_table *t = table(ledger_new());
-	struct ledger_doubt *d;
+	struct unacked *d;
 
 	for (uint64_t id = 5; id < 7; id++) {
 		attach(t, id, file("x"), NODE_PRIVATE, READ_PASSTHROUGH, false);
 		nodes_release(t, id, NO_HANDLE, false, UNIQUE, &d);
-		ledger_settle(d);
+		ledger_acknowledge(d);
 	}
 	CHECK(t->count == 2);
 	fake_unknown = 6;
@@ -244,11 +244,11 @@ static void ten_thousand_daemons_leave_no_more_than_one(void)
 		attach(t, 100 + id, fd, NODE_PRIVATE, READ_PASSTHROUGH, true);
 	}
 	for (uint64_t n = 0; n < 10000; n++) {
-		struct ledger_doubt *d;
+		struct unacked *d;
 
 		attach(t, 1000 + n, file("open once"), NODE_SHARED, READ_CACHED, false);
 		nodes_release(t, 1000 + n, NO_HANDLE, false, UNIQUE, &d);
-		ledger_settle(d);
+		ledger_acknowledge(d);
 		t = killed(t, NULL);
 		if (n == 10) {
 			descriptors = open_descriptors();
@@ -277,8 +277,8 @@ static void a_change_that_was_cut_short_is_undone(void)
 	CHECK(l);
 	CHECK(ledger_take_slot(l) == 0);
 	ledger_write(l, 0, &before, NULL, 0, 0, 0);
-	ledger_write(l, 0, &after, ledger_doubt(l), UNIQUE, 5, DOUBT_READER);
-	CHECK(l->slots[0].readers == 2 && ledger_find_doubt(l, UNIQUE));
+	ledger_write(l, 0, &after, ledger_unacked(l), UNIQUE, 5, UNACKED_READER);
+	CHECK(l->slots[0].readers == 2 && ledger_find_unacked(l, UNIQUE));
 
 	/* `active` stands before a copy of the slot as it was: find it, and set it again */
 	words = (uint8_t *)l->header;
@@ -294,28 +294,28 @@ static void a_change_that_was_cut_short_is_undone(void)
 	next = ledger_open(fcntl(l->fd, F_DUPFD_CLOEXEC, 0));
 	CHECK(next);
 	CHECK(!memcmp(&next->slots[0], &before, sizeof(before)));
-	CHECK(!ledger_find_doubt(next, UNIQUE));
+	CHECK(!ledger_find_unacked(next, UNIQUE));
 	ledger_free(next);
 	ledger_free(l);
 }
 
-static void doubts_never_run_out(void)
+static void places_for_unacknowledged_requests_never_run_out(void)
 {
 	struct ledger *l = ledger_new(), *next;
 	struct ledger_slot s = {.nodeid = 5};
-	struct ledger_doubt *d;
+	struct unacked *d;
 
 	CHECK(l && ledger_take_slot(l) == 0);
 	for (uint64_t i = 1; i < 1000; i++)
-		ledger_write(l, 0, &s, ledger_doubt(l), 2 * i, 5, DOUBT_READER);
+		ledger_write(l, 0, &s, ledger_unacked(l), 2 * i, 5, UNACKED_READER);
 	next = ledger_open(fcntl(l->fd, F_DUPFD_CLOEXEC, 0));
 	CHECK(next);
 	ledger_free(l);
 	l = next;
-	d = ledger_doubt(l);
+	d = ledger_unacked(l);
 	CHECK(d);
-	ledger_write(l, 0, &s, d, 5000, 5, DOUBT_RELEASE);
-	CHECK(ledger_find_doubt(l, 5000) == d && d->what == DOUBT_RELEASE);
+	ledger_write(l, 0, &s, d, 5000, 5, UNACKED_RELEASE);
+	CHECK(ledger_find_unacked(l, 5000) == d && d->what == UNACKED_RELEASE);
 	ledger_free(l);
 }
 
@@ -346,7 +346,7 @@ int main(void)
 	RUN(the_memory_of_stale_pages_goes_with_the_kernels_inode);
 	RUN(ten_thousand_daemons_leave_no_more_than_one);
 	RUN(a_change_that_was_cut_short_is_undone);
-	RUN(doubts_never_run_out);
+	RUN(places_for_unacknowledged_requests_never_run_out);
 	RUN(another_layout_is_refused);
 	return 0;
 }

@@ -297,16 +297,16 @@ static void a_request_under_which_daemons_die_is_given_up(void)
 static void an_open_that_comes_again_is_counted_once(void)
 {
 	struct fuse_open_in in = {.flags = O_RDONLY};
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 	struct open_answer answer;
-	struct node_state s;
+	struct node_opens s;
 	struct peer p;
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
 	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_CACHED, false, 0) == 0);
 	/* told to the kernel by a daemon that did not live to see it */
-	CHECK(nodes_opened(&p.ch->nodes, 5, false, p.next_unique, &answer, &doubt));
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, p.next_unique, &answer, &unacked));
 	p.next_unique |= WIRE_UNIQUE_RESEND;
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));
 	expect_reply(&p, unique, 0, sizeof(struct wire_open_out));
@@ -749,17 +749,17 @@ static void repeat_opens_are_answered_without_python(void)
 {
 	struct peer p;
 	struct open_answer answer;
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 	struct wire_open_out first, again;
 
 	peer_start(&p, true, 10);
 	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
-	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
-	ledger_settle(doubt);
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &unacked));
+	ledger_acknowledge(unacked);
 	first = repeat_open(&p, 5);
 	release_node(&p, 5, O_RDONLY);
 	release_node(&p, 5, O_RDONLY);
-	CHECK(p.ch->nodes.kept == 1);
+	CHECK(p.ch->nodes.cached == 1);
 	again = repeat_open(&p, 5);
 	CHECK(again.fh != first.fh && again.backing_id == first.backing_id);
 	CHECK(p.ch->counters->by_opcode[FUSE_OPEN].answered_here == 2);
@@ -808,16 +808,16 @@ static void opens_that_may_change_the_file_are_relayed(void)
 static void a_revoked_node_is_relayed_again(void)
 {
 	struct peer p;
-	struct node_state s;
+	struct node_opens s;
 	struct open_answer answer;
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 	struct fuse_open_in in = {.flags = O_RDONLY};
 	uint64_t unique;
 
 	peer_start(&p, true, 10);
 	CHECK(nodes_attach(&p.ch->nodes, 5, scratch_file(""), NODE_SHARED, READ_PASSTHROUGH, false, 0) == 0);
-	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &doubt));
-	ledger_settle(doubt);
+	CHECK(nodes_opened(&p.ch->nodes, 5, false, 1, &answer, &unacked));
+	ledger_acknowledge(unacked);
 	repeat_open(&p, 5);
 	CHECK(nodes_revoke(&p.ch->nodes, 5, &s) && s.readers == 2);
 	unique = ask(&p, FUSE_OPEN, 5, &in, sizeof(in));

@@ -11,12 +11,12 @@ static bool is_open(int fd)
 	return fcntl(fd, F_GETFD) >= 0;
 }
 
-static struct node_table *table(uint32_t max_kept)
+static struct node_table *table(uint32_t max_cached)
 {
 	static struct node_table t;
 	struct ledger *ledger = ledger_new();
 	CHECK(ledger);
-	CHECK(nodes_init(&t, max_kept, UINT32_MAX, &fake_ops, ledger) == 0);
+	CHECK(nodes_init(&t, max_cached, UINT32_MAX, &fake_ops, ledger) == 0);
 	return &t;
 }
 
@@ -32,10 +32,10 @@ static void destroy(struct node_table *t)
 
 static bool tell(struct node_table *t, uint64_t id, bool writing, struct open_answer *a)
 {
-	struct ledger_doubt *doubt;
-	if (!nodes_opened(t, id, writing, UNIQUE, a, &doubt))
+	struct unacked *unacked;
+	if (!nodes_opened(t, id, writing, UNIQUE, a, &unacked))
 		return false;
-	ledger_settle(doubt);
+	ledger_acknowledge(unacked);
 	return true;
 }
 
@@ -56,28 +56,28 @@ static bool count_open(struct node_table *t, uint64_t id, bool writing)
 
 static bool describe(struct node_table *t, uint64_t id, struct open_answer *a)
 {
-	struct ledger_doubt *doubt;
-	if (!nodes_opened(t, id, false, UNIQUE, a, &doubt))
+	struct unacked *unacked;
+	if (!nodes_opened(t, id, false, UNIQUE, a, &unacked))
 		return false;
-	nodes_not_opened(t, id, false, doubt);
+	nodes_not_opened(t, id, false, unacked);
 	return true;
 }
 
 static bool again(struct node_table *t, uint64_t id, struct open_answer *a)
 {
-	struct ledger_doubt *doubt;
-	if (!nodes_repeat_open(t, id, UNIQUE, 0, a, &doubt))
+	struct unacked *unacked;
+	if (!nodes_repeat_open(t, id, UNIQUE, 0, a, &unacked))
 		return false;
-	ledger_settle(doubt);
+	ledger_acknowledge(unacked);
 	return true;
 }
 
 static void release(struct node_table *t, uint64_t id, bool writing)
 {
-	struct ledger_doubt *doubt;
-	nodes_release(t, id, NO_HANDLE, writing, UNIQUE, &doubt);
-	if (doubt)
-		ledger_settle(doubt);
+	struct unacked *unacked;
+	nodes_release(t, id, NO_HANDLE, writing, UNIQUE, &unacked);
+	if (unacked)
+		ledger_acknowledge(unacked);
 }
 
 static int null_fd(void)
@@ -106,7 +106,7 @@ static void a_node_without_backing_is_not_opened(void)
 static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
 {
 	struct node_table *t = table(10);
-	struct node_state state;
+	struct node_opens state;
 	int fd = null_fd();
 
 	CHECK(nodes_attach(t, 5, fd, NODE_PRIVATE, READ_CACHED, true, 0) == 0);
@@ -121,7 +121,7 @@ static void an_open_that_fails_after_it_was_counted_leaves_nothing(void)
 	fd = null_fd();
 	CHECK(nodes_attach(t, 6, fd, NODE_SHARED, READ_CACHED, false, 0) == 0);
 	nodes_unopen(t, 6, false);
-	CHECK(is_open(fd) && t->kept == 1); /* for the next open, as after a release */
+	CHECK(is_open(fd) && t->cached == 1); /* for the next open, as after a release */
 	destroy(t);
 }
 
@@ -129,7 +129,7 @@ static void nobody_but_root_holds_more_than_is_left_for_all_others(void)
 {
 	struct node_table *t = table(10);
 	struct open_answer a;
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 
 	t->holders.max = 8;
 	for (uint64_t id = 1; id <= 4; id++)
@@ -145,15 +145,15 @@ static void nobody_but_root_holds_more_than_is_left_for_all_others(void)
 	CHECK(nodes_attach(t, 8, null_fd(), NODE_PRIVATE, READ_CACHED, true, 0) == -ENFILE);
 
 	nodes_unopen(t, 4, false); /* kept now, until somebody needs the room */
-	CHECK(t->kept == 1 && !nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
-	CHECK(nodes_open(t, 4, false, 1000) == -ENFILE && t->kept == 1);
-	CHECK(nodes_repeat_open(t, 4, UNIQUE, 0, &a, &doubt));
-	ledger_settle(doubt);
+	CHECK(t->cached == 1 && !nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &unacked));
+	CHECK(nodes_open(t, 4, false, 1000) == -ENFILE && t->cached == 1);
+	CHECK(nodes_repeat_open(t, 4, UNIQUE, 0, &a, &unacked));
+	ledger_acknowledge(unacked);
 	release(t, 4, false);
 	nodes_forget(t, 5); /* open still, and nobody's to hold */
-	CHECK(nodes_have_room(t, 1001) && t->kept == 1);
-	CHECK(nodes_hold(t, 10, 0) == 0 && nodes_hold(t, 11, 0) == 0 && t->kept == 0);
-	CHECK(!nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &doubt));
+	CHECK(nodes_have_room(t, 1001) && t->cached == 1);
+	CHECK(nodes_hold(t, 10, 0) == 0 && nodes_hold(t, 11, 0) == 0 && t->cached == 0);
+	CHECK(!nodes_repeat_open(t, 4, UNIQUE, 1000, &a, &unacked));
 	nodes_let(t, 10);
 	nodes_let(t, 11);
 	CHECK(t->holders.total == 6 && t->count == 6);
@@ -169,10 +169,10 @@ static void a_shared_backing_is_kept_and_reopened_with_the_same_id(void)
 	CHECK(describe(t, 5, &a));
 	CHECK(a.open_flags == (FOPEN_PASSTHROUGH | FOPEN_NOFLUSH) && a.backing_id > 0);
 	release(t, 5, false);
-	CHECK(t->kept == 1);
+	CHECK(t->cached == 1);
 	CHECK(again(t, 5, &b));
 	CHECK(b.backing_id == a.backing_id && b.open_flags == a.open_flags);
-	CHECK(t->kept == 0);
+	CHECK(t->cached == 0);
 	release(t, 5, false);
 	destroy(t);
 }
@@ -210,7 +210,7 @@ static void the_least_recently_released_is_closed_first(void)
 	release(t, 10, false);
 	release(t, 13, false); /* 11 goes */
 	CHECK(!is_open(fd[1]) && is_open(fd[0]) && is_open(fd[3]));
-	CHECK(t->kept == 2);
+	CHECK(t->cached == 2);
 	destroy(t);
 }
 
@@ -242,7 +242,7 @@ static void who_reads_past_the_cache_is_told_so(void)
 static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	struct open_answer a;
 	int fd = null_fd();
 
@@ -264,21 +264,21 @@ static void revoke_tells_what_is_open_and_ends_repeat_opens(void)
 static void revoke_closes_what_nobody_has_open(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	int fd = null_fd();
 
 	CHECK(attach(t, 5, fd, NODE_SHARED, READ_PASSTHROUGH, false) == 0);
 	release(t, 5, false);
 	CHECK(is_open(fd));
 	CHECK(!nodes_revoke(t, 5, &s));
-	CHECK(!is_open(fd) && fake_ids_open == 0 && t->kept == 0);
+	CHECK(!is_open(fd) && fake_ids_open == 0 && t->cached == 0);
 	destroy(t);
 }
 
 static void switch_moves_readers_to_the_private_file(void)
 {
 	struct node_table *t = table(10);
-	struct node_state s;
+	struct node_opens s;
 	int shared = null_fd(), private = null_fd();
 	struct backing *reading;
 
@@ -375,6 +375,20 @@ static void a_release_after_forget_takes_nothing_from_a_later_open(void)
 	destroy(t);
 }
 
+static void what_python_holds_of_a_node_that_it_knows_again_is_counted_until_it_lets_go(void)
+{
+	struct node_table *t = table(10);
+
+	CHECK(attach(t, 5, null_fd(), NODE_PRIVATE, READ_CACHED, true) == 0);
+	nodes_forget(t, 5); /* overtook the RELEASE */
+	CHECK(nodes_hold(t, 5, 1000) == 0); /* looked up again meanwhile, and its name removed */
+	release(t, 5, true); /* the late one */
+	CHECK(t->holders.total == 1 && t->count == 1);
+	nodes_let(t, 5);
+	CHECK(t->holders.total == 0 && t->count == 0);
+	destroy(t);
+}
+
 static void counts_never_fall_below_zero(void)
 {
 	struct node_table *t = table(10);
@@ -404,7 +418,7 @@ static void many_nodes_are_all_found_again(void)
 			CHECK(!again(t, id, &a));
 		}
 	}
-	CHECK(t->kept == 500);
+	CHECK(t->cached == 500);
 	for (uint64_t i = 3; i < 5000; i += 10) {
 		CHECK(again(t, (i % 7 << 48) | (i * 64 + 131), &a));
 		CHECK((a.backing_id > 0) == (i % 2));
@@ -521,6 +535,7 @@ int main(void)
 	RUN(attach_closes_its_descriptor_on_every_error);
 	RUN(cached_pages_are_not_trusted_after_passthrough);
 	RUN(a_release_after_forget_takes_nothing_from_a_later_open);
+	RUN(what_python_holds_of_a_node_that_it_knows_again_is_counted_until_it_lets_go);
 	RUN(counts_never_fall_below_zero);
 	RUN(many_nodes_are_all_found_again);
 	RUN(a_pending_request_is_taken_once);

@@ -158,7 +158,7 @@ static void *meddle(void *arg)
 
 	while (!atomic_load(&m->stop)) {
 		uint64_t node = 2 + i++ % NODES;
-		struct node_state s;
+		struct node_opens s;
 		int fd;
 
 		switch (i % 5) {
@@ -356,7 +356,7 @@ static void *use_forever(void *arg)
 	struct channel *ch = load->p->ch;
 
 	while (!atomic_load(&load->stop)) {
-		struct node_state s;
+		struct node_opens s;
 		if (!channel_enter(ch))
 			continue;
 		channel_drain(ch);

@@ -225,11 +225,11 @@ struct life {
 
 static uint64_t opened(struct node_table *t, uint64_t nodeid, uint64_t unique)
 {
-	struct ledger_doubt *doubt;
+	struct unacked *unacked;
 	struct open_answer answer;
 
-	CHECK(nodes_opened(t, nodeid, true, unique, &answer, &doubt));
-	ledger_settle(doubt);
+	CHECK(nodes_opened(t, nodeid, true, unique, &answer, &unacked));
+	ledger_acknowledge(unacked);
 	return answer.fh;
 }
 
@@ -258,7 +258,7 @@ static void kill_and_restore(struct life *l)
 	CHECK(nodes_restore(&l->table, l->volume_fd) == 0);
 	ledger_free(before.ledger);
 	before.ledger = ledger_new();
-	before.ops = &nobody;
+	before.device.ops = &nobody;
 	nodes_destroy(&before);
 	ledger_free(before.ledger);
 }

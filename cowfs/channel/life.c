@@ -1,5 +1,5 @@
 /*
- * channel.c - making, closing and freeing a channel
+ * life.c - making, closing and freeing a channel
  *
  * Knows the order in which things may go. Closing must not wait for anything that only the closed
  * parts could bring about:
@@ -9,11 +9,11 @@
  *    and has no reply is answered with EIO here. From now on every request is answered soon;
  * 3. the notifier is joined. It may be waiting for a directory's lock, which is free as soon as
  *    its holder has been answered, and the workers still see to that;
- * 4. the workers are woken and joined (serve.c says how);
+ * 4. the workers are woken and joined (workers.c says how);
  * 5. backing ids, descriptors and at last /dev/fuse are closed. If no one else holds that, the
  *    kernel ends the connection then.
  */
-#include "channel.h"
+#include "life.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -22,6 +22,9 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "kernel.h"
+#include "workers.h"
 
 /*
  * Room for what may lie in the socket at once. Towards libfuse it lets workers go on reading while
@@ -55,7 +58,7 @@ static uint32_t descriptors_for_users(void)
 	return (uint32_t)(limit.rlim_cur - reserve);
 }
 
-struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_kept,
+struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_cached,
 			    const struct backing_ops *ops, int ledger_fd)
 {
 	struct channel *ch = calloc(1, sizeof(*ch));
@@ -99,7 +102,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ke
 	}
 	ch->counters = ledger_counters(ch->ledger);
 	if (!ch->drain_buffer ||
-	    nodes_init(&ch->nodes, max_kept < max_held ? max_kept : max_held, max_held, ops,
+	    nodes_init(&ch->nodes, max_cached < max_held ? max_cached : max_held, max_held, ops,
 		       ch->ledger) ||
 	    pending_init(&ch->pending))
 		goto fail;
@@ -166,7 +169,7 @@ void channel_close(struct channel *ch)
 			kernel_answer(ch, p.unique, EIO, NULL, 0);
 	}
 	notifier_stop(ch);
-	serve_stop(ch);
+	workers_stop(ch);
 
 	ahead_destroy(&ch->ahead);
 	touch_destroy(&ch->touch);
