@@ -517,7 +517,8 @@ def test_what_the_last_mount_with_its_device_has_left_is_gone_before_it_has_a_re
 ) -> None:
     leaving = """
 import os
-from cowfs import mountinfo, overlaymount, runtime
+from cowfs import mountinfo, overlaymount
+from cowfs import runtime
 mount, write = overlayfs.mount, overlaymount.write_record
 def mount_and_leave(*arguments):
     mount(*arguments)
