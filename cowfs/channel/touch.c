@@ -55,6 +55,7 @@
 
 enum touch_state {
 	TOUCH_UNKNOWN = 0, /* nobody has looked since it was offered */
+	TOUCH_SHARED,	   /* the copy has none, and the template's is plain */
 	TOUCH_UPPER,	   /* the copy has a file of its own */
 	TOUCH_REFUSED,	   /* not offered any more */
 };
@@ -88,6 +89,13 @@ void touch_init(struct touch_table *t, struct primed_table *primed)
 	pthread_mutex_init(&t->lock, &attr);
 	pthread_mutexattr_destroy(&attr);
 	pthread_mutex_init(&t->told_lock, NULL);
+}
+
+static void close_source(struct touch_table *t)
+{
+	if (t->source.nodeid)
+		close(t->source.fd);
+	t->source.nodeid = 0;
 }
 
 /* ---- the table: everything is called with the lock ------------------------------------------------ */
@@ -187,6 +195,7 @@ void touch_destroy(struct touch_table *t)
 		drop_directory(t, t->newest);
 	free(t->buckets);
 	t->buckets = NULL;
+	close_source(t);
 	pthread_mutex_unlock(&t->lock);
 	pthread_mutex_lock(&t->told_lock);
 	free(t->told);
@@ -359,33 +368,7 @@ struct touched *touch_take(struct touch_table *t, uint32_t *count)
 	return told;
 }
 
-/* ---- changing ---------------------------------------------------------------------------------------- */
-
-bool touch_may(const struct fuse_setattr_in *in)
-{
-	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
-}
-
-/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
- * group root keeps, and others may not: who is who is Python's to know. */
-static bool depends_on_caller(int fd, const struct fuse_setattr_in *in)
-{
-	struct stat st;
-
-	return in->valid & (FATTR_UID | FATTR_GID) &&
-	       (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID);
-}
-
-static int change(int fd, const struct fuse_setattr_in *in)
-{
-	if (depends_on_caller(fd, in))
-		return -1;
-	if (in->valid & (FATTR_UID | FATTR_GID) &&
-	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
-		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)
-		return -1;
-	return in->valid & FATTR_MODE ? fchmod(fd, in->mode & 07777) : 0;
-}
+/* ---- looking ----------------------------------------------------------------------------------------- */
 
 /* Whether users see the file under the number of the node, and it has no other name. */
 static bool is_shown_as(int fd, uint64_t nodeid)
@@ -414,10 +397,88 @@ static bool is_plain(int source, uint64_t nodeid, struct stat *st)
 	return attributes == 0 || (attributes < 0 && errno == EOPNOTSUPP);
 }
 
-/* A clone of the template's file, marked as having its data, or -1. */
-static int clone_plain(const struct touch_table *t, const struct touch_file *f, int source, const struct stat *st)
+/* The template's file is the source from now on, if it is plain. */
+static bool open_source(struct touch_table *t, const struct touch_file *f)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	int fd;
+
+	if (t->source.nodeid == f->nodeid)
+		return true;
+	if (snprintf(path, sizeof(path), "%s%s", f->directory->path, f->name) >= PATH_MAX)
+		return false; /* Python goes there in steps */
+	fd = open_in_template(t->tree_fd, path, OPEN_FILE);
+	if (fd < 0)
+		return false;
+	if (!is_plain(fd, f->nodeid, &st)) {
+		close(fd);
+		return false;
+	}
+	close_source(t);
+	t->source.nodeid = f->nodeid;
+	t->source.fd = fd;
+	t->source.st = st;
+	return true;
+}
+
+/* Find out what has the name. false: nothing that may be changed here. What is no file is not opened: it
+ * may be a device. */
+static bool look(struct touch_table *t, struct touch_file *f)
+{
+	int upper = f->directory->upper_fd;
+	struct stat st;
+	int fd;
+
+	if (f->state != TOUCH_UNKNOWN)
+		return f->state != TOUCH_REFUSED;
+	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		if (errno == ENOENT && open_source(t, f))
+			f->state = TOUCH_SHARED;
+	} else if (S_ISREG(st.st_mode)) {
+		fd = openat(upper, f->name, OPEN_FILE);
+		if (fd < 0)
+			return false;
+		if (is_shown_as(fd, f->nodeid))
+			f->state = TOUCH_UPPER;
+		close(fd);
+	}
+	return f->state != TOUCH_UNKNOWN;
+}
+
+/* ---- changing ---------------------------------------------------------------------------------------- */
+
+bool touch_may(const struct fuse_setattr_in *in)
+{
+	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
+}
+
+static bool changes_owner(const struct fuse_setattr_in *in)
+{
+	return in->valid & (FATTR_UID | FATTR_GID);
+}
+
+/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
+ * group root keeps, and others may not: who is who is Python's to know. */
+static bool depends_on_caller(const struct fuse_setattr_in *in, mode_t mode)
+{
+	return changes_owner(in) && (mode & (S_ISGID | S_IXGRP)) == S_ISGID;
+}
+
+static int change(int fd, const struct fuse_setattr_in *in)
+{
+	if (changes_owner(in) &&
+	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
+		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)
+		return -1;
+	return in->valid & FATTR_MODE ? fchmod(fd, in->mode & 07777) : 0;
+}
+
+/* A clone of the template's file that is open, marked as having its data, or -1. */
+static int clone_plain(const struct touch_table *t, const struct touch_file *f)
 {
 	const struct touch_directory *d = f->directory;
+	const struct stat *st = &t->source.st;
 	uint64_t ino = htole64(f->nodeid);
 	int64_t mtime = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
 	uint64_t head = htole64((uint64_t)mtime);
@@ -432,7 +493,7 @@ static int clone_plain(const struct touch_table *t, const struct touch_file *f, 
 	memcpy(data, &head, sizeof(head));
 	memcpy(data + sizeof(head), d->path, d->path_len);
 	memcpy(data + sizeof(head) + d->path_len, f->name, name_len);
-	fd = clone_unnamed(source, t->work_fd, true, marks, 2, MARK_BTIME);
+	fd = clone_unnamed(t->source.fd, st, t->work_fd, true, marks, 2, MARK_BTIME);
 	free(data);
 	return fd;
 }
@@ -453,7 +514,7 @@ static int link_keeping_times(int fd, int directory, const char *name)
 }
 
 /* The file gets its name when it is as the caller wants it: nobody sees it half made. */
-static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
+static bool copy_up(struct touch_table *t, struct touch_file *f,
 		    const struct fuse_setattr_in *in, struct stat *st)
 {
 	struct fuse_entry_out primed;
@@ -461,9 +522,9 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	bool done;
 	int fd;
 
-	if (!is_plain(source, f->nodeid, st) || !make_room(t))
+	if (!open_source(t, f) || depends_on_caller(in, t->source.st.st_mode) || !make_room(t))
 		return false;
-	fd = clone_plain(t, f, source, st);
+	fd = clone_plain(t, f);
 	if (fd < 0)
 		return false;
 	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
@@ -478,50 +539,17 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	return done;
 }
 
-static int open_lower(const struct touch_table *t, const struct touch_file *f)
+static bool change_upper(const struct touch_file *f, const struct fuse_setattr_in *in,
+			 struct stat *st)
 {
-	char path[PATH_MAX];
+	int fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+	bool done = fd >= 0;
 
-	if (snprintf(path, sizeof(path), "%s%s", f->directory->path, f->name) >= PATH_MAX)
-		return -1; /* Python goes there in steps */
-	return open_in_template(t->tree_fd, path, OPEN_FILE);
-}
-
-/* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
- * yet. -1: there is none, or it is not the node's. What is no file is not opened: it may be a device. */
-static int open_file(const struct touch_table *t, struct touch_file *f, bool *shared)
-{
-	int upper = f->directory->upper_fd;
-	struct stat st;
-	int fd;
-
-	*shared = false;
-	if (f->state == TOUCH_UPPER)
-		return openat(upper, f->name, OPEN_FILE);
-	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
-		*shared = errno == ENOENT;
-		return *shared ? open_lower(t, f) : -1;
-	}
-	fd = S_ISREG(st.st_mode) ? openat(upper, f->name, OPEN_FILE) : -1;
-	if (fd >= 0 && !is_shown_as(fd, f->nodeid)) {
-		close(fd);
-		return -1;
-	}
+	if (done && changes_owner(in))
+		done = fstat(fd, st) == 0 && !depends_on_caller(in, st->st_mode);
+	done = done && change(fd, in) == 0 && fstat(fd, st) == 0;
 	if (fd >= 0)
-		f->state = TOUCH_UPPER;
-	return fd;
-}
-
-static bool change_file(struct touch_table *t, struct touch_file *f,
-			const struct fuse_setattr_in *in, struct stat *st)
-{
-	bool shared, done;
-	int fd = open_file(t, f, &shared);
-
-	if (fd < 0)
-		return false;
-	done = shared ? copy_up(t, f, fd, in, st) : change(fd, in) == 0 && fstat(fd, st) == 0;
-	close(fd);
+		close(fd);
 	return done;
 }
 
@@ -529,29 +557,30 @@ bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_seta
 		  struct stat *st)
 {
 	struct touch_file *f = find(t, nodeid);
+	bool done;
 
-	if (!f || f->state == TOUCH_REFUSED)
+	if (!f)
 		return false;
-	if (change_file(t, f, in, st))
-		return true;
-	f->state = TOUCH_REFUSED;
-	return false;
+	done = look(t, f) &&
+	       (f->state == TOUCH_UPPER ? change_upper(f, in, st) : copy_up(t, f, in, st));
+	if (!done)
+		f->state = TOUCH_REFUSED;
+	return done;
 }
 
 bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute)
 {
 	struct touch_file *f = find(t, nodeid);
-	struct stat st;
-	bool shared, lacks;
+	bool lacks;
 	int fd;
 
-	if (!f || f->state == TOUCH_REFUSED)
+	if (!f || !look(t, f))
 		return false;
-	fd = open_file(t, f, &shared);
-	if (fd < 0)
-		return false;
-	lacks = shared ? is_plain(fd, nodeid, &st)
-		       : fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
-	close(fd);
+	if (f->state == TOUCH_SHARED)
+		return true; /* what is plain has none at all */
+	fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+	lacks = fd >= 0 && fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
+	if (fd >= 0)
+		close(fd);
 	return lacks;
 }

@@ -35,6 +35,14 @@ struct touch_table {
 	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
 
+	/* The template's file that was opened last: the kernel asks for its capabilities before a change of
+	 * owner. It never changes. */
+	struct {
+		uint64_t nodeid; /* 0: none */
+		int fd;
+		struct stat st;
+	} source; /* lock */
+
 	pthread_mutex_t told_lock;
 	struct touched *told;	      /* told_lock */
 	uint32_t room;		      /* told_lock */

@@ -335,6 +335,37 @@ static void the_question_for_capabilities_is_answered_when_there_are_none(void)
 	remove_layers(&l);
 }
 
+static void what_was_seen_is_forgotten_when_the_file_is_taken_back(void)
+{
+	struct {
+		struct fuse_getxattr_in in;
+		char name[sizeof("security.capability")];
+	} capability = {.name = "security.capability"};
+	struct peer p;
+	struct layers l;
+	uint64_t ino;
+	int fd;
+
+	if (!privileged())
+		return;
+	make_layers(&l);
+	peer_start(&p, true, 10);
+	ino = make_file(l.lower, "a");
+	offer(&p, &l, DIRECTORY);
+	expect_reply(&p, ask(&p, FUSE_GETXATTR, ino, &capability, sizeof(capability)), ENODATA, 0);
+	touch_withdraw(&p.ch->touch, ino);
+	/* meanwhile it was copied up */
+	make_file(l.upper, "a");
+	fd = openat(l.upper, "a", O_RDWR | O_CLOEXEC);
+	CHECK(fsetxattr(fd, "trusted.cowfs.ino", &ino, sizeof(ino), 0) == 0);
+	close(fd);
+	offer(&p, &l, DIRECTORY);
+	expect_mode(&p, ino, 0640);
+	CHECK(mode_of(l.upper, "a") == 0640);
+	peer_stop(&p);
+	remove_layers(&l);
+}
+
 static void the_oldest_directories_make_room(void)
 {
 	struct peer p;
@@ -462,6 +493,7 @@ int main(void)
 	RUN(what_is_no_plain_change_is_relayed);
 	RUN(what_is_no_plain_file_is_relayed);
 	RUN(the_question_for_capabilities_is_answered_when_there_are_none);
+	RUN(what_was_seen_is_forgotten_when_the_file_is_taken_back);
 	RUN(the_oldest_directories_make_room);
 	RUN(changes_here_and_by_python_go_together);
 	return 0;
