@@ -117,6 +117,10 @@ class Listing:
         hashed = ((_whole_hash(name) & (1 << 62) - 1, name) for name in self._names)
         return sorted(found for found in hashed if found[0] >= place)
 
+    def joined(self) -> bytes:
+        """All names, with a NUL between two."""
+        return b"\0".join(self._names)
+
     def is_empty(self) -> bool:
         return not self._names
 

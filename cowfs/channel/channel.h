@@ -9,7 +9,8 @@
  *           <-- notifications - kernel.c
  *
  * handshake.c brings it up, channel.c makes, closes and frees it. ahead.c, nodes.c, holders.c,
- * ledger.c, pending.c, primed.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this struct.
+ * ledger.c, pending.c, primed.c, stock.c, touch.c, counters.c, writeback.c and opcodes.c know nothing of this
+ * struct.
  *
  * Threads:  workers (serve.c) read the kernel's descriptor and answer or relay; the thread that
  *           runs pyfuse3 calls channel_drain(); one notifier (kernel.c) writes what may block.
