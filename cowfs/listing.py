@@ -153,6 +153,10 @@ class Listing:
         hashed = ((_whole_hash(name) & (1 << 62) - 1, name) for name in self._names)
         return sorted(found for found in hashed if found[0] >= place)
 
+    def joined(self) -> bytes:
+        """All names, with a NUL between two."""
+        return b"\0".join(self._names)
+
     def is_empty(self) -> bool:
         return not self._names
 
@@ -206,9 +210,9 @@ class Listings:
         self._kept: OrderedDict[Directory, Listing] = OrderedDict()
         self._making: dict[Directory, _Making] = {}
 
-    def __contains__(self, directory: Directory) -> bool:
-        """Whether the listing is kept."""
-        return directory in self._kept
+    def kept(self, directory: Directory) -> Listing | None:
+        """The listing, if it is kept."""
+        return self._kept.get(directory)
 
     def of(self, directory: Directory) -> Listing:
         """The listing of a directory, while everybody waits.  OSError: a layer cannot be read."""

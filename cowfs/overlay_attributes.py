@@ -56,7 +56,7 @@ def nlink(namespace: Namespace, node: Node, st: os.stat_result) -> int:
 
 def lacks_count(namespace: Namespace, node: Node, st: os.stat_result) -> TypeGuard[Directory]:
     """Whether a listing, which takes long if it is large, has to be made before `nlink`."""
-    if not isinstance(node, Directory) or node in namespace.listings:
+    if not isinstance(node, Directory) or namespace.listings.kept(node) is not None:
         return False
     return _is_merged(node, st) and not node.is_unlinked
 

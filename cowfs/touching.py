@@ -5,9 +5,10 @@ requests for each, and each of them takes twice as long through pyfuse3 as the c
 once a few files of one directory were changed, the channel is offered all files that the template
 has there: it copies them up and changes them alone, and says afterwards which they were (`take`).
 
-Nothing is done before it is asked for.  The channel looks at the disk before it touches a file, so
-an offer may be wrong about it; but it must not do so while a file is copied up here over an await,
-nor go on afterwards where names have changed: `take_back` comes before either.  What changes
+Nothing is changed before it is asked for; the channel only has a few clones ready that nobody sees.
+It looks at the disk before it touches a file, so an offer may be wrong about it; but it must not do
+so while a file is copied up here over an await, nor go on afterwards where names have changed:
+`take_back` comes before either.  What changes
 directories of the upper layer does so as `with` this object, and nothing is touched in between.
 
 A handler sees every change that the kernel was told of before its request came, because it begins
@@ -45,7 +46,13 @@ class Channel(Protocol):
     """What this file needs of `cowfs.channel.Channel`."""
 
     def offer(
-        self, directory: int, upper_fd: int, tree_fd: int, work_fd: int, path: bytes
+        self,
+        directory: int,
+        upper_fd: int,
+        tree_fd: int,
+        work_fd: int,
+        path: bytes,
+        listing: bytes,
     ) -> int: ...
     def withdraw(self, nodeid: int) -> None: ...
     def take_touched(self) -> list[tuple[int, bool]] | None: ...
@@ -109,12 +116,15 @@ class Touching:
             self._offer(directory, bytes(directory.lower_path))
 
     def _offer(self, directory: Directory, path: bytes) -> None:
-        layers = self._overlay.layers
+        layers, listing = self._overlay.layers, self._overlay.listings.kept(directory)
+        # Whoever goes through the directory in its order has read it just now.
+        names = b"" if listing is None else listing.joined()
         try:
             upper, lower = layers.upper(directory), layers.lower(directory)
             if os.fstat(lower).st_size <= LARGEST:
                 self._channel.offer(
-                    directory.nodeid, upper, layers.tree_fd, self._overlay.work.fd, path
+                    *(directory.nodeid, upper, layers.tree_fd, self._overlay.work.fd),
+                    *(path, names),
                 )
         except OSError:
             pass  # whoever comes next will meet the same error

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,35 @@ def test_one_file_by_itself_is_no_walk(mount_copy: MountCopy, source: Path) -> N
         (copy / "d0" / name).chmod(0o600)
     assert answered(mount_copy, copy) == (4, 2)
     assert sorted(os.listdir(upper / "d0")) == ["f0", "f1", "f2", "f3"]  # and nothing else
+
+
+def unnamed(mounts: MountCopy, copy: Path) -> int:
+    """How many files the daemon has open that were made without a name."""
+    found = 0
+    for fd in (Path("/proc") / str(mounts.daemon_pid(copy)) / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += Path(os.readlink(fd)).name.startswith("#")
+    return found
+
+
+@pytest.mark.parametrize("order", [list, sorted])
+def test_clones_are_made_ahead_of_a_walk(
+    mount_copy: MountCopy, source: Path, order: Callable[[list[str]], list[str]]
+) -> None:
+    copy = mount_copy(source)
+    names = order(os.listdir(copy / "d0"))
+    for name in names[:4]:
+        (copy / "d0" / name).chmod(0o600)
+    deadline = time.monotonic() + 10
+    while unnamed(mount_copy, copy) != 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    record = mount_copy.record(copy)
+    upper = Path(record["store"]) / "copies" / record["copy"] / "upper"
+    assert sorted(os.listdir(upper / "d0")) == sorted(names[:4])
+    for name in names[4:]:
+        (copy / "d0" / name).chmod(0o600)
+    assert unnamed(mount_copy, copy) == 0
 
 
 def test_data_stay_shared_and_writes_stay_apart(mount_copy: MountCopy, xfs: Path) -> None:

@@ -111,7 +111,7 @@ def take_away(
     monkeypatch.setattr(runtime, "of", lambda _mount: None)
     monkeypatch.setattr(Mountpoint, "of", lambda _mount: _Place())
     monkeypatch.setattr(processes, "places", lambda _device: looks.pop())
-    return unmount.take_away(OTHER.mountpoint, lazy=False).elsewhere
+    return unmount.unmount(OTHER.mountpoint).elsewhere
 
 
 def test_the_next_mount_with_the_same_numbers_is_not_the_one_that_was_unmounted(

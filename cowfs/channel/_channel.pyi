@@ -252,7 +252,15 @@ class Channel:
     def unprime(self, parent: int, name: bytes) -> bool:
         """Take a primed name back. False: its answer has been given out, or there was none."""
 
-    def offer(self, directory: int, upper_fd: int, tree_fd: int, work_fd: int, path: bytes) -> int:
+    def offer(
+        self,
+        directory: int,
+        upper_fd: int,
+        tree_fd: int,
+        work_fd: int,
+        path: bytes,
+        listing: bytes,
+    ) -> int:
         """Let the channel answer changes of mode and owner of the files in node `directory`.
 
         They are the plain files of the directory `path` (b"" is the root) of the template `tree_fd`
@@ -262,6 +270,11 @@ class Channel:
         user. `upper_fd` is duplicated; the other two have to stay open until `close`. Those files
         are offered again that were taken back. Returns how many there are. Raises OSError of
         open(2), ENOMEM.
+
+        `listing` is the names in the order in which the copy lists them, with a NUL between two
+        (b"" if it is not known). While somebody changes one file after the other in this order, or
+        in that of the names, the channel makes clones of the next files beforehand; they get their
+        names when their changes come.
         """
 
     def withdraw(self, nodeid: int) -> None:

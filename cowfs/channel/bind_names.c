@@ -106,11 +106,14 @@ static PyObject *Channel_offer(PyObject *self, PyObject *args)
 {
 	struct channel *ch = channel_of(self);
 	struct touch_offer offer;
+	Py_ssize_t listing_len;
 	int count = 0;
 
-	if (!ch || !PyArg_ParseTuple(args, "O&iiiy:offer", to_u64, &offer.nodeid, &offer.upper_fd,
-				     &offer.tree_fd, &offer.work_fd, &offer.path))
+	if (!ch || !PyArg_ParseTuple(args, "O&iiiyy#:offer", to_u64, &offer.nodeid, &offer.upper_fd,
+				     &offer.tree_fd, &offer.work_fd, &offer.path, &offer.listing,
+				     &listing_len))
 		return NULL;
+	offer.listing_len = (size_t)listing_len;
 	if (channel_enter(ch)) {
 		lock_touch(ch);
 		count = touch_offer(&ch->touch, &offer);

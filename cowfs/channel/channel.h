@@ -21,7 +21,8 @@
  *   node_restore.c, nodes.c      what backs the opens of a node
  *   node_state.c
  *   node_table.c
- *   backing.c                    one open file         touch.c      changes of mode and owner
+ *                                                      touch.c      changes of mode and owner
+ *   backing.c                    one open file         stock.c      clones that it has made ahead
  *   ledger.c                     outlives the daemon   primed.c     answers to LOOKUPs to come
  *   agreement.c, ahead.c, writeback.c, holders.c, pending.c, counters.c, opcodes.c
  *

@@ -128,7 +128,9 @@ static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 		}
 		pthread_mutex_unlock(&ch->touch.lock);
 	}
-	if (!done)
+	if (done)
+		touch_ahead(&ch->touch);
+	else
 		relay(ch, rq);
 }
 

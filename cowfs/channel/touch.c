@@ -17,6 +17,10 @@
  * directory.
  *
  * An offer that was taken back leaves its entry until the directory is offered again, or goes.
+ *
+ * Most of a change is making the clone. So who has answered goes on and clones what a walk comes to next,
+ * without the lock, while another worker answers (touch_ahead). The template never changes: such a clone is
+ * right whenever it is taken, and has no name before.
  */
 #include <dirent.h>
 #include <endian.h>
@@ -55,23 +59,30 @@
 
 enum touch_state {
 	TOUCH_UNKNOWN = 0, /* nobody has looked since it was offered */
+	TOUCH_LOWER,	   /* the copy has nothing of that name */
+	TOUCH_SHARED,	   /* the same, and the template's file is plain */
 	TOUCH_UPPER,	   /* the copy has a file of its own */
 	TOUCH_REFUSED,	   /* not offered any more */
 };
 
-/* Every word but state never changes. */
+/* Every word but state and place never changes. */
 struct touch_file {
 	struct touch_file *next;      /* in its bucket; lock */
 	struct touch_file *next_here; /* in its directory */
 	struct touch_directory *directory;
 	uint64_t nodeid;
-	uint8_t state; /* lock; enum touch_state */
+	uint32_t place[TOUCH_ORDERS]; /* lock; in each order of its directory, from 1 on; 0: in none */
+	uint8_t state;		      /* lock; enum touch_state */
 	char name[];
 };
 
 struct touch_directory {
 	struct touch_directory *newer, *older; /* lock */
 	struct touch_file *first;	       /* lock */
+	struct touch_order {
+		struct touch_file **files;
+		uint32_t count;
+	} orders[TOUCH_ORDERS]; /* lock */
 	uint64_t nodeid;
 	int upper_fd;
 	size_t path_len;
@@ -82,12 +93,20 @@ void touch_init(struct touch_table *t, struct primed_table *primed)
 {
 	pthread_mutexattr_t attr;
 
-	*t = (struct touch_table){.primed = primed};
+	*t = (struct touch_table){.primed = primed, .walk.order = TOUCH_ORDERS};
 	pthread_mutexattr_init(&attr);
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&t->lock, &attr);
 	pthread_mutexattr_destroy(&attr);
 	pthread_mutex_init(&t->told_lock, NULL);
+	stock_init(&t->stock);
+}
+
+static void close_source(struct touch_source *s)
+{
+	if (s->nodeid)
+		close(s->fd);
+	s->nodeid = 0;
 }
 
 /* ---- the table: everything is called with the lock ------------------------------------------------ */
@@ -133,9 +152,18 @@ static void link_newest(struct touch_table *t, struct touch_directory *d)
 	t->directories++;
 }
 
+static void drop_orders(struct touch_directory *d)
+{
+	for (int o = 0; o < TOUCH_ORDERS; o++) {
+		free(d->orders[o].files);
+		d->orders[o] = (struct touch_order){.count = 0};
+	}
+}
+
 static void close_directory(struct touch_directory *d)
 {
 	close(d->upper_fd);
+	drop_orders(d);
 	free(d);
 }
 
@@ -187,6 +215,7 @@ void touch_destroy(struct touch_table *t)
 		drop_directory(t, t->newest);
 	free(t->buckets);
 	t->buckets = NULL;
+	close_source(&t->source);
 	pthread_mutex_unlock(&t->lock);
 	pthread_mutex_lock(&t->told_lock);
 	free(t->told);
@@ -245,6 +274,63 @@ static int add_all(struct touch_table *t, struct touch_directory *d, DIR *listin
 	return count;
 }
 
+static int compare_files(const void *a, const void *b)
+{
+	const struct touch_file *const *one = a, *const *other = b;
+
+	return strcmp((*one)->name, (*other)->name);
+}
+
+static int compare_name(const void *name, const void *b)
+{
+	const struct touch_file *const *file = b;
+
+	return strcmp(name, (*file)->name);
+}
+
+static void append(struct touch_directory *d, int order, struct touch_file *f)
+{
+	struct touch_order *o = &d->orders[order];
+
+	o->files[o->count++] = f;
+	f->place[order] = o->count;
+}
+
+/* With the lock. Without memory there is no order, and nobody goes ahead. */
+static void put_in_order(struct touch_directory *d, const struct touch_offer *offer)
+{
+	struct touch_order *by_name = &d->orders[TOUCH_BY_NAME];
+	struct touch_file **sorted;
+	uint32_t count = 0;
+
+	drop_orders(d);
+	for (struct touch_file *f = d->first; f; f = f->next_here, count++)
+		for (int o = 0; o < TOUCH_ORDERS; o++)
+			f->place[o] = 0;
+	sorted = malloc((count + 1) * sizeof(*sorted));
+	for (int o = 0; o < TOUCH_ORDERS; o++)
+		d->orders[o].files = malloc((count + 1) * sizeof(*sorted));
+	if (!sorted || !by_name->files || !d->orders[TOUCH_BY_LISTING].files) {
+		free(sorted);
+		return;
+	}
+	count = 0;
+	for (struct touch_file *f = d->first; f; f = f->next_here)
+		sorted[count++] = f;
+	qsort(sorted, count, sizeof(*sorted), compare_files);
+	for (uint32_t i = 0; i < count; i++)
+		append(d, TOUCH_BY_NAME, sorted[i]);
+	free(sorted);
+	for (const char *name = offer->listing; name < offer->listing + offer->listing_len;
+	     name += strlen(name) + 1) {
+		struct touch_file **found =
+			bsearch(name, by_name->files, count, sizeof(*sorted), compare_name);
+
+		if (found && !(*found)->place[TOUCH_BY_LISTING])
+			append(d, TOUCH_BY_LISTING, *found);
+	}
+}
+
 int touch_offer(struct touch_table *t, const struct touch_offer *offer)
 {
 	struct touch_directory *d;
@@ -275,6 +361,7 @@ int touch_offer(struct touch_table *t, const struct touch_offer *offer)
 		while (t->directories > TOUCH_MAX_DIRECTORIES)
 			drop_directory(t, t->oldest);
 		count = add_all(t, d, listing);
+		put_in_order(d, offer);
 	}
 	pthread_mutex_unlock(&t->lock);
 	closedir(listing);
@@ -359,33 +446,7 @@ struct touched *touch_take(struct touch_table *t, uint32_t *count)
 	return told;
 }
 
-/* ---- changing ---------------------------------------------------------------------------------------- */
-
-bool touch_may(const struct fuse_setattr_in *in)
-{
-	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
-}
-
-/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
- * group root keeps, and others may not: who is who is Python's to know. */
-static bool depends_on_caller(int fd, const struct fuse_setattr_in *in)
-{
-	struct stat st;
-
-	return in->valid & (FATTR_UID | FATTR_GID) &&
-	       (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID);
-}
-
-static int change(int fd, const struct fuse_setattr_in *in)
-{
-	if (depends_on_caller(fd, in))
-		return -1;
-	if (in->valid & (FATTR_UID | FATTR_GID) &&
-	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
-		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)
-		return -1;
-	return in->valid & FATTR_MODE ? fchmod(fd, in->mode & 07777) : 0;
-}
+/* ---- looking ----------------------------------------------------------------------------------------- */
 
 /* Whether users see the file under the number of the node, and it has no other name. */
 static bool is_shown_as(int fd, uint64_t nodeid)
@@ -414,27 +475,107 @@ static bool is_plain(int source, uint64_t nodeid, struct stat *st)
 	return attributes == 0 || (attributes < 0 && errno == EOPNOTSUPP);
 }
 
-/* A clone of the template's file, marked as having its data, or -1. */
-static int clone_plain(const struct touch_table *t, const struct touch_file *f, int source, const struct stat *st)
+/* false: Python goes there in steps. */
+static bool find_path(const struct touch_file *f, char path[PATH_MAX])
 {
-	const struct touch_directory *d = f->directory;
-	uint64_t ino = htole64(f->nodeid);
-	int64_t mtime = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
-	uint64_t head = htole64((uint64_t)mtime);
-	size_t name_len = strlen(f->name);
-	size_t size = sizeof(head) + d->path_len + name_len;
-	char *data = malloc(size);
-	struct clone_mark marks[] = {{MARK_INO, &ino, sizeof(ino)}, {MARK_DATA, data, size}};
+	return snprintf(path, PATH_MAX, "%s%s", f->directory->path, f->name) < PATH_MAX;
+}
+
+/* Of a path of the template, if it is plain. */
+static bool open_source(int tree_fd, uint64_t nodeid, struct touch_source *s)
+{
+	s->fd = open_in_template(tree_fd, s->path, OPEN_FILE);
+	if (s->fd < 0)
+		return false;
+	if (!is_plain(s->fd, nodeid, &s->st)) {
+		close(s->fd);
+		return false;
+	}
+	s->nodeid = nodeid;
+	return true;
+}
+
+/* The template's file is open afterwards, if it is plain. */
+static bool find_source(struct touch_table *t, const struct touch_file *f)
+{
+	if (t->source.nodeid == f->nodeid)
+		return true;
+	close_source(&t->source);
+	return find_path(f, t->source.path) && open_source(t->tree_fd, f->nodeid, &t->source);
+}
+
+/* What is no file is not opened: it may be a device. */
+static void look_in_upper(struct touch_file *f)
+{
+	int upper = f->directory->upper_fd;
+	struct stat st;
 	int fd;
 
-	if (!data)
+	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		if (errno == ENOENT)
+			f->state = TOUCH_LOWER;
+		return;
+	}
+	fd = S_ISREG(st.st_mode) ? openat(upper, f->name, OPEN_FILE) : -1;
+	if (fd < 0)
+		return;
+	if (is_shown_as(fd, f->nodeid))
+		f->state = TOUCH_UPPER;
+	close(fd);
+}
+
+/* Find out what has the name: afterwards the file is SHARED or UPPER. false: it may not be changed here. */
+static bool look(struct touch_table *t, struct touch_file *f)
+{
+	if (f->state == TOUCH_UNKNOWN)
+		look_in_upper(f);
+	if (f->state == TOUCH_LOWER && (stock_is_ready(&t->stock, f->nodeid) || find_source(t, f)))
+		f->state = TOUCH_SHARED;
+	return f->state == TOUCH_SHARED || f->state == TOUCH_UPPER;
+}
+
+/* ---- changing ---------------------------------------------------------------------------------------- */
+
+bool touch_may(const struct fuse_setattr_in *in)
+{
+	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
+}
+
+/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
+ * group root keeps, and others may not: who is who is Python's to know. */
+static bool depends_on_caller(int fd, const struct fuse_setattr_in *in)
+{
+	struct stat st;
+
+	return in->valid & (FATTR_UID | FATTR_GID) &&
+	       (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID);
+}
+
+static int change(int fd, const struct fuse_setattr_in *in)
+{
+	if (depends_on_caller(fd, in))
 		return -1;
+	if (in->valid & (FATTR_UID | FATTR_GID) &&
+	    fchown(fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
+		   in->valid & FATTR_GID ? in->gid : (gid_t)-1) < 0)
+		return -1;
+	return in->valid & FATTR_MODE ? fchmod(fd, in->mode & 07777) : 0;
+}
+
+/* A clone of the template's file, marked as having its data, or -1. */
+static int clone_source(int work_fd, const struct touch_source *s)
+{
+	uint64_t ino = htole64(s->nodeid);
+	int64_t mtime = (int64_t)s->st.st_mtim.tv_sec * 1000000000 + s->st.st_mtim.tv_nsec;
+	uint64_t head = htole64((uint64_t)mtime);
+	size_t path_len = strlen(s->path);
+	char data[sizeof(head) + PATH_MAX];
+	struct clone_mark marks[] = {{MARK_INO, &ino, sizeof(ino)},
+				     {MARK_DATA, data, sizeof(head) + path_len}};
+
 	memcpy(data, &head, sizeof(head));
-	memcpy(data + sizeof(head), d->path, d->path_len);
-	memcpy(data + sizeof(head) + d->path_len, f->name, name_len);
-	fd = clone_unnamed(source, t->work_fd, true, marks, 2, MARK_BTIME);
-	free(data);
-	return fd;
+	memcpy(data + sizeof(head), s->path, path_len);
+	return clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
 }
 
 /* A copy-up inside is no change of the directory that users made. */
@@ -452,8 +593,23 @@ static int link_keeping_times(int fd, int directory, const char *name)
 	return 0;
 }
 
+/* In which order the walk goes on. It has one in a directory when it went from one file to the next. */
+static void note_step(struct touch_table *t, const struct touch_file *f)
+{
+	const struct touch_file *last = find(t, t->walk.nodeid);
+	int order = 0;
+
+	t->walk.nodeid = f->nodeid;
+	if (!last || last->directory != f->directory)
+		return;
+	while (order < TOUCH_ORDERS &&
+	       !(last->place[order] && f->place[order] == last->place[order] + 1))
+		order++;
+	t->walk.order = order;
+}
+
 /* The file gets its name when it is as the caller wants it: nobody sees it half made. */
-static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
+static bool copy_up(struct touch_table *t, struct touch_file *f,
 		    const struct fuse_setattr_in *in, struct stat *st)
 {
 	struct fuse_entry_out primed;
@@ -461,13 +617,16 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	bool done;
 	int fd;
 
-	if (!is_plain(source, f->nodeid, st) || !make_room(t))
+	if (!make_room(t))
 		return false;
-	fd = clone_plain(t, f, source, st);
+	fd = stock_take(&t->stock, f->nodeid);
+	if (fd < 0 && find_source(t, f))
+		fd = clone_source(t->work_fd, &t->source);
 	if (fd < 0)
 		return false;
 	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
 	if (done) {
+		note_step(t, f);
 		unprimed = primed_take(t->primed, f->directory->nodeid, f->name, strlen(f->name),
 				       &primed);
 		f->state = TOUCH_UPPER;
@@ -478,49 +637,15 @@ static bool copy_up(struct touch_table *t, struct touch_file *f, int source,
 	return done;
 }
 
-static int open_lower(const struct touch_table *t, const struct touch_file *f)
+static bool change_upper(const struct touch_file *f, const struct fuse_setattr_in *in,
+			 struct stat *st)
 {
-	char path[PATH_MAX];
-
-	if (snprintf(path, sizeof(path), "%s%s", f->directory->path, f->name) >= PATH_MAX)
-		return -1; /* Python goes there in steps */
-	return open_in_template(t->tree_fd, path, OPEN_FILE);
-}
-
-/* The copy's file, or, with *shared, the one that the name has in the template, which is not looked at
- * yet. -1: there is none, or it is not the node's. What is no file is not opened: it may be a device. */
-static int open_file(const struct touch_table *t, struct touch_file *f, bool *shared)
-{
-	int upper = f->directory->upper_fd;
-	struct stat st;
-	int fd;
-
-	*shared = false;
-	if (f->state == TOUCH_UPPER)
-		return openat(upper, f->name, OPEN_FILE);
-	if (fstatat(upper, f->name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
-		*shared = errno == ENOENT;
-		return *shared ? open_lower(t, f) : -1;
-	}
-	fd = S_ISREG(st.st_mode) ? openat(upper, f->name, OPEN_FILE) : -1;
-	if (fd >= 0 && !is_shown_as(fd, f->nodeid)) {
-		close(fd);
-		return -1;
-	}
-	if (fd >= 0)
-		f->state = TOUCH_UPPER;
-	return fd;
-}
-
-static bool change_file(struct touch_table *t, struct touch_file *f,
-			const struct fuse_setattr_in *in, struct stat *st)
-{
-	bool shared, done;
-	int fd = open_file(t, f, &shared);
+	int fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+	bool done;
 
 	if (fd < 0)
 		return false;
-	done = shared ? copy_up(t, f, fd, in, st) : change(fd, in) == 0 && fstat(fd, st) == 0;
+	done = change(fd, in) == 0 && fstat(fd, st) == 0;
 	close(fd);
 	return done;
 }
@@ -529,29 +654,93 @@ bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_seta
 		  struct stat *st)
 {
 	struct touch_file *f = find(t, nodeid);
+	bool done;
 
-	if (!f || f->state == TOUCH_REFUSED)
+	if (!f)
 		return false;
-	if (change_file(t, f, in, st))
-		return true;
-	f->state = TOUCH_REFUSED;
-	return false;
+	done = look(t, f) &&
+	       (f->state == TOUCH_UPPER ? change_upper(f, in, st) : copy_up(t, f, in, st));
+	if (!done)
+		f->state = TOUCH_REFUSED;
+	return done;
 }
 
 bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute)
 {
 	struct touch_file *f = find(t, nodeid);
-	struct stat st;
-	bool shared, lacks;
+	bool lacks;
 	int fd;
 
-	if (!f || f->state == TOUCH_REFUSED)
+	if (!f || !look(t, f))
 		return false;
-	fd = open_file(t, f, &shared);
-	if (fd < 0)
-		return false;
-	lacks = shared ? is_plain(fd, nodeid, &st)
-		       : fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
-	close(fd);
+	if (f->state == TOUCH_SHARED)
+		return true; /* what is plain has none at all */
+	fd = openat(f->directory->upper_fd, f->name, OPEN_FILE);
+	lacks = fd >= 0 && fgetxattr(fd, attribute, NULL, 0) < 0 && errno == ENODATA;
+	if (fd >= 0)
+		close(fd);
 	return lacks;
+}
+
+/* ---- ahead of a walk ------------------------------------------------------------------------------- */
+
+/* With the lock: files that the walk comes to next, and nobody has looked at yet. */
+static void plan(struct touch_table *t)
+{
+	const struct touch_file *at = find(t, t->walk.nodeid);
+	const struct touch_order *order;
+	char path[PATH_MAX];
+	uint32_t place;
+
+	if (!at || t->walk.order == TOUCH_ORDERS || !at->place[t->walk.order])
+		return;
+	order = &at->directory->orders[t->walk.order];
+	place = at->place[t->walk.order];
+	for (uint32_t i = place; i < order->count && i < place + STOCK_CLONES; i++) {
+		struct touch_file *f = order->files[i];
+
+		if (f->state != TOUCH_UNKNOWN)
+			continue;
+		look_in_upper(f);
+		if (f->state == TOUCH_LOWER && find_path(f, path))
+			stock_plan(&t->stock, f->nodeid, path);
+	}
+}
+
+/* A clone of what is planned, or -1. */
+static int make(const struct stock_clone *planned, int tree_fd, int work_fd)
+{
+	struct touch_source source;
+	int fd;
+
+	strcpy(source.path, planned->path);
+	if (!open_source(tree_fd, planned->nodeid, &source))
+		return -1;
+	fd = clone_source(work_fd, &source);
+	close(source.fd);
+	return fd;
+}
+
+void touch_ahead(struct touch_table *t)
+{
+	int tree_fd, work_fd;
+	bool any = true;
+
+	if (atomic_exchange(&t->ahead, true))
+		return;
+	while (any) {
+		struct stock_clone *planned;
+
+		pthread_mutex_lock(&t->lock);
+		plan(t);
+		tree_fd = t->tree_fd;
+		work_fd = t->work_fd;
+		pthread_mutex_unlock(&t->lock);
+		any = false;
+		while ((planned = stock_begin(&t->stock))) {
+			stock_made(&t->stock, planned, make(planned, tree_fd, work_fd));
+			any = true;
+		}
+	}
+	atomic_store(&t->ahead, false);
 }

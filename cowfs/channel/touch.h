@@ -4,20 +4,34 @@
 #ifndef COWFS_TOUCH_H
 #define COWFS_TOUCH_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
 
 #include "primed.h"
+#include "stock.h"
 #include "wire.h"
 
 #define TOUCH_MAX_DIRECTORIES 256
 #define TOUCH_MAX_FILES 65536
 
+/* The orders in which programs go through a directory. */
+enum { TOUCH_BY_NAME, TOUCH_BY_LISTING, TOUCH_ORDERS };
+
 struct touch_file;
 struct touch_directory;
+
+/* A file of the template that is open. What it is never changes. */
+struct touch_source {
+	uint64_t nodeid; /* 0: none */
+	int fd;
+	struct stat st;
+	char path[PATH_MAX]; /* in the template */
+};
 
 /* A file that was copied up here, and Python does not know it yet. */
 struct touched {
@@ -35,6 +49,16 @@ struct touch_table {
 	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
 
+	/* The one that was opened last: the kernel asks for its capabilities before a change of owner. */
+	struct touch_source source; /* lock */
+
+	struct stock stock; /* of files to come */
+	struct {
+		uint64_t nodeid; /* that was copied up last */
+		int order;	 /* TOUCH_ORDERS: none */
+	} walk;			 /* lock */
+	atomic_bool ahead;	 /* somebody goes ahead of the walk */
+
 	pthread_mutex_t told_lock;
 	struct touched *told;	      /* told_lock */
 	uint32_t room;		      /* told_lock */
@@ -48,6 +72,8 @@ struct touch_offer {
 	int tree_fd, work_fd;	 /* the template, and a directory of the copy's volume: the same in
 				  * every offer, and open as long as the table lives */
 	const char *path;	 /* in the template; "" is its root */
+	const char *listing;	 /* names in the order in which the copy lists them, a NUL after each */
+	size_t listing_len;	 /* 0: not known */
 };
 
 void touch_init(struct touch_table *t, struct primed_table *primed);
@@ -74,5 +100,10 @@ bool touch_change(struct touch_table *t, uint64_t nodeid, const struct fuse_seta
 		  struct stat *st);
 /* Whether the node is offered, and has no such attribute. */
 bool touch_lacks(struct touch_table *t, uint64_t nodeid, const char *attribute);
+
+/* ---- called without the lock ------------------------------------------------------------------ */
+
+/* Clone files that a walk is about to come to, unless somebody does it already. */
+void touch_ahead(struct touch_table *t);
 
 #endif

@@ -180,8 +180,10 @@ static PyObject *clone_file(PyObject *module, PyObject *args)
 {
 	struct clone_mark marks[MAX_MARKS];
 	const char *birth_mark;
-	int source, directory, with_data, target;
+	int source, directory, with_data;
+	int target = -1;
 	PyObject *given;
+	struct stat st;
 
 	(void)module;
 	if (!PyArg_ParseTuple(args, "iipO!y:clone_file", &source, &directory, &with_data,
@@ -202,8 +204,9 @@ static PyObject *clone_file(PyObject *module, PyObject *args)
 		marks[i].size = (size_t)size;
 	}
 	Py_BEGIN_ALLOW_THREADS
-	target = clone_unnamed(source, directory, with_data, marks, (int)PyTuple_GET_SIZE(given),
-			       birth_mark);
+	if (fstat(source, &st) == 0)
+		target = clone_unnamed(source, &st, directory, with_data, marks,
+				       (int)PyTuple_GET_SIZE(given), birth_mark);
 	Py_END_ALLOW_THREADS
 	return target < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(target);
 }

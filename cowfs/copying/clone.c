@@ -97,19 +97,15 @@ static int dress(int target, int source, const struct stat *st, const struct clo
 	return futimens(target, times);
 }
 
-int clone_unnamed(int source, int directory, bool with_data, const struct clone_mark *marks,
-		  int count, const char *birth_mark)
+int clone_unnamed(int source, const struct stat *st, int directory, bool with_data,
+		  const struct clone_mark *marks, int count, const char *birth_mark)
 {
-	struct stat st;
-	int target;
+	int target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, st->st_mode & 0777);
 
-	if (fstat(source, &st) < 0)
-		return -1;
-	target = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, st.st_mode & 0777);
 	if (target < 0)
 		return -1;
-	if ((with_data && clone_data(target, source, &st) < 0) ||
-	    dress(target, source, &st, marks, count, birth_mark) < 0) {
+	if ((with_data && clone_data(target, source, st) < 0) ||
+	    dress(target, source, st, marks, count, birth_mark) < 0) {
 		int saved = errno;
 
 		close(target);

@@ -22,9 +22,9 @@ struct clone_mark {
 int clone_data(int target, int source, const struct stat *st);
 
 /* An unnamed file in the file system of directory, open O_RDWR, with the data (empty if not with_data),
- * owner, mode and times of source, the marks, and under birth_mark when the source was made.
- * Other attributes are the caller's business. -1 with errno. */
-int clone_unnamed(int source, int directory, bool with_data, const struct clone_mark *marks,
-		  int count, const char *birth_mark);
+ * owner, mode and times of source, whose fstat is st, the marks, and under birth_mark when the source
+ * was made. Other attributes are the caller's business. -1 with errno. */
+int clone_unnamed(int source, const struct stat *st, int directory, bool with_data,
+		  const struct clone_mark *marks, int count, const char *birth_mark);
 
 #endif

@@ -83,15 +83,23 @@ static bool privileged(void)
 	return can;
 }
 
-static int offer(struct peer *p, const struct layers *l, uint64_t directory)
+static int offer_listed(struct peer *p, const struct layers *l, uint64_t directory,
+			const char *listing, size_t listing_len)
 {
 	struct touch_offer offer = {.nodeid = directory,
 				    .upper_fd = l->upper,
 				    .tree_fd = l->root_fd,
 				    .work_fd = l->work,
-				    .path = "of/template"};
+				    .path = "of/template",
+				    .listing = listing,
+				    .listing_len = listing_len};
 
 	return touch_offer(&p->ch->touch, &offer);
+}
+
+static int offer(struct peer *p, const struct layers *l, uint64_t directory)
+{
+	return offer_listed(p, l, directory, "", 0);
 }
 
 static mode_t mode_of(int at, const char *name)
@@ -335,6 +343,125 @@ static void the_question_for_capabilities_is_answered_when_there_are_none(void)
 	remove_layers(&l);
 }
 
+static void what_was_seen_is_forgotten_when_the_file_is_taken_back(void)
+{
+	struct {
+		struct fuse_getxattr_in in;
+		char name[sizeof("security.capability")];
+	} capability = {.name = "security.capability"};
+	struct peer p;
+	struct layers l;
+	uint64_t ino;
+	int fd;
+
+	if (!privileged())
+		return;
+	make_layers(&l);
+	peer_start(&p, true, 10);
+	ino = make_file(l.lower, "a");
+	offer(&p, &l, DIRECTORY);
+	expect_reply(&p, ask(&p, FUSE_GETXATTR, ino, &capability, sizeof(capability)), ENODATA, 0);
+	touch_withdraw(&p.ch->touch, ino);
+	/* meanwhile it was copied up */
+	make_file(l.upper, "a");
+	fd = openat(l.upper, "a", O_RDWR | O_CLOEXEC);
+	CHECK(fsetxattr(fd, "trusted.cowfs.ino", &ino, sizeof(ino), 0) == 0);
+	close(fd);
+	offer(&p, &l, DIRECTORY);
+	expect_mode(&p, ino, 0640);
+	CHECK(mode_of(l.upper, "a") == 0640);
+	peer_stop(&p);
+	remove_layers(&l);
+}
+
+/* Whether there is a clone of the file that nobody has asked for; waits for one if there should be. */
+static uint64_t clone_ahead(struct peer *p, uint64_t nodeid, bool expected)
+{
+	struct touch_table *t = &p->ch->touch;
+	struct stat st = {.st_ino = 0};
+
+	for (int ms = 0; ms < (expected ? 10000 : 20) && !st.st_ino; ms++) {
+		usleep(1000);
+		pthread_mutex_lock(&t->stock.lock);
+		for (int i = 0; i < STOCK_CLONES; i++)
+			if (t->stock.clones[i].state == STOCK_READY &&
+			    t->stock.clones[i].nodeid == nodeid)
+				CHECK(fstat(t->stock.clones[i].fd, &st) == 0 && st.st_nlink == 0);
+		pthread_mutex_unlock(&t->stock.lock);
+	}
+	return st.st_ino;
+}
+
+static void expect_order(const char *order, const char *listing, size_t listing_len)
+{
+	char name[2] = "";
+	struct peer p;
+	struct layers l;
+	struct stat st;
+	uint64_t inos[4], clone;
+
+	if (!privileged())
+		return;
+	make_layers(&l);
+	peer_start(&p, true, 10);
+	for (int i = 0; i < 4; i++) {
+		name[0] = order[i];
+		inos[i] = make_file(l.lower, name);
+	}
+	CHECK(offer_listed(&p, &l, DIRECTORY, listing, listing_len) == 4);
+	expect_mode(&p, inos[0], 0640);
+	CHECK(!clone_ahead(&p, inos[1], false)); /* it may be the only one */
+	expect_mode(&p, inos[1], 0640);
+	clone = clone_ahead(&p, inos[2], true);
+	CHECK(clone && clone_ahead(&p, inos[3], true));
+
+	name[0] = order[2];
+	CHECK(faccessat(l.upper, name, F_OK, 0) < 0);
+	expect_mode(&p, inos[2], 0640);
+	CHECK(fstatat(l.upper, name, &st, AT_SYMLINK_NOFOLLOW) == 0);
+	CHECK(st.st_ino == clone && st.st_nlink == 1);
+	/* what has a file of its own by now is not covered by a clone */
+	touch_withdraw(&p.ch->touch, inos[3]);
+	name[0] = order[3];
+	make_file(l.upper, name);
+	CHECK(offer_listed(&p, &l, DIRECTORY, listing, listing_len) == 4);
+	expect_relayed(&p, ask_mode(&p, inos[3], 0640));
+	CHECK(mode_of(l.upper, name) == 0600);
+	peer_stop(&p);
+	remove_layers(&l);
+}
+
+static void clones_are_made_ahead_in_the_order_of_names_and_of_the_listing(void)
+{
+	expect_order("abcd", "d\0b\0a\0c", 7);
+	expect_order("dbac", "d\0gone\0b\0b\0a\0c", 14);
+	expect_order("abcd", "", 0);
+}
+
+static void nobody_goes_ahead_of_who_has_no_order(void)
+{
+	struct peer p;
+	struct layers l;
+	uint64_t a, b, c, d;
+
+	if (!privileged())
+		return;
+	make_layers(&l);
+	peer_start(&p, true, 10);
+	a = make_file(l.lower, "a");
+	b = make_file(l.lower, "b");
+	c = make_file(l.lower, "c");
+	d = make_file(l.lower, "d");
+	offer(&p, &l, DIRECTORY);
+	expect_mode(&p, a, 0640);
+	expect_mode(&p, c, 0640);
+	CHECK(!clone_ahead(&p, b, false) && !clone_ahead(&p, d, false));
+	expect_mode(&p, b, 0640);
+	expect_mode(&p, d, 0640);
+	peer_stop(&p);
+	remove_layers(&l);
+}
+
 static void the_oldest_directories_make_room(void)
 {
 	struct peer p;
@@ -362,6 +489,8 @@ struct python {
 	struct peer *p;
 	struct layers *l;
 	uint64_t *inos;
+	char listing[FILES * 5]; /* in the order in which the files are asked for */
+	size_t listing_len;
 	atomic_bool stop;
 	_Atomic uint32_t told;
 };
@@ -396,7 +525,8 @@ static void *python_main(void *arg)
 		ssize_t n;
 
 		if (++round % 16 == 0)
-			CHECK(offer(py->p, py->l, DIRECTORY) >= 0);
+			CHECK(offer_listed(py->p, py->l, DIRECTORY, py->listing,
+					   py->listing_len) >= 0);
 		touch_withdraw(&ch->touch, round % 400 ? py->inos[round % FILES] : DIRECTORY);
 		pthread_mutex_lock(&ch->touch.lock);
 		touch_withdraw(&ch->touch, py->inos[round % FILES]);
@@ -430,6 +560,8 @@ static void changes_here_and_by_python_go_together(void)
 	for (int i = 0; i < FILES; i++) {
 		snprintf(name, sizeof(name), "f%d", i);
 		inos[i] = make_file(l.lower, name);
+		strcpy(py.listing + py.listing_len, name);
+		py.listing_len += strlen(name) + 1;
 	}
 	CHECK(pthread_create(&thread, NULL, python_main, &py) == 0);
 	CHECK(pthread_create(&learner, NULL, learner_main, &py) == 0);
@@ -462,6 +594,9 @@ int main(void)
 	RUN(what_is_no_plain_change_is_relayed);
 	RUN(what_is_no_plain_file_is_relayed);
 	RUN(the_question_for_capabilities_is_answered_when_there_are_none);
+	RUN(what_was_seen_is_forgotten_when_the_file_is_taken_back);
+	RUN(clones_are_made_ahead_in_the_order_of_names_and_of_the_listing);
+	RUN(nobody_goes_ahead_of_who_has_no_order);
 	RUN(the_oldest_directories_make_room);
 	RUN(changes_here_and_by_python_go_together);
 	return 0;
