@@ -2,6 +2,6 @@
 
 import sys
 
-from cowfs.cli import main
+from cowfs.commands.cli import main
 
 sys.exit(main())

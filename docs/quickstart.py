@@ -27,8 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from cowfs import report, syscalls
-from cowfs.report import human_size
+from cowfs.commands import report
+from cowfs.commands.report import human_size
+from cowfs.system import syscalls
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from cowfs import syscalls
+from cowfs.system import syscalls
 from integration.streams import Stream
 
 MIB = 1 << 20

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from cowfs import seal, syscalls
-from cowfs.inodes import Node
-from cowfs.overlay import Overlay
-from cowfs.pieces import at_once
-from cowfs.store import Copy, Store
+from cowfs.overlay.inodes import Node
+from cowfs.overlay.overlay import Overlay
+from cowfs.overlay.pieces import at_once
+from cowfs.store import seal
+from cowfs.store.store import Copy, Store
+from cowfs.system import syscalls
 from integration import crashload, kernel
 from integration.command import COWFS, cowfs, run
 from integration.mounts import MountCopy

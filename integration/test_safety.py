@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from cowfs import seal, syscalls
-from cowfs.listing import LAST_COOKIE, Listing
-from cowfs.overlay import Overlay
-from cowfs.store import Copy, Store
+from cowfs.overlay.listing import LAST_COOKIE, Listing
+from cowfs.overlay.overlay import Overlay
+from cowfs.store import seal
+from cowfs.store.store import Copy, Store
+from cowfs.system import syscalls
 from integration import kernel
 from integration.command import cowfs, run
 from integration.mounts import MountCopy
@@ -597,7 +598,7 @@ def test_store_that_is_exchanged_after_its_check_is_not_followed(xfs: Path, mode
 def test_names_with_the_same_hash_are_listed_and_removed_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cowfs.listing._hash", lambda name: name[0])
+    monkeypatch.setattr("cowfs.overlay.listing._hash", lambda name: name[0])
     names = [b"a1", b"a2", b"a3", b"b1", b"b2"]
     for order in itertools.permutations(names):
         listing = Listing(iter([(name, False) for name in names[:2]]))

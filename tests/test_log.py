@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cowfs import daemon, logline
+from cowfs.mount import daemon, logline
 
 
 def test_a_journal_gets_the_level_of_every_line_and_no_time() -> None:

@@ -1,0 +1,522 @@
+"""From `cowfs mount` to a mount that answers: the launching side.
+
+The order of the steps is what makes a mount quick. The keeper is started as soon as the arguments
+make sense, and at once starts the daemon, which imports pyfuse3 and trio (the longest single thing
+of a mount) on one core while this process walks and seals the source on another. What they are to
+serve follows over a socket; see conversation.py.
+
+Until the keeper has said "ready" everything can be undone, and is, whatever happens: the launcher
+keeps its own handle of the copy's lock, so that no one else can take the copy while it cleans up.
+SIGINT and SIGTERM are noted at any time, but act only where the launcher waits for something long.
+
+In the foreground the launcher becomes the keeper itself (execve(2)), so that a service manager sees
+one process from the beginning. If it has got descriptors back from that (sd_listen_fds(3)), a mount
+lives in them already, and nothing is prepared.
+
+Where the kernel's overlayfs is to serve the copy (engine.py) there is no daemon: the launcher
+mounts it itself, and in the place of a keeper is an attendant (attendant.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from cowfs.mount import attendant, engine, preflight, privileges
+from cowfs.mount.config import Config
+from cowfs.mount.conversation import (
+    DEVICE,
+    FORWARDED,
+    LEAVE,
+    LOCK,
+    ORDER,
+    receive_answer,
+    send_order,
+)
+from cowfs.mount.keeper import KEEPER
+from cowfs.mount.options import Options
+from cowfs.store import names
+from cowfs.system import inherited, mountinfo
+from cowfs.system.errors import CowfsError, InternalError, MountFailure, SystemFailure
+from cowfs.system.interrupts import SIGNALS, Interrupts
+
+if TYPE_CHECKING:
+    from cowfs.mount.overlaymount import OverlayMount
+    from cowfs.store.store import Copy, Store, Template
+    from cowfs.trees.cloning import Progress
+
+ProgressFactory = Callable[[], "contextlib.AbstractContextManager[Progress | None]"]
+
+KEEPER_COMMAND = (sys.executable, *KEEPER)
+
+# How long keeper and daemon may take to leave once their launcher has given up, before they are
+# told so by signals.
+GIVE_UP_SECONDS = 10.0
+
+
+class Keeper:
+    """A keeper that was started and waits to be told what to serve. Owns its pid and the socket."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self._sock = sock
+
+    @classmethod
+    def start(cls, *, automounted: bool = False) -> Keeper:
+        """Start it. SystemFailure when there is no process to be had.
+
+        It has a session of its own, but where the mountpoint is an automounter's: that one lets its
+        own process group alone pass there until the mount is made, so the keeper leaves it later.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            theirs.set_inheritable(True)
+            command = [*KEEPER_COMMAND, "launcher", str(theirs.fileno())]
+            try:
+                # Not the subprocess module: importing it takes longer than the whole of this.
+                pid = os.posix_spawn(
+                    command[0],
+                    command,
+                    inherited.environment(foreground=False),
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        *(
+                            (os.POSIX_SPAWN_CLOSE, fd)
+                            for fd in inherited.descriptors(theirs.fileno())
+                        ),
+                    ],
+                    setsid=not automounted,
+                    setsigmask=[],
+                    setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+                )
+            except OSError as error:
+                ours.close()
+                raise SystemFailure(
+                    f"cannot start the keeper {' '.join(command)}: {error.strerror}"
+                ) from None
+        return cls(pid, ours)
+
+    def serve(self, config: Config) -> dict[str, Any]:
+        """Tell it what to serve, wait until the mount answers. CowfsError if it refuses or dies."""
+        try:
+            send_order(self._sock, config.to_json(), config.lock_fd)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is gone, or going with a word of why
+        answer = receive_answer(self._sock)
+        if answer is None:
+            end = self._reap(GIVE_UP_SECONDS) or "it closed its socket and did not end"
+            raise InternalError(
+                f"the keeper died before the mount was ready ({end}): what it said is above; "
+                "cowfs doctor tells what this machine lacks"
+            )
+        if answer.get("ready"):
+            self._sock.close()
+            return answer
+        raise _failure(
+            str(answer.get("error", "the mount was refused without a reason")),
+            int(answer.get("exit_code", MountFailure.exit_code)),
+        )
+
+    def dismiss(self) -> None:
+        """Tell it that there is nothing to serve, and wait for its last word, if any."""
+        with contextlib.suppress(OSError, ValueError), self._sock:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._sock.settimeout(GIVE_UP_SECONDS)
+            receive_answer(self._sock)
+
+    def end(self) -> None:
+        """Wait until it has left, and see to it that it does."""
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+            if self._reap(GIVE_UP_SECONDS) is not None:
+                return
+
+    def _reap(self, seconds: float) -> str | None:
+        """How it ended, as words; None when it has not within this time."""
+        deadline = time.monotonic() + seconds
+        pause = 0.001
+        while True:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                return "its end was not recorded"  # whoever called us has SIGCHLD ignored
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+
+def mount(
+    source: str,
+    mountpoint: str,
+    options: Options,
+    *,
+    foreground: bool,
+    warn: Callable[[str], None],
+    progress: ProgressFactory,
+    pretend: bool = False,
+) -> int:
+    """Copy source and mount the copy; 0 once the mount answers, with foreground once it is
+    unmounted again. With pretend everything is checked, and nothing done.
+
+    Paths as the user wrote them. progress() makes what shows the sealing, used only when there is
+    something to seal. Every failure is a CowfsError, and leaves no mount, no new copy and no
+    process behind.
+    """
+    preflight.require_privilege()
+    inherited.drop_limits()
+    if (largest := inherited.largest_file()) is not None:
+        warn(
+            f"nobody can make a file of {mountpoint} larger than {largest} bytes: this process has "
+            "that limit (ulimit -H -f), and may not raise it without CAP_SYS_RESOURCE"
+        )
+    by_overlayfs = engine.prefers_overlayfs(options)
+    if not by_overlayfs:
+        preflight.require_fuse_device()
+    if foreground and (held := _kept_by_systemd()):
+        if _is_attended(held):
+            from cowfs.mount import overlaymount
+
+            overlaymount.go_on(held)
+            _become(attendant.command("watch", held), held)
+        if _is_mounted(held):
+            _become_keeper(held)
+        for fd in held.values():
+            os.close(fd)
+    missing = None
+    try:
+        source = preflight.check_source(source)
+    except preflight.SourceMissing as error:
+        missing = error
+        source = os.path.realpath(source)
+    mountpoint = preflight.check_mountpoint(mountpoint)
+    if options.store is not None:
+        options = replace(options, store=os.path.realpath(options.store))
+        preflight.check_apart_from_store(source, mountpoint, cast(str, options.store))
+    name = names.default_name(mountpoint) if options.copy is None else options.copy
+    names.check_name(name)
+    if missing is not None and not _copy_exists(source, name, options.store):
+        raise missing
+    if pretend:
+        preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
+        return 0
+    launch = _Launch(source, mountpoint, name, options, missing, warn, progress)
+    launch.by_overlayfs = by_overlayfs
+    return launch.in_foreground() if foreground else launch.in_background()
+
+
+class _Launch:
+    """One try to mount, and what it has to take back when it fails."""
+
+    def __init__(
+        self,
+        source: str,
+        mountpoint: str,
+        name: str,
+        options: Options,
+        source_missing: CowfsError | None,
+        warn: Callable[[str], None],
+        progress: ProgressFactory,
+    ) -> None:
+        self.source = source
+        self.mountpoint = mountpoint
+        self.name = name
+        self.options = options
+        self.source_missing = source_missing
+        self.warn = warn
+        self.progress = progress
+        self.interrupts = Interrupts("nothing is mounted")
+        self.keeper: Keeper | None = None
+        self.store: Store | None = None
+        self.copy: Copy | None = None
+        self.copy_is_new = False
+        self.mounted_before = mountinfo.mounted_at(mountpoint)
+        self.by_overlayfs = False
+
+    def in_background(self) -> int:
+        with self.interrupts, self._undone_on_failure():
+            if (overlay := self._mount_overlayfs()) is not None:
+                pid = _start_attendant(overlay)
+                self._write_record(overlay, pid)
+                for fd in (overlay.held[ORDER], overlay.held[attendant.WATCH]):
+                    os.close(fd)
+                self._hand_over()
+                self._leave_unit([pid])
+                return 0
+            before = self.mounted_before
+            automounted = before is not None and before.fstype == "autofs"
+            self.keeper = Keeper.start(automounted=automounted)
+            config = self._prepare()
+            with self.interrupts.allowed():
+                pids = [self.keeper.pid, int(self.keeper.serve(config)["pid"])]
+            self._hand_over()
+        self._leave_unit(pids)
+        return 0
+
+    def _leave_unit(self, pids: list[int]) -> None:
+        """Under systemd: keeper and daemon do not end with the unit or session that we are in."""
+        from cowfs.mount import scope
+
+        description = f"Copy of {self.source} on {self.mountpoint}"
+        try:
+            scope.enter(f"cowfs-{pids[0]}.scope", description, pids)
+        except OSError as error:
+            self.warn(
+                f"{self.mountpoint} ends with the unit or session that mounted it: systemd made "
+                f"no scope for it: {error.strerror or error}"
+            )
+
+    def in_foreground(self) -> int:
+        with self._undone_on_failure(), self.interrupts:
+            if (made := self._mount_overlayfs()) is not None:
+                # They come to the attendant, which knows what to do.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [*FORWARDED, LEAVE])
+                self.interrupts.check()
+                self._write_record(made, os.getpid())
+                self._empty_trash()
+                _become(attendant.command("watch", made.held), made.held)
+            config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
+            self._empty_trash()
+            order = os.memfd_create("cowfs-order")
+            os.write(order, config.to_json())
+            _become_keeper({ORDER: order, LOCK: config.lock_fd})
+
+    def _mount_overlayfs(self) -> OverlayMount | None:
+        """The mount, if it is overlayfs that serves the copy; None for FUSE."""
+        if not self.by_overlayfs:
+            return None
+        from cowfs.mount import overlaymount
+
+        config = self._prepare()
+        assert self.store is not None
+        assert self.copy is not None
+        try:
+            with self.interrupts.allowed():
+                return overlaymount.make(self.store, self.copy, config, self.progress)
+        except overlaymount.Refused as refusal:
+            if self.options.engine == "overlay":
+                raise
+            self.warn(f"{refusal}: FUSE serves it, without passthrough")
+            preflight.require_fuse_device()
+            return None
+
+    def _write_record(self, overlay: OverlayMount, pid: int) -> None:
+        from cowfs.mount import overlaymount
+
+        try:
+            overlaymount.write_record(overlay.record, pid)
+        except OSError as error:
+            raise SystemFailure(f"cannot write a record of the mount: {error.strerror}") from None
+
+    def _prepare(self) -> Config:
+        """Take the copy, with a template for it. What it took is in self as soon as it is ours."""
+        if self.copy is None:
+            self._take_copy()
+        assert self.store is not None
+        assert self.copy is not None
+        return Config(
+            source=self.source,
+            mountpoint=self.mountpoint,
+            store=self.store.path,
+            copy=self.name,
+            lock_fd=self.copy.lock_fd,
+            options=self.options,
+        )
+
+    def _take_copy(self) -> None:
+        from cowfs.store.seal import seal
+        from cowfs.store.store import Store
+
+        store = self.store = Store.for_source(self.source, self.options.store)
+        _require_privileges(store)
+        preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
+
+        def prepare() -> Template:
+            if self.source_missing is not None:
+                raise self.source_missing
+            with self.interrupts.allowed(), self.progress() as progress:
+                return seal(store, self.source, progress=progress, warn=self.warn)
+
+        self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
+        self.copy = store.acquire(
+            self.name,
+            self.source,
+            persistent=not self.options.ephemeral,
+            prepare=prepare,
+            warn=self.warn,
+        )
+        self.interrupts.check()
+
+    def _hand_over(self) -> None:
+        """The mount answers: from now on the copy is the server's."""
+        if self.copy is not None:
+            self.copy.release()
+        if self.store is not None:
+            self._empty_trash()
+            self.store.close()
+        self.store = self.copy = self.keeper = None
+
+    def _empty_trash(self) -> None:
+        """What was found there, and what was put there, is removed while others use the mount."""
+        from cowfs.store import emptying
+
+        assert self.store is not None
+        with contextlib.suppress(OSError):  # cowfs gc will
+            emptying.start(self.store.trash_fd)
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if self.keeper is not None:
+                self.keeper.dismiss()
+                self._remove_mount()
+                self.keeper.end()
+            if self.copy is not None:
+                self._remove_mount()
+                self._give_back(self.copy)
+            if self.store is not None:
+                self._empty_trash()
+                self.store.close()
+            raise
+
+    def _remove_mount(self) -> None:
+        """Detach a cowfs mount that has appeared at our mountpoint since we looked."""
+        from cowfs.mount.mountpoint import Mountpoint
+        from cowfs.store import runtime
+        from cowfs.system import syscalls
+
+        now = mountinfo.mounted_at(self.mountpoint)
+        before = self.mounted_before
+        if now is None or not now.is_cowfs or (before and now.mount_id == before.mount_id):
+            return
+        record = runtime.of(now)
+        if record is not None and record.copy != self.name:
+            return  # somebody else was quicker
+        with contextlib.suppress(OSError):
+            Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
+
+    def _give_back(self, copy: Copy) -> None:
+        """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
+        if self.copy_is_new and os.path.isdir(copy.path) and not copy.has_changes():
+            copy.discard()
+        else:
+            copy.release()
+
+
+def _require_privileges(store: Store) -> None:
+    """UsageError that names what this process lacks on the store's volume."""
+    try:
+        lacking = privileges.missing(store.fd)
+    except OSError:
+        return  # there is no room to try it; who needs it will say so
+    if lacking:
+        raise privileges.refusal(lacking)
+
+
+def _become_keeper(held: dict[str, int]) -> NoReturn:
+    """Go on as the keeper, in this process, with these descriptors. SystemFailure."""
+    for fd in held.values():
+        os.set_inheritable(fd, True)
+    _become([*KEEPER_COMMAND, "holding", *(f"{name}={fd}" for name, fd in held.items())], held)
+
+
+def _become(command: list[str], held: dict[str, int]) -> NoReturn:
+    """Go on as another program, with these descriptors and no others. SystemFailure."""
+    for fd in inherited.descriptors(*held.values()):
+        os.set_inheritable(fd, False)
+    try:
+        os.execve(command[0], command, inherited.environment(foreground=True))  # noqa: S606
+    except OSError as error:
+        raise SystemFailure(f"cannot start {command[0]}: {error.strerror}") from None
+
+
+def _start_attendant(overlay: OverlayMount) -> int:
+    """Start the attendant of a mount in the background, and return its pid. SystemFailure.
+
+    Nobody waits for it: what it has to do comes with the descriptors, and signals wait until it
+    takes them.
+    """
+    from cowfs.store import runtime
+
+    command = attendant.command("watch", overlay.held, attendant.BACKGROUND)
+    try:
+        log = runtime.open_log(overlay.record.device)
+        try:
+            return os.posix_spawn(
+                command[0],
+                command,
+                inherited.environment(foreground=False),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                    *(
+                        (os.POSIX_SPAWN_CLOSE, fd)
+                        for fd in inherited.descriptors(*overlay.held.values())
+                    ),
+                ],
+                setsid=True,
+                setsigmask=[*FORWARDED, LEAVE],
+                setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+            )
+        finally:
+            os.close(log)
+    except OSError as error:
+        raise SystemFailure(f"cannot start {' '.join(command)}: {error.strerror}") from None
+
+
+def _kept_by_systemd() -> dict[str, int]:
+    """What the service manager has kept for us, by name: sd_listen_fds_with_names(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    return dict(zip(names, range(3, 3 + count), strict=False))
+
+
+def _is_attended(held: dict[str, int]) -> bool:
+    """Whether overlayfs serves a copy, or did until now, and only its attendant is missing."""
+    return {ORDER, LOCK, attendant.WATCH} <= held.keys()
+
+
+def _is_mounted(held: dict[str, int]) -> bool:
+    """Whether there is a mount to go on with: its device has an error to tell once it is gone."""
+    if not {DEVICE, ORDER, LOCK} <= held.keys():
+        return False
+    poll = select.poll()
+    poll.register(held[DEVICE], 0)
+    return not poll.poll(0)
+
+
+def _copy_exists(source: str, name: str, store: str | None) -> bool:
+    """Whether there is a copy to go on with, though its source has gone. Creates nothing."""
+    return os.path.isdir(os.path.join(_store_path(source, store), "copies", name))
+
+
+def _store_path(source: str, store: str | None) -> str:
+    """The store of a source, also when there is none yet."""
+    from cowfs.store.directory import STORE_NAME, volume_of
+
+    return os.path.join(volume_of(source), STORE_NAME) if store is None else store
+
+
+def _failure(message: str, exit_code: int) -> CowfsError:
+    """What another process reported, as an error of this one."""
+    error = MountFailure(message)
+    error.exit_code = exit_code
+    return error

@@ -1,0 +1,18 @@
+"""Templates and copies on disk, and the records of what runs.
+
+Knows where a store is, what is in it, which locks keep it, how a source is sealed, and what may go.
+Does not know how a copy is served.
+"""
+
+__all__ = [
+    "copies",
+    "directory",
+    "emptying",
+    "lowers",
+    "names",
+    "overlayfs",
+    "runtime",
+    "seal",
+    "store",
+    "templates",
+]

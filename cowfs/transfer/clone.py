@@ -1,0 +1,141 @@
+"""`cowfs clone`: a plain reflink copy of a tree, a file or any other entry, without FUSE.
+
+What `cp -a --reflink=always` does, by the ways of sealing: one walk, then clones on all cores.
+The copy appears under its name when it is whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Literal
+
+from cowfs.system import mountinfo
+from cowfs.system.errors import CowfsError
+from cowfs.transfer import origin, staging
+from cowfs.transfer.staging import Staging
+from cowfs.trees import cloning, filedata, workers
+from cowfs.trees.cloning import Chunk, Cloner, Progress
+from cowfs.trees.scan import Directory, SourceChanged, warn_of_left_out
+
+Reflink = Literal["always", "auto"]
+
+_NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL)
+
+
+class _PlainCloner(Cloner):
+    """Clones, or gives up."""
+
+    seals = False
+
+
+class _AnyCloner(_PlainCloner):
+    """Clones what can be cloned, and copies the rest."""
+
+    def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
+        super().__init__(source_fd, tree_fd, umask)
+        self._mover = filedata.Mover()
+
+    def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:  # noqa: ARG002
+        return names
+
+    def copy_data(self, target: int, source: int, st: os.stat_result) -> None:
+        self._mover.copy(target, source, st)
+
+
+def clone(
+    source: str,
+    destination: str,
+    *,
+    reflink: Reflink,
+    warn: Callable[[str], None],
+    progress: Progress | None,
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Copy `source` to `destination`, which must not be there yet. CowfsError.
+
+    A symlink is copied, not followed, unless its path ends in a slash. `warn` gets one line for
+    each kind of thing that is left out. In what `interruptible` encloses an exception may come at
+    any moment.
+    """
+    path = origin.canonical(source, follow=False)
+    kind = _PlainCloner if reflink == "always" else _AnyCloner
+    with Staging(destination, "clone", path) as place:
+        try:
+            with interruptible():
+                place.empty()  # what a crash has left
+                if origin.is_directory(path):
+                    made = _tree(path, place, kind, warn, progress)
+                else:
+                    made = _single(path, place, kind)
+            place.publish(made)
+        except SourceChanged as change:
+            raise CowfsError(
+                f"source {os.path.join(path, change.path)} was changed while it was copied: stop "
+                "what writes to it, and try again"
+            ) from None
+        except OSError as error:
+            if reflink == "always" and error.errno in _NO_REFLINK:
+                raise _no_reflink(path, place) from None
+            raise origin.failure(path, place.destination, error) from None
+        finally:
+            place.discard()
+
+
+def _tree(
+    path: str,
+    place: Staging,
+    kind: type[Cloner],
+    warn: Callable[[str], None],
+    progress: Progress | None,
+) -> str:
+    with origin.open_tree(path) as scanner:
+        found = scanner.scan()
+        os.mkdir(staging.TREE, 0o700, dir_fd=place.fd)
+        tree_fd = os.open(staging.TREE, os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
+        try:
+
+            def clone_all(pieces: list[Chunk], done: Callable[[Chunk], None]) -> None:
+                count = workers.worth_starting(sum(piece.work() for piece in pieces))
+
+                @contextmanager
+                def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
+                    with closing(kind(scanner.fd, tree_fd, umask)) as cloner:
+                        yield cloner.clone_chunk
+
+                workers.do_all(count, worker, pieces, done, workers.cost_of)
+
+            with closing(kind(scanner.fd, tree_fd, 0o777)) as cloner:
+                cloning.fill(cloner, found, progress, clone_all)
+        finally:
+            os.close(tree_fd)
+    warn_of_left_out(path, found, warn)
+    return staging.TREE
+
+
+def _single(path: str, place: Staging, kind: type[Cloner]) -> str:
+    """Copy one file, symlink, fifo or device; its name in the hidden directory."""
+    parent, name = os.path.split(path)
+    with origin.open_tree(parent) as scanner:
+        mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
+        if stat.S_ISSOCK(mode):
+            raise CowfsError(f"source {path} is a socket, which belongs to a running program")
+        files, special = ([name], []) if stat.S_ISREG(mode) else ([], [name])
+        with closing(kind(scanner.fd, place.fd, 0o777)) as cloner:
+            cloner.clone_chunk(Chunk(Directory(), files, special, whole=False))
+    return name
+
+
+def _no_reflink(source: str, place: Staging) -> CowfsError:
+    target = mountinfo.holding(os.path.dirname(place.destination))
+    if os.lstat(source).st_dev != place.device:
+        problem = f"{source} and {place.destination} are on different volumes, and clones"
+        problem += " cannot cross them"
+    else:
+        problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
+    command = shlex.join(["cowfs", "import", source, place.destination])
+    return CowfsError(f"{problem}: copy the data with --reflink=auto, or with: {command}")
