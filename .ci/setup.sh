@@ -51,12 +51,13 @@ install_packages() {
     rm -f "$log"
 }
 
-# find_python: print the Python to build with: the one on PATH when it will do, else Debian's own.
+# find_python: print the Python to build with: the one on PATH when it will do, else Debian's own. Of an environment that
+# is active, the one that has made it: it may be our .venv, which is made anew with what is found here.
 find_python() {
     local python
     for python in "$(command -v python3 || true)" /usr/bin/python3; do
         if [[ -n $python ]] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            "$python" -c 'import sys; print(sys.executable)'
+            "$python" -c 'import sys; print(sys._base_executable)'
             return
         fi
     done
