@@ -112,10 +112,10 @@ class Place:
     def from_fd(cls, fd: int) -> Place:
         """OSError; ValueError: the state is one that this version does not know."""
         fields = json.loads(os.pread(fd, 1 << 16, 0))
-        state = fields.pop("state", 0)
+        state = fields.get("state", 0)
         if state != STATE_VERSION:
             raise ValueError(f"its state has version {state}, and this one reads {STATE_VERSION}")
-        return cls(**fields)
+        return cls(fields["device"], fields["mount_id"])
 
 
 def serve(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:

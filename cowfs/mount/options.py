@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
 from cowfs.overlay.inplace import CloneMode
@@ -193,8 +193,9 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Options:
-        """Raises TypeError for a key that this version does not know."""
-        plain = dict(values)
+        """From what to_dict() gave, in this version or another: what this one does not know is left
+        out, what the other did not is as if it were not given. TypeError when it is no mapping."""
+        plain = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         for name in ("given", "in_place"):
             plain[name] = tuple(plain.get(name, ()))
         return cls(**plain)

@@ -149,7 +149,7 @@ def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for
     # READ waits for the next daemon. Here it waits for a mount that never answers: likewise.
     silent = OtherVersion(tmp_path / "silent", "99.1")
     silent.patch(
-        "operations.py",
+        "overlay/operations.py",
         r"            node, st = self\._overlay\.lookup\(parent, name\)\n        except",
         '            if name == b"never": __import__("time").sleep(600)\n'
         "            node, st = self._overlay.lookup(parent, name)\n        except",
@@ -158,7 +158,7 @@ def test_a_killed_daemon_of_which_a_thread_stays_in_the_kernel_is_not_waited_for
     run(*silent.command("mount", "-o", "watchdog=0", model, trap), cwd="/")
     held = OtherVersion(tmp_path / "held", "99.2")
     held.patch(
-        "daemon.py",
+        "mount/daemon.py",
         r"        self\.was_ready = True\n",
         "        self.was_ready = True\n"
         "        import threading\n"
@@ -188,7 +188,7 @@ def test_a_daemon_that_dies_before_it_answers_leaves_nobody_waiting_for_its_outp
     # Such as out=$(cowfs mount ...); the next daemon is the one that answers.
     brief = OtherVersion(tmp_path / "brief", "99.1")
     brief.patch(
-        "daemon.py",
+        "mount/daemon.py",
         r'then say that it answers\."""\n',
         'then say that it answers."""\n'
         "        if not self._resumed: os.kill(os.getpid(), signal.SIGKILL)\n",
@@ -211,7 +211,7 @@ def test_an_error_of_the_device_is_no_unmount(
     # One that is opened anew belongs to no mount, and says EPERM.
     astray = OtherVersion(tmp_path / "astray", "99.1")
     astray.patch(
-        "daemon.py",
+        "mount/daemon.py",
         r"        self\.was_ready = True\n",
         "        self.was_ready = True\n"
         "        if not self._resumed:\n"

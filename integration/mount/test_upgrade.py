@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs import __version__
 from cowfs.overlay.vault import STATE_VERSION
 from integration.command import Result, cowfs, one_error, run
 from integration.mounts import RECORDS, MountCopy
@@ -71,6 +72,29 @@ def test_the_version_that_was_upgraded_to_comes_again_after_a_kill(
     assert record["version"] == NEXT
 
 
+def test_a_version_of_the_future_is_no_obstacle_on_the_way_back(
+    mount_plain: MountCopy, model: Path, other: OtherVersion
+) -> None:
+    # It knows an option that we do not, and says more of its mounts.
+    until = r"(?:.|\n)*?"
+    other.patch(
+        "mount/options.py",
+        rf"(class Options:{until}    read_only: bool = False\n)",
+        r"\1    compress: bool = True\n",
+    )
+    other.patch(
+        "mount/daemon.py", rf"(class Place:{until}    mount_id: int\n)", r"\1    moved: int = 7\n"
+    )
+    root = mount_plain.mountpoint()
+    run(*other.command("mount", "-o", "share_min=5M", model, root), cwd="/")
+    (root / "new").write_text("of the future")
+    for _ in range(2):
+        assert f"is served by cowfs {__version__}" in cowfs("upgrade", root).stdout
+        assert (root / "new").read_text() == "of the future"
+        assert f"is served by cowfs {NEXT}" in upgrade(other, root).stdout
+    assert mount_plain.record(root)["options"] == "share_min=5M"
+
+
 def test_all_mounts_are_upgraded_at_once(
     mount_copy: MountCopy, model: Path, other: OtherVersion
 ) -> None:
@@ -97,22 +121,22 @@ def test_all_mounts_are_upgraded_at_once(
 
 REFUSALS: dict[str, tuple[tuple[str, str, str], str]] = {
     "another-state": (
-        ("vault.py", r"STATE_VERSION = \d+", "STATE_VERSION = 77"),
+        ("overlay/vault.py", r"STATE_VERSION = \d+", "STATE_VERSION = 77"),
         "cowfs 99.1 cannot take over from the version that serves: its state has version "
         f"{STATE_VERSION}, and "
         "this one reads 77",
     ),
     "does-not-start": (
-        ("daemon.py", r"import faulthandler\n", "import faulthandler\nraise SystemExit(3)\n"),
+        ("mount/daemon.py", r"import faulthandler\n", "import faulthandler\nraise SystemExit(3)\n"),
         "the new version does not start (exit code 3): see the log",
     ),
     "dies-when-asked": (
-        ("daemon.py", r"        Place\.from_fd\(held\[PLACE\]\)\n", "        os.abort()\n"),
+        ("mount/daemon.py", r"        Place\.from_fd\(held\[PLACE\]\)\n", "        os.abort()\n"),
         "the new version does not start (killed by signal 6): see the log",
     ),
     "cannot-serve": (
         (
-            "daemon.py",
+            "mount/daemon.py",
             r"        place = Place\.from_fd",
             "        os.abort()\n        place = Place.from_fd",
         ),
