@@ -104,8 +104,8 @@ class Channel:
         (syncfs(2)) that nobody may have noted: so it has to be older than the mount, one open file
         description for all daemons. Takes `dev_fd` over. Returns how many open files could not be
         opened: what passthrough does not cover is answered with EIO for them. Raises OSError:
-        EPROTO when this version agrees with the kernel on something else than was agreed, EINVAL
-        when the kernel has no FUSE_NOTIFY_RESEND (before Linux 6.9).
+        EPROTO when this version cannot serve what was agreed on with the kernel (`check_ledger`
+        says why), EINVAL when the kernel has no FUSE_NOTIFY_RESEND (before Linux 6.9).
         """
 
     @property

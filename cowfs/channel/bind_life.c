@@ -249,7 +249,7 @@ static PyObject *Channel_get_max_stack_depth(PyObject *self, void *closure)
 {
 	(void)self;
 	(void)closure;
-	return PyLong_FromLong(1); /* as handshake.c tells the kernel */
+	return PyLong_FromLong(1); /* as agreement.c has it */
 }
 
 const PyMethodDef life_methods[] = {

@@ -31,9 +31,10 @@
  *
  * Locks, each taken after those to the left of it that lead to it. Those on the right are held for a
  * few instructions; touch.lock is held over the system calls of one change of attributes; syncing and
- * looking_back wait for a disk.
+ * looking_back wait for a disk. Who has touch.lock may wait for a clone that is just being made
+ * (stock.made): who makes it takes no lock until it is there.
  *
- *   life --+-- touch.lock --+-- primed.lock, touch.told_lock
+ *   life --+-- touch.lock --+-- primed.lock, touch.told_lock, stock.lock
  *          |                |
  *          +----------------+-- node_table.lock
  *          |                |

@@ -199,7 +199,6 @@ void channel_free(struct channel *ch)
 	pthread_mutex_destroy(&ch->notifier.lock);
 	pthread_cond_destroy(&ch->pool.changed);
 	pthread_mutex_destroy(&ch->pool.lock);
-	stock_destroy(&ch->touch.stock);
 	pthread_mutex_destroy(&ch->touch.told_lock);
 	pthread_mutex_destroy(&ch->touch.lock);
 	pthread_mutex_destroy(&ch->draining);

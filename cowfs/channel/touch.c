@@ -217,6 +217,7 @@ void touch_destroy(struct touch_table *t)
 	t->buckets = NULL;
 	close_source(&t->source);
 	pthread_mutex_unlock(&t->lock);
+	stock_destroy(&t->stock);
 	pthread_mutex_lock(&t->told_lock);
 	free(t->told);
 	t->told = NULL;

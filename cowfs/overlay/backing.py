@@ -516,6 +516,7 @@ class Backing:
 
     def _replace(self, node: Node, names: list[tuple[int, bytes]]) -> None:
         """Let a new node take over the names; the old one keeps its readers and their bytes."""
+        self._touching.take_back(node)  # it may have been offered again while names were looked for
         fd = self._channel.backing_fd(node.nodeid)
         try:
             self._overlay.hand_over(node, fd)

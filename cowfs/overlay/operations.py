@@ -439,7 +439,6 @@ class Operations(pyfuse3.Operations):
         if isinstance(target, Directory) and isinstance(source, Directory) and not asked.flags:
             await self._listing(target)  # is it empty?
         self._priming.take_back(target)
-        self.touching.take_back(target)
         return target
 
     async def _rename(
@@ -450,7 +449,10 @@ class Operations(pyfuse3.Operations):
         # Whoever has no name afterwards: the target, unless they are exchanged.
         loses = None if target is None or asked.flags else target
         async with taking(self._backing.moving) if moves_directory else nullcontext():
+            # Not before: while somebody else moves a directory, they may be offered again.
             self.touching.take_back(source)
+            if target is not None:
+                self.touching.take_back(target)
             with (
                 nullcontext()
                 if loses is None

@@ -462,6 +462,32 @@ static void nobody_goes_ahead_of_who_has_no_order(void)
 	remove_layers(&l);
 }
 
+static void a_closed_channel_has_no_clones(void)
+{
+	struct peer p;
+	struct layers l;
+	uint64_t inos[3];
+	int fd = -1;
+
+	if (!privileged())
+		return;
+	make_layers(&l);
+	peer_start(&p, true, 10);
+	for (int i = 0; i < 3; i++)
+		inos[i] = make_file(l.lower, (const char *[]){"a", "b", "c"}[i]);
+	offer(&p, &l, DIRECTORY);
+	expect_mode(&p, inos[0], 0640);
+	expect_mode(&p, inos[1], 0640);
+	CHECK(clone_ahead(&p, inos[2], true));
+	for (int i = 0; i < STOCK_CLONES; i++)
+		if (p.ch->touch.stock.clones[i].state == STOCK_READY)
+			fd = p.ch->touch.stock.clones[i].fd;
+	channel_close(p.ch);
+	CHECK(fd >= 0 && fcntl(fd, F_GETFD) < 0);
+	peer_stop(&p);
+	remove_layers(&l);
+}
+
 static void the_oldest_directories_make_room(void)
 {
 	struct peer p;
@@ -597,6 +623,7 @@ int main(void)
 	RUN(what_was_seen_is_forgotten_when_the_file_is_taken_back);
 	RUN(clones_are_made_ahead_in_the_order_of_names_and_of_the_listing);
 	RUN(nobody_goes_ahead_of_who_has_no_order);
+	RUN(a_closed_channel_has_no_clones);
 	RUN(the_oldest_directories_make_room);
 	RUN(changes_here_and_by_python_go_together);
 	return 0;
