@@ -293,6 +293,10 @@ class Channel:
     def let_touches(self) -> None:
         """The end of `hold_touches`."""
 
+    def drop_idle_clones(self) -> None:
+        """Close the clones that were made ahead of a walk, if it has not gone on since the last
+        call."""
+
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Have the kernel forget a name. Queued: the kernel may wait for the directory's lock.
 

@@ -176,6 +176,20 @@ static PyObject *Channel_hold_touches(PyObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *Channel_drop_idle_clones(PyObject *self, PyObject *unused)
+{
+	struct channel *ch = channel_of(self);
+
+	(void)unused;
+	if (!ch)
+		return NULL;
+	if (channel_enter(ch)) {
+		stock_drop_idle(&ch->touch.stock);
+		channel_leave(ch);
+	}
+	Py_RETURN_NONE;
+}
+
 static PyObject *Channel_let_touches(PyObject *self, PyObject *unused)
 {
 	struct channel *ch = channel_of(self);
@@ -246,6 +260,7 @@ const PyMethodDef name_methods[] = {
 	{"take_touched", Channel_take_touched, METH_NOARGS, NULL},
 	{"hold_touches", Channel_hold_touches, METH_NOARGS, NULL},
 	{"let_touches", Channel_let_touches, METH_NOARGS, NULL},
+	{"drop_idle_clones", Channel_drop_idle_clones, METH_NOARGS, NULL},
 	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},
 	{"invalidate_listing", Channel_invalidate_listing, METH_VARARGS, NULL},

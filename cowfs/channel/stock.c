@@ -59,6 +59,7 @@ void stock_plan(struct stock *s, uint64_t nodeid, const char *path)
 			.state = STOCK_PLANNED, .nodeid = nodeid, .path = own};
 		own = NULL;
 		s->oldest = (s->oldest + 1) % STOCK_CLONES;
+		s->used = true;
 	}
 	pthread_mutex_unlock(&s->lock);
 	free(own);
@@ -115,8 +116,25 @@ int stock_take(struct stock *s, uint64_t nodeid)
 	pthread_mutex_lock(&s->lock);
 	while ((clone = find(s, nodeid)) && clone->state == STOCK_MAKING)
 		pthread_cond_wait(&s->made, &s->lock);
-	if (clone)
+	if (clone) {
 		fd = clear(clone);
+		s->used = true;
+	}
 	pthread_mutex_unlock(&s->lock);
 	return fd;
+}
+
+void stock_drop_idle(struct stock *s)
+{
+	int idle[STOCK_CLONES];
+	int count = 0;
+
+	pthread_mutex_lock(&s->lock);
+	for (int i = 0; i < STOCK_CLONES && !s->used; i++)
+		if (s->clones[i].state == STOCK_READY)
+			idle[count++] = clear(&s->clones[i]);
+	s->used = false;
+	pthread_mutex_unlock(&s->lock);
+	while (count > 0)
+		close(idle[--count]);
 }

@@ -29,6 +29,7 @@ struct stock {
 		char *path; /* in the template; PLANNED and MAKING */
 	} clones[STOCK_CLONES];
 	unsigned oldest;
+	bool used; /* since stock_drop_idle() */
 };
 
 void stock_init(struct stock *s);
@@ -45,5 +46,9 @@ void stock_made(struct stock *s, struct stock_clone *clone, int fd);
 bool stock_is_ready(struct stock *s, uint64_t nodeid);
 /* Gives the descriptor away; -1: there is none, and none is planned any more. */
 int stock_take(struct stock *s, uint64_t nodeid);
+
+/* Close all that are ready, if since the last call none was planned or taken: the walk has stopped, and
+ * each is an inode that counts for its owner's quota and keeps the volume from being made read-only. */
+void stock_drop_idle(struct stock *s);
 
 #endif

@@ -703,6 +703,8 @@ static void plan(struct touch_table *t)
 		if (f->state != TOUCH_UNKNOWN)
 			continue;
 		look_in_upper(f);
+		if (f->state == TOUCH_UNKNOWN)
+			f->state = TOUCH_REFUSED; /* as its own SETATTR would find: looked at once */
 		if (f->state == TOUCH_LOWER && find_path(f, path))
 			stock_plan(&t->stock, f->nodeid, path);
 	}

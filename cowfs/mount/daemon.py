@@ -441,8 +441,10 @@ class _Mount:
             word = self._vault.word()
             if word is None:
                 return
-            if word == PING and self._makes_progress(seconds):
-                self._vault.say(PONG)
+            if word == PING:
+                self._channel.drop_idle_clones()
+                if self._makes_progress(seconds):
+                    self._vault.say(PONG)
             elif word == UNDO:
                 self._detach()
 

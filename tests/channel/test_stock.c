@@ -74,6 +74,25 @@ static void the_oldest_makes_room(void)
 	stock_destroy(&s);
 }
 
+static void what_a_walk_has_left_goes(void)
+{
+	struct stock s;
+	int fd;
+
+	stock_init(&s);
+	stock_plan(&s, 7, "a");
+	fd = made(&s, 7);
+	stock_plan(&s, 8, "b");
+	stock_drop_idle(&s);
+	CHECK(is_open(fd) && stock_is_ready(&s, 7)); /* it was used since */
+	stock_drop_idle(&s);
+	CHECK(!is_open(fd) && stock_take(&s, 7) == -1);
+	fd = made(&s, 8); /* that was still to be made */
+	stock_drop_idle(&s);
+	CHECK(!is_open(fd));
+	stock_destroy(&s);
+}
+
 struct taker {
 	struct stock *s;
 	int fd;
@@ -126,6 +145,7 @@ int main(void)
 	RUN(what_is_ready_is_given_away_once);
 	RUN(what_was_asked_for_is_not_made_any_more);
 	RUN(the_oldest_makes_room);
+	RUN(what_a_walk_has_left_goes);
 	RUN(who_comes_while_it_is_made_gets_it);
 	RUN(who_waits_for_what_cannot_be_made_goes_on);
 	return 0;
