@@ -27,7 +27,7 @@ the next event.
 The tables below have the states above the columns, and an event before each row. Where they meet is
 the method that is called, without its underscore; a dot where the event means nothing; a dash where
 it cannot come: then it is logged, and means nothing either, because a keeper that raised an
-exception would take the mount with it. docs/architecture.md tells what follows upon each state.
+exception would take the mount with it. docs/surviving.md tells what follows upon each state.
 """
 
 from __future__ import annotations
