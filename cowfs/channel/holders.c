@@ -8,7 +8,7 @@
  * The kernel may not say who opens a file (FUSE_ALLOW_IDMAP), and to find out takes long. As long as
  * three quarters are left nobody has to know: they are counted for one user of no name.
  *
- * This room counts. It does not know what is held, nor when it goes.
+ * This file counts. It does not know what is held, nor when it goes.
  */
 #include "holders.h"
 

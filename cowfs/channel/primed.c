@@ -7,7 +7,7 @@
  * gets one lookup count, which Python has counted when it primed the name. Names that nobody asks for
  * make room for others: the oldest goes first.
  *
- * This room knows names and finished answers. It does not know whether an answer is still true:
+ * This file knows names and finished answers. It does not know whether an answer is still true:
  * Python takes it back before it changes what it says.
  */
 #include <stdlib.h>

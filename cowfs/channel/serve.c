@@ -1,7 +1,7 @@
 /*
  * serve.c - one request of the kernel: have it answered or relay it
  *
- * This room knows which requests go where (opcodes.h has the table), and lets nothing malformed
+ * This file knows which requests go where (opcodes.h has the table), and lets nothing malformed
  * through. It does not know how a request is answered, nor what is changed in one that is relayed.
  *
  * Locking: none but touch.lock, which is held while a change of attributes is made and answered here.
@@ -18,8 +18,8 @@
 #include "opcodes.h"
 #include "relay.h"
 
-/* A request under which so many daemons have ended is taken for the reason, and answered with EIO. More
- * than ends by chance, or by somebody's will, while one request is under way. */
+/* After more than this many daemons have ended during one request, assume that it is the cause and fail
+ * it with EIO. So many do not end by chance, or by somebody's will, while one request is under way. */
 #define MAX_AGAIN 16
 
 /* ---- what may not get through -------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  *
  * chgrp -R, chmod -R, or the kubelet with its fsGroup change every file of a copy, and each change
  * that goes through Python costs twice what the change itself does. So once Python sees that
- * somebody walks through a directory, it offers the directory's files: this room then does with one
+ * somebody walks through a directory, it offers the directory's files: this file then does with one
  * what Python would do.
  *
  * It knows plain files of the template: those of one name, without extended attributes, and small
