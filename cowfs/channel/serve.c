@@ -106,8 +106,8 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry, &evicted);
 }
 
-/* The reply goes out before the lock does: whoever has it, and with it knows that no change of mode or
- * owner is under way here, knows too that the kernel has been told of all before. */
+/* The reply is written before the lock is let go: whoever takes the lock, to be sure that no change of
+ * mode or owner is under way here, can also be sure that the kernel has been told of all earlier ones. */
 static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 {
 	uint64_t nodeid = rq->head.nodeid;

@@ -328,8 +328,8 @@ class Backing:
     async def _all_names(self, node: Node) -> AsyncIterator[list[tuple[Directory, bytes]]]:
         """Every visible name of a shared node, for its copy-up.
 
-        No await if it has one name.  A group of hard links has its turns with others; whoever wants
-        to remove or rename one of its names waits for the lock of the node, which we hold.
+        No await if it has one name.  A group of hard links has its turns with others; a handler
+        that removes or renames one of its names waits for the lock of the node, which we hold.
         """
         overlay = self._overlay
         names: list[tuple[Directory, bytes]] = []
