@@ -162,7 +162,7 @@ static void read_whole(int fd, const char *path, char *buffer, size_t block)
 }
 
 /*
- * read PATH BLOCK DROP: seconds of one read from begin to end. With DROP the pages of this inode are
+ * read PATH BLOCK DROP: seconds of one read from beginning to end. With DROP the pages of this inode are
  * dropped first; on a FUSE file that is not passed through those are FUSE's own, not the backing
  * file's.
  */

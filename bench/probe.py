@@ -30,7 +30,7 @@ class Probe:
         self._ask("tree", path, directories, files, size, 7)
 
     def read(self, path: Path, *, drop: bool = False, block: int = MIB) -> float:
-        """Read from begin to end; with `drop` after dropping the pages of this very inode."""
+        """Read from beginning to end; with `drop` after dropping the pages of this very inode."""
         return self._ask("read", path, block, int(drop))["seconds"]
 
     def readers(self, paths: list[Path], block: int = MIB) -> float:

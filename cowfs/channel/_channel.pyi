@@ -179,8 +179,8 @@ class Channel:
         """
 
     def is_scarce(self) -> bool:
-        """Whether so many descriptors are held that it matters for whom; else 0xFFFFFFFF will do
-        for a user who is not known."""
+        """Whether few descriptors are left, so that it matters for whom one is held. If not,
+        0xFFFFFFFF will do for a user who is not known."""
 
     def require_room(self, uid: int) -> None:
         """OSError ENFILE if the user could not have one more descriptor held."""

@@ -12,15 +12,15 @@
 /* What is brought in at a time, in bytes; between two of them it is seen how far the reader is. */
 #define STEP (1024u * 1024u)
 
-/* One page in so many bytes says whether they are in memory: less than the kernel ever reads ahead of
- * a reader in sequence, so that what a reader has left there is found, and what it has not. */
+/* One page in this many bytes says whether all of them are in memory. The kernel never reads less than
+ * that ahead of a reader in sequence, so this finds what such a reader has left in memory. */
 #define SAMPLE (128u * 1024u)
 
-/* Reads so close to each other, in bytes, follow each other: the kernel reads ahead into FUSE's pages in
- * several requests, which several workers take in any order. */
+/* Reads that are no further apart than this, in bytes, count as being in sequence: the kernel reads ahead
+ * into FUSE's pages in several requests, which several workers take in any order. */
 #define NEAR (2u * 1024u * 1024u)
 
-/* So many workers at most, so that there are always others for requests. */
+/* At most this many workers read ahead, so that there are always others for requests. */
 #define MAX_AHEAD 4
 
 void ahead_init(struct ahead *a)

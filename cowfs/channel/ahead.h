@@ -1,12 +1,12 @@
 /*
- * ahead.h - reading ahead of whoever reads a file from begin to end
+ * ahead.h - reading ahead of a reader that goes through a file from beginning to end
  *
  * The kernel's own read-ahead is driven by our reads: it asks the disk for more when we come to
  * pages that it has asked for already, and then we are the ones who copy, twice, while the disk may
  * have nothing to do. So a worker that has answered goes on over the file without copying, some
  * way in front of the reader, and so keeps the disk busy.
  *
- * This room knows offsets and a descriptor. It does not know requests.
+ * This file knows offsets and a descriptor. It does not know requests.
  *
  * Locking: none; nobody waits here but for the disk. `busy` belongs to the one worker that is in
  * front of the reader, and `done` with it.

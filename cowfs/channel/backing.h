@@ -33,7 +33,7 @@ struct backing_device {
 	int private_mount_fd;
 };
 
-/* One open backing file. Whoever holds a reference may use fd without any lock. */
+/* One open backing file. With a reference its fd may be used without any lock. */
 struct backing {
 	/* Never change once a node has the backing. */
 	int fd;			     /* -1: lost, a restored file that cannot be opened again */

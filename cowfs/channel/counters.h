@@ -30,7 +30,7 @@ uint64_t now_ns(void);
 /* Count a request that came. */
 void counters_came(struct counters *c, uint32_t opcode);
 
-/* Count a reply that is about to be written: whoever has seen it finds it counted. */
+/* Count a reply. To be called before it is written, so that a caller that has the reply finds it counted. */
 void counters_answer(struct counters *c, uint32_t opcode, bool failed, bool here);
 
 /* Count the time that a request took which came at start_ns, and whose reply was written just now. */

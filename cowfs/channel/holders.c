@@ -1,14 +1,14 @@
 /*
  * holders.c - for whom descriptors are held, so that no user takes all of them
  *
- * A user may hold as many as are left for everybody else. So the first one who takes all that he gets
- * has a half, the next one a quarter, and something is left for whoever comes, with no number to be
- * set. Root is the one who may take the rest.
+ * A user may hold as many as are left for everybody else. So the first user who takes all that there is
+ * to get has a half, the next one a quarter, and something is always left, with no number to be set. Only
+ * root may take the rest.
  *
  * The kernel may not say who opens a file (FUSE_ALLOW_IDMAP), and to find out takes long. As long as
- * three quarters are left nobody has to know: they are counted for one user of no name.
+ * three quarters are left it does not matter: all of these are counted for one user without a name.
  *
- * This room counts. It does not know what is held, nor when it goes.
+ * This file counts. It does not know what is held, nor when it goes.
  */
 #include "holders.h"
 

@@ -24,11 +24,11 @@ void holders_init(struct holders *h, uint32_t max);
 /* Free what is noted of everybody. */
 void holders_destroy(struct holders *h);
 
-/* Whether one more may be held for this user: who is not root holds no more than is left for all
- * others. */
+/* Whether one more may be held for this user. A user other than root may hold no more than are left for
+ * all others. */
 bool holders_may(const struct holders *h, uint32_t uid);
 
-/* Whether so many are held that it matters for whom. */
+/* Whether few are left, so that it matters for whom one is held. */
 bool holders_scarce(const struct holders *h);
 
 /* Count one more that is held for this user. false: there is no memory to note it. */

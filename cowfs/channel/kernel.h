@@ -15,7 +15,7 @@ int kernel_write(struct channel *ch, const struct iovec *iov, int count);
 
 /* Answer a request. error is a positive errno or 0; only with 0 the body follows. Returns 0, or the
  * -errno by which the kernel refused the reply: -ENOENT means that it does not wait for it any more.
- * Whoever waits is answered with EIO when the reply itself was wrong. */
+ * The caller is answered with EIO when the reply itself was wrong. */
 int kernel_answer(struct channel *ch, uint64_t unique, int error, const void *body, size_t len);
 
 /* The same for a request that a worker holds; it is counted as answered here. */

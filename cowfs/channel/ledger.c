@@ -10,7 +10,7 @@
  * there in the order of its program up to some instruction, so it is only the compiler that must keep
  * the order. Changes are made under node_table.lock, hence one at a time.
  *
- * This room knows layouts, and nothing of what the words mean.
+ * This file knows layouts, and nothing of what the fields mean.
  */
 #include "ledger.h"
 

@@ -117,8 +117,8 @@ uint32_t ledger_used(const struct ledger *l);
 /* Take back a slot that is nobody's any more, to give it out again. */
 void ledger_give_slot(struct ledger *l, uint32_t slot);
 
-/* Write a slot, and with it an unacknowledged request unless it is NULL: whoever is killed in between
- * has written neither. */
+/* Write a slot, and with it an unacknowledged request unless it is NULL. If the daemon is killed in
+ * between, neither is written. */
 void ledger_write(struct ledger *l, uint32_t slot, const struct ledger_slot *now,
 		  struct unacked *unacked, uint64_t unique, uint64_t nodeid,
 		  enum unacked_kind what);

@@ -186,8 +186,8 @@ void channel_free(struct channel *ch)
 	pending_destroy(&ch->pending);
 	primed_destroy(&ch->primed);
 	ledger_free(ch->ledger);
-	/* Whoever waits for closed_fd, or is still to be told about a daemon_fd that it has not
-	 * taken, has a reference to the object, so these two stay open until here. Once libfuse
+	/* A caller that waits for closed_fd, or has not taken daemon_fd yet, has a reference to the
+	 * object, so these two stay open until here. Once libfuse
 	 * has answered INIT, its end is libfuse's to close. */
 	if (!atomic_load(&ch->libfuse_alive))
 		close_fd(&ch->daemon_fd);

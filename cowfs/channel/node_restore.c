@@ -128,14 +128,15 @@ int nodes_restore(struct node_table *t, int volume_fd)
 /* ---- errors of the daemon before ------------------------------------------------------------------- */
 
 /*
- * An error that the daemon before was about to note when it was killed, or that the kernel has told by
- * itself to whoever has the file passed through (msync(2), O_SYNC), is one that the descriptors opened
- * since then know nothing of: it had been seen when they were opened. But the volume as a whole counts
- * errors, too, for syncfs(2), and the witness is a descriptor of it that is older than any daemon: if
- * it says that there was one, of whatever file, then everything that was open is taken to have had it.
+ * The daemon before may have been about to note an error when it was killed, or the kernel may have told
+ * one by itself to a program that has the file passed through (msync(2), O_SYNC). The descriptors that
+ * this daemon has opened know nothing of such an error: it had been reported when they were opened. But
+ * the volume as a whole counts errors, too, for syncfs(2), and the witness is a descriptor of the volume
+ * that is older than any daemon. If it reports an error, of whatever file, then every file that was open
+ * is assumed to have had it.
  *
- * The first syncfs(2) does the work, and the witness is asked when it takes no time any more: what it
- * says is said once, and lost with a daemon that is killed meanwhile.
+ * The first syncfs(2) writes everything, and only then the witness is asked, which takes no time any more:
+ * it reports an error once, and the report would be lost if this daemon were killed meanwhile.
  */
 void nodes_look_back(struct node_table *t, uint64_t nodeid, const struct backing *b)
 {

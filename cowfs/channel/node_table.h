@@ -47,7 +47,7 @@ struct node {
 	bool held;    /* one that Python has, for held_by, who removed its name */
 	uint32_t charged_to, held_by;
 
-	/* Errors of writing it back, for whoever has it open, whatever backs it meanwhile. */
+	/* Errors of writing it back, for all who have it open, whatever backs it meanwhile. */
 	struct writeback writeback;
 	bool suspect; /* restored, and errors may be missing: see nodes_look_back() */
 };

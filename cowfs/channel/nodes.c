@@ -368,7 +368,7 @@ bool nodes_repeat_open(struct node_table *t, uint64_t nodeid, uint64_t unique, u
 	nodes_lock(t);
 	n = node_find_locked(t, nodeid);
 	here = n && n->backing && n->backing->kind == NODE_SHARED && !n->revoked;
-	/* Whom Python has to refuse, or to find out about. */
+	/* A user whom Python has to refuse, or to find out first. */
 	if (here && n->cached && (uid == FUSE_INVALID_UIDGID ? holders_scarce(&t->holders)
 							   : !holders_may(&t->holders, uid)))
 		here = false;

@@ -56,7 +56,7 @@ int nodes_attach(struct node_table *t, uint64_t nodeid, int fd, enum node_kind k
 /* Whether one more descriptor may be held for this user. What is cached makes room for it. */
 bool nodes_have_room(struct node_table *t, uint32_t uid);
 
-/* Whether so many descriptors are held that it matters for whom. */
+/* Whether few descriptors are left, so that it matters for whom one is held. */
 bool nodes_scarce(struct node_table *t);
 
 /* Count a descriptor of the node that Python holds, for the user who has removed its name. Returns 0,

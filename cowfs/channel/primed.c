@@ -7,7 +7,7 @@
  * gets one lookup count, which Python has counted when it primed the name. Names that nobody asks for
  * make room for others: the oldest goes first.
  *
- * This room knows names and finished answers. It does not know whether an answer is still true:
+ * This file knows names and finished answers. It does not know whether an answer is still true:
  * Python takes it back before it changes what it says.
  */
 #include <stdlib.h>
@@ -47,7 +47,7 @@ void primed_destroy(struct primed_table *t)
 	pthread_mutex_destroy(&t->lock);
 }
 
-/* FNV-1a. Whoever chooses bad names slows down lookups among MAX_PRIMED entries, and no more. */
+/* FNV-1a. A user who chooses bad names slows down lookups among MAX_PRIMED entries, and no more. */
 static uint32_t bucket_of(uint64_t parent, const char *name, size_t len)
 {
 	uint64_t h = UINT64_C(0xcbf29ce484222325) ^ parent;

@@ -21,7 +21,7 @@ struct primed_table {
 	struct primed_entry *newest, *oldest; /* lock; in the order in which they were added */
 };
 
-/* At most so many; the oldest goes when one more is added. */
+/* At most this many answers; the oldest goes when one more is added. */
 #define MAX_PRIMED 16384u
 
 /* Make an empty table, which has no memory yet. */

@@ -47,9 +47,9 @@ static bool has_number(const char *line, uint32_t wanted)
 	}
 }
 
-/* Who waits for the answer, as caller.py has it, and whether it is in the group gid. A request brings
- * one group at most, and on a kernel that allows idmapped mounts no id at all. One that cannot be seen is
- * nobody, in no group. */
+/* The user of the caller, as caller.py finds it, and whether the caller is in the group gid. A request
+ * brings one group at most, and on a kernel that allows idmapped mounts no id at all. A caller that cannot
+ * be seen counts as nobody, in no group. */
 static struct caller caller_of(const struct request *rq, gid_t gid)
 {
 	struct caller caller = {rq->head.uid, rq->head.gid == gid};

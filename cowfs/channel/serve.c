@@ -1,7 +1,7 @@
 /*
  * serve.c - one request of the kernel: have it answered or relay it
  *
- * This room knows which requests go where (opcodes.h has the table), and lets nothing malformed
+ * This file knows which requests go where (opcodes.h has the table), and lets nothing malformed
  * through. It does not know how a request is answered, nor what is changed in one that is relayed.
  *
  * Locking: none but touch.lock, which is held while a change of attributes is made and answered here.
@@ -18,8 +18,8 @@
 #include "opcodes.h"
 #include "relay.h"
 
-/* A request under which so many daemons have ended is taken for the reason, and answered with EIO. More
- * than ends by chance, or by somebody's will, while one request is under way. */
+/* After more than this many daemons have ended during one request, assume that it is the cause and fail
+ * it with EIO. So many do not end by chance, or by somebody's will, while one request is under way. */
 #define MAX_AGAIN 16
 
 /* ---- what may not get through -------------------------------------------------------------------- */
@@ -106,8 +106,8 @@ static void lookup_here_or_relay(struct channel *ch, struct request *rq)
 		primed_add(&ch->primed, rq->head.nodeid, name, len, &entry, &evicted);
 }
 
-/* The reply goes out before the lock does: whoever has it, and with it knows that no change of mode or
- * owner is under way here, knows too that the kernel has been told of all before. */
+/* The reply is written before the lock is let go: whoever takes the lock, to be sure that no change of
+ * mode or owner is under way here, can also be sure that the kernel has been told of all earlier ones. */
 static void setattr_here_or_relay(struct channel *ch, struct request *rq)
 {
 	uint64_t nodeid = rq->head.nodeid;

@@ -38,7 +38,7 @@ void stock_destroy(struct stock *s);
 
 /* In the place of the oldest, unless that is still to be made, or there is no memory. */
 void stock_plan(struct stock *s, uint64_t nodeid, const char *path);
-/* What is to be made first; NULL: nothing. Who calls this calls stock_made after it. */
+/* What is to be made first; NULL: nothing. The caller makes it, and calls stock_made(). */
 struct stock_clone *stock_begin(struct stock *s);
 /* fd becomes the stock's; -1: it could not be made. */
 void stock_made(struct stock *s, struct stock_clone *clone, int fd);

@@ -3,7 +3,7 @@
  *
  * chgrp -R, chmod -R, or the kubelet with its fsGroup change every file of a copy, and each change
  * that goes through Python costs twice what the change itself does. So once Python sees that
- * somebody walks through a directory, it offers the directory's files: this room then does with one
+ * somebody walks through a directory, it offers the directory's files: this file then does with one
  * what Python would do.
  *
  * It knows plain files of the template: those of one name, without extended attributes, and small
@@ -18,8 +18,8 @@
  *
  * An offer that was taken back leaves its entry until the directory is offered again, or goes.
  *
- * Most of a change is making the clone. So who has answered goes on and clones what a walk comes to next,
- * without the lock, while another worker answers (touch_ahead). The template never changes: such a clone is
+ * Most of a change is making the clone. So a worker that has answered goes on and clones what a walk comes
+ * to next, without the lock, while another worker answers (touch_ahead). The template never changes: such a clone is
  * right whenever it is taken, and has no name before.
  */
 #include <dirent.h>
@@ -542,8 +542,8 @@ bool touch_may(const struct fuse_setattr_in *in)
 	return in->valid & CHANGES && !(in->valid & ~(CHANGES | FATTR_KILL_SUIDGID));
 }
 
-/* A change of owner takes setuid and setgid away, whoever makes it; but setgid without execution by the
- * group root keeps, and others may not: who is who is Python's to know. */
+/* A change of owner takes setuid and setgid away for every caller, with one exception: setgid without
+ * execution by the group stays when root makes the change. Who the caller is, Python finds out. */
 static bool depends_on_caller(int fd, const struct fuse_setattr_in *in)
 {
 	struct stat st;
@@ -589,7 +589,7 @@ static int link_keeping_times(int fd, int directory, const char *name)
 		return -1;
 	times[0] = st.st_atim;
 	times[1] = st.st_mtim;
-	/* The file is there; a volume that cannot say so of the times tells the next who asks. */
+	/* The file is there, so an error here fails nothing; the next request will meet it. */
 	utimensat(directory, "", times, AT_EMPTY_PATH);
 	return 0;
 }

@@ -40,7 +40,7 @@ struct touched {
 };
 
 struct touch_table {
-	/* Held during a whole change, reply included; so whoever holds it knows that none is under way.
+	/* Held during a whole change, reply included: while others hold it no change is under way.
 	 * Recursive: Python holds it while it changes directories, and may take offers back then. */
 	pthread_mutex_t lock;
 	struct touch_file **buckets;		 /* lock; NULL until the first offer */

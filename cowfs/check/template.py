@@ -199,7 +199,7 @@ class TemplateCheck:
     def _flag(self, tree: Tree, whole: bool) -> None:
         """Set the immutable flag where it is missing and the content is certainly the sealed one.
 
-        Whoever changes a file leaves a later mtime, who replaces it a later ctime of the directory.
+        Changing a file leaves a later mtime, replacing it a later ctime of its directory.
         """
         for place, name, certain in self._unflagged:
             path = place.path(name)

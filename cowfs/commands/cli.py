@@ -428,7 +428,7 @@ def doctor(as_json: bool, path: str | None) -> int:
 )
 @click.option("--uninstall", is_flag=True, help="Take away what was put there.")
 def install(root: str, uninstall: bool) -> None:
-    """Put what mount(8), systemd, man and shells look for where they do, for this installation.
+    """Install helpers, units, man pages and completions where the system expects them.
 
     With it mount -t cowfs and fstab work. What is there already and is not its own is never
     overwritten; --uninstall takes away what it put there, and nothing that was changed since.

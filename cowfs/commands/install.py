@@ -1,7 +1,7 @@
-"""`cowfs install`: what the rest of the system looks for in places of its own.
+"""`cowfs install`: helpers, units, man pages and completions, each where the system expects it.
 
-The helpers of mount(8), units, man pages and shell completion, all made for the installation that
-runs it. Where they go is decided once, in `_files`:
+All of it is made for the installation that runs the command. Where they go is decided once, in
+`_files`:
 
 - /usr/sbin: mount(8) looks in /sbin alone, which is a link to it since Debian 12.
 - /usr/lib/systemd/system, not /etc: what is in /etc can be neither masked nor overridden by

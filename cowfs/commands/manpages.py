@@ -1,5 +1,5 @@
 """The man pages, made from the parsers, the table of options and the exit codes that the program
-itself uses: what is in them is so. `cowfs install` writes them.
+itself uses, so they cannot be wrong about these. `cowfs install` writes them.
 
     cowfs(1)          the commands
     mount.cowfs(8)    the helpers of mount(8), fstab

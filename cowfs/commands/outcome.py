@@ -1,4 +1,4 @@
-"""What is said of a copy whose mount was taken away."""
+"""What users are told about a copy that was unmounted."""
 
 from __future__ import annotations
 

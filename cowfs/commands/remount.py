@@ -1,9 +1,9 @@
 """`mount -o remount`: other flags for a mount that is there.
 
 The kernel keeps these flags by itself, so its daemon need not know: a mount that is read-only sends
-it no changes, and goes on as before when it is writable again. What the daemon was told at its
-start stays. One that was started read-only has nowhere to write to, and has shared files in a way
-that no change may follow; it would answer every change with EROFS on a mount that says "rw".
+it no changes, and goes on as before when it is writable again. The options that the daemon got at
+its start stay. A daemon that was started read-only has nowhere to write to, and serves shared files
+in a way that allows no later change; on a mount that shows "rw" every change would fail with EROFS.
 """
 
 from __future__ import annotations

@@ -78,13 +78,13 @@ class SealingBar:
         self._task: rich.progress.TaskID | None = None
 
     def begin(self, files: int, size: int) -> None:
-        """So many files are to be done from here on; size is in bytes."""
+        """*files* files, of *size* bytes, are to be done from here on."""
         self.close()
         self._files, self._done = files, 0
         self._title = f"{self._doing} {count(files, 'file')}, {human_size(size)}"
 
     def advance(self, files: int) -> None:
-        """So many more are done."""
+        """*files* more are done."""
         self._done += files
         if self._bar is None:
             if time.monotonic() - self._started < self.QUIET_SECONDS:
@@ -126,7 +126,7 @@ class WarmingBar(SealingBar):
     """The same, which counts bytes. See warm.Progress."""
 
     def begin(self, files: int, size: int) -> None:
-        """So many bytes of so many files are to be read from here on."""
+        """*size* bytes of *files* files are to be read from here on."""
         super().begin(files, size)
         self._files = size
 
@@ -180,13 +180,13 @@ class ImportBar:
         self._task: rich.progress.TaskID | None = None
 
     def begin(self, doing: str, files: int, size: int) -> None:
-        """So many files and bytes are ahead."""
+        """*files* files, of *size* bytes, are ahead."""
         self.close()
         self._bar = self._draw()
         self._task = self._bar.add_task(f"{doing} {count(files, 'file')}", total=size)
 
     def advance(self, files: int, size: int) -> None:  # noqa: ARG002 -- a Progress
-        """So many more are done."""
+        """*files* more files, of *size* bytes, are done."""
         assert self._bar is not None
         assert self._task is not None
         self._bar.advance(self._task, size)
@@ -234,12 +234,12 @@ class ImportLines:
         self._told = 0.0
 
     def begin(self, doing: str, files: int, size: int) -> None:
-        """So many files and bytes are ahead."""
+        """*files* files, of *size* bytes, are ahead."""
         self._doing, self._total, self._done = doing, (files, size), (0, 0)
         self._tell()
 
     def advance(self, files: int, size: int) -> None:
-        """So many more are done."""
+        """*files* more files, of *size* bytes, are done."""
         self._done = (self._done[0] + files, self._done[1] + size)
         if time.monotonic() - self._told >= self.SECONDS or self._done == self._total:
             self._tell()

@@ -86,12 +86,12 @@ def _watch(held: dict[str, int]) -> NoReturn:
             notify.say("STOPPING=1")
             interrupted += signalled == signal.SIGINT
             patience = PERSISTENCE if signalled in (signal.SIGTERM, LEAVE) else 0.0
-            # Without the lock, which is to be free as soon as this process has put the copy away.
+            # It does not get the lock, which must be free once this process has put the copy away.
             order = {ORDER: held[ORDER]}
             words = command("unmount", order, str(patience), str(int(interrupted > 1)))
             os.posix_spawn(words[0], words, os.environ, setpgroup=0)
     notify.finish({})  # or the next start would go on with what is gone
-    # What comes now is quick, and not to be cut short.
+    # What comes now is quick, and must not be interrupted.
     for number in FORWARDED:
         signal.signal(number, signal.SIG_IGN)
     words = command("ended", held)
@@ -99,7 +99,7 @@ def _watch(held: dict[str, int]) -> NoReturn:
 
 
 def _unmount(held: dict[str, int], patience: float, *, detach: bool) -> int:
-    """As soon as nobody uses it, within so many seconds."""
+    """Unmount it as soon as nobody uses it, for at most *patience* seconds."""
     import errno
 
     from cowfs.mount.mountpoint import Mountpoint

@@ -13,9 +13,9 @@ class Config:
     """One mount. Paths are absolute; bytes that are not UTF-8 are surrogate-escaped (os.fsdecode).
 
     copy: name of the copy within the store.
-    foreground: nobody waits for the mount but whoever sees standard error.
+    foreground: only those who see standard error wait for the mount.
     fresh: the copy was made for this mount, and goes if the mount fails.
-    lock_fd: the open file description that holds the copy's flock; whoever gets the Config owns it.
+    lock_fd: the open file description that holds the copy's flock; the owner of the Config owns it.
     """
 
     source: str
@@ -29,7 +29,7 @@ class Config:
 
     def to_json(self) -> bytes:
         """Everything but lock_fd, whose number means nothing to another process, and the engine:
-        who reads it is FUSE's, perhaps of a version that knows no other."""
+        a daemon reads it, which is FUSE's, and perhaps of a version that knows no other engine."""
         options = self.options.to_dict()
         del options["engine"]
         return json.dumps(

@@ -28,8 +28,8 @@ at most one descriptor. Those of different versions talk, too: what a verb means
                        bye CODE               it has ended, and all is put away
                        pong
 
-Who asks for an upgrade and the keeper, over a SOCK_SEQPACKET socket in /run/cowfs: one packet there
-and one back.
+`cowfs upgrade` and the keeper, over a SOCK_SEQPACKET socket in /run/cowfs: one packet there and one
+back.
 
     upgrade -> keeper   the new daemon's command, its words separated by NUL
     keeper -> upgrade   ok PID            it serves
@@ -60,7 +60,7 @@ FD, CHECK, GO, PING, UNDO = "fd", "check", "go", "ping", "undo"
 PUT, DROP, ABLE, UNABLE, WATCH = "put", "drop", "able", "unable", "watch"
 READY, DONE, FAILED, BYE, PONG = "ready", "done", "failed", "bye", "pong"
 OF_THE_DAEMON = (PUT, DROP, ABLE, UNABLE, WATCH, READY, DONE, FAILED, BYE, PONG)
-# Keeper to who asks for an upgrade.
+# Keeper to `cowfs upgrade`.
 OK, REFUSED, ENDED = "ok", "refused", "ended"
 
 # What asks for an unmount, of keeper, daemon or attendant.
@@ -74,7 +74,7 @@ LEAVE = signal.SIGUSR1
 
 _LENGTH = struct.Struct(">I")
 _DESCRIPTOR = struct.Struct("i")
-# An order holds four paths of at most PATH_MAX; whoever sends more is not our launcher.
+# An order holds four paths of at most PATH_MAX; a longer one does not come from our launcher.
 MAX_ORDER = 1 << 20
 MAX_ANSWER = 1 << 16
 # A word and a name, or one line of JSON.
@@ -145,7 +145,7 @@ def receive_answer(sock: socket.socket) -> dict[str, Any] | None:
 
 
 def encoded(text: str) -> bytes:
-    """What is said or logged, as bytes: paths in it may be any, and never end who says it."""
+    """A message or a line of the log as bytes: any path may be in it, and none raises an error."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -176,7 +176,7 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[str, str, int |
     try:
         packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     except ConnectionResetError:
-        # It ended with something of ours unread.  That is said once, and before what it had sent.
+        # It ended without reading all that we sent.  This error comes once, before what it sent.
         packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     fd = None
     for level, kind, data in ancillary:

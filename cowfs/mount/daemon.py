@@ -201,12 +201,13 @@ def _run(mount: _Mount, held: dict[str, int]) -> None:
 
 
 def _read_only(tree: int, upper: int) -> int:
-    """The template's tree, *tree* taken over, where the kernel itself opens nothing for writing.
+    """The template's tree in a read-only mount of its own; *tree* is taken over.
 
-    It opens a backing file again as the user opens ours, past every check of permissions, the
-    immutable flag's too: one wrong backing id would have users write into the template.  And what
-    it reads by itself moves no access time, which all copies would show.  A kernel that has no such
-    mount, or does not clone from it into *upper*, has no passthrough either.
+    The kernel opens a backing file again as the user has opened the file of the copy, past every
+    check of permissions, the immutable flag's too: one wrong backing id would let users write into
+    the template.  With this mount it cannot, and its reads do not move the access time, which all
+    copies show.  A kernel that has no such mounts, or does not clone from one into *upper*, has no
+    passthrough either.
     """
     try:
         view = syscalls.mount_apart(tree, syscalls.MS_RDONLY | syscalls.MS_NOATIME)
@@ -219,10 +220,10 @@ def _read_only(tree: int, upper: int) -> int:
 
 
 def _with_times(upper: int, flags: int) -> int:
-    """The upper directory in a mount that keeps access times as the copy's mount says.
+    """The upper directory in a mount of its own that keeps access times as the copy's mount says.
 
-    The kernel asks the mount of a file that it reads by itself, which is the volume's.  -1: there
-    can be none, and the volume's says how.
+    Of a file that the kernel reads by itself it asks the file's own mount, and else that would be
+    the volume's.  -1: there can be no such mount, and the volume's decides.
     """
     try:
         apart = syscalls.mount_apart(upper, flags & ~syscalls.MS_RDONLY)
@@ -365,10 +366,11 @@ class _Mount:
         pyfuse3.init(operations, f"/dev/fd/{channel.daemon_fd}", {"default_permissions"})
 
     def _entrust(self) -> None:
-        """Give the keeper what the next daemon needs; the device last: with it, it is started.
+        """Give the keeper what the next daemon needs; the device last, for a keeper that has the
+        device starts the next daemon.
 
-        Where there can be no next one, the connection ends with this process: what the kernel had
-        given to it would wait for ever.
+        Where there can be no next one, the connection has to end with this process: the requests
+        that it has read would wait for ever.
         """
         if not self._replaceable:
             syscalls.outlive_parent()
@@ -424,8 +426,8 @@ class _Mount:
         scope.cancel()
 
     async def _watch_connection(self) -> None:
-        """Nothing but the kernel's word is the end of the mount, after which its copy is put away;
-        after every other error the next daemon goes on."""
+        """Only when the kernel says so has the mount ended, and its copy is put away; after every
+        other error the next daemon goes on."""
         await trio.lowlevel.wait_readable(self._channel.closed_fd)
         if number := self._channel.read_error:
             raise OSError(number, os.strerror(number), "/dev/fuse")
@@ -478,15 +480,15 @@ class _Mount:
                 )
                 self._detach()
                 return
-            # Its users have it already: better one that cowfs list does not show.
+            # Its users have it already: better a mount that `cowfs list` does not show than none.
             log.warning("%s has no record: %s", config.mountpoint, error.strerror)
         if os.getpgrp() != os.getpid():
             os.setsid()  # the automounter's process group has done its part: see keeper.py
         gc.collect()
         gc.freeze()  # what was imported stays: no collection needs to look at it again
         self.was_ready = True
-        # Whoever waits for the mount may wait for the end of our output, too. If the first daemon
-        # ended before it had answered, that is the next one's to see to.
+        # A program that waits for the mount may wait for the end of our output, too. If the first
+        # daemon ended before it had answered, the next one ends the output.
         if not (config.foreground or self._has_log):
             self._redirect_standard_streams()
         if not self._resumed:
@@ -551,7 +553,7 @@ class _Mount:
         self._vault.say(DONE, str(int(number)))
 
     async def _unmount(self, patience: float, detach: bool) -> None:
-        """As soon as nobody uses it, within so many seconds."""
+        """Unmount it as soon as nobody uses it, for at most *patience* seconds."""
         deadline = trio.current_time() + patience
         while await trio.to_thread.run_sync(self._is_busy, detach):
             if trio.current_time() >= deadline:
@@ -685,14 +687,14 @@ def main(arguments: list[str]) -> int:
     inherited.drop_limits()  # a keeper of another version may not have done it
     inherited.drop_signals()
     _set_up_log()
-    # Asked for by a keeper that has waited in vain, just before it ends us.
+    # A keeper that has waited in vain for a pong asks for the stacks just before it kills us.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     told = _take_order(vault)
     if told is None:
         return 0
     config, held = told
     if config.foreground and not inherited.is_journal(2):
-        log.setLevel(logging.WARNING)  # whoever looks on is told of what goes wrong
+        log.setLevel(logging.WARNING)  # on a terminal only what goes wrong is shown
     return _serve_or_say_why_not(config, vault, held)
 
 
@@ -716,9 +718,9 @@ class _JournalFormatter(logging.Formatter):
 
 
 def _serve_or_say_why_not(config: Config, vault: KeeperLink, held: dict[str, int]) -> int:
-    """The exit code, which the keeper is told, as whoever waits for the mount is told of a failure.
+    """Serve; the exit code.  The keeper is told of it, and of a failure for the launcher.
 
-    The keeper is told nothing where another daemon may do better.
+    It is told nothing where another daemon may do better.
     """
     resumes = DEVICE in held
     try:

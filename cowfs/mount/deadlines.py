@@ -4,7 +4,7 @@ by CLOCK_MONOTONIC in seconds.
 
 from __future__ import annotations
 
-# A patience has so many steps.
+# The number of steps of a patience.
 STEPS = 4
 
 

@@ -21,8 +21,8 @@ def prefers_overlayfs(options: Options) -> bool:
 def has_passthrough() -> bool:
     """Whether the kernel's FUSE offers passthrough; False also where there is no FUSE.
 
-    Where it cannot be asked, a sandbox without fsopen(2), it is taken for granted: FUSE serves the
-    copy then, as it did before there was another way.
+    True where it cannot be asked (a sandbox without fsopen(2)): FUSE serves the copy then, as it
+    did before there was another engine.
     """
     from cowfs.mount import probes
 

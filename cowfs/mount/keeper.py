@@ -48,22 +48,22 @@ from cowfs.system import inherited
 from cowfs.system.errors import InternalError
 
 # The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
-# or the PYTHONPATH of whoever called it.
+# or the PYTHONPATH of its caller.
 DAEMON = ("-I", "-m", "cowfs.daemon")
 KEEPER = ("-I", "-m", "cowfs.keeper")
 
-# Messages of the daemon are taken in bunches, so that it is not interrupted for each: so many, and
-# none for so many seconds after what it has put or dropped.
+# Messages of the daemon are taken in bunches, so that it is not interrupted for each: at most this
+# many at a time, and none for this many seconds after it has put or dropped something.
 MESSAGES = 1000
 BUNCH = 0.005
-# What may lie in a daemon's socket, bytes; and how many seconds one that takes nothing is waited
-# for.
+# How many bytes may lie in a daemon's socket; and how many seconds to wait for a daemon that reads
+# nothing.
 BUFFER = 8 << 20
 HANDOVER = 5
 
 _SO_SNDBUFFORCE = 32
 
-# What else a daemon says is for the supervisor; of another version's words it knows nothing.
+# All else that a daemon says goes to the supervisor; words of other versions are passed over.
 _WORDS = {event.value: event for event in Event if event.value in conversation.OF_THE_DAEMON}
 
 
@@ -119,7 +119,7 @@ class Keeper(Actions):
         self._launcher = launcher
         self._held = held
         self._processes: dict[Role, Process] = {}
-        # Who has asked for an upgrade, and waits for the answer.
+        # The `cowfs upgrade` that waits for an answer.
         self._asking: socket.socket | None = None
         # Started by an automounter: keeper and daemon are in its process group until the mount is
         # made.
@@ -146,7 +146,7 @@ class Keeper(Actions):
             self.supervisor.tick(time.monotonic())
             self._manager.settle(self._held)
         self.reply(conversation.ENDED)
-        # What it still had the next start would go on with.
+        # The next start would go on with whatever the manager still had.
         self._manager.finish(self._held if self.supervisor.hands_off else {})
         return self.supervisor.exit_code
 
@@ -292,8 +292,9 @@ class Keeper(Actions):
             os.dup2(fd, 2)
 
     def _store(self) -> None:
-        """Give all of it to the service manager, once there is a mount to go on with: without one
-        its duplicate of the lock would keep the copy from the next start.
+        """Give all that is held to the service manager, once there is a mount to go on with.
+
+        Without a mount its duplicate of the lock would keep the copy from the next start.
         """
         if DEVICE in self._held:
             for name in self._held:

@@ -26,9 +26,9 @@ log = logging.getLogger("cowfs")
 
 # Packets that wait for a keeper that is not scheduled, in bytes of the socket's memory.
 _BUFFER = 8 << 20
-# A keeper that takes nothing for so long, in seconds, is stopped: it is told later.
+# A keeper that reads nothing for this many seconds is stopped: what it should know waits here.
 _PATIENCE = 2
-# Its answer to our last word is waited for no longer than this, in seconds.
+# How long to wait for its answer to our last word, in seconds.
 _LAST_PATIENCE = 10
 _TIMEVAL = struct.Struct("ll")  # seconds, microseconds
 
@@ -36,9 +36,9 @@ _TIMEVAL = struct.Struct("ll")  # seconds, microseconds
 class KeeperLink:
     """The keeper, as its daemon sees it.
 
-    A keeper that dies takes nothing from a mount that runs: it is said once, and the daemon goes on
-    without one. One that is stopped is waited for once. What it is to hold waits here from then on,
-    until it takes something: if this daemon is killed before, files without a name are lost.
+    A mount goes on when its keeper dies: the daemon logs that once, and serves on without one. It
+    waits once for a keeper that is stopped. From then on what the keeper is to hold waits here
+    until it reads again: if this daemon is killed before, files without a name are lost.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -165,7 +165,7 @@ class KeeperLink:
         return True
 
     def _put_off(self, verb: str, argument: str, fd: int | None) -> None:
-        """What comes and goes before the keeper takes anything, it need not know."""
+        """The keeper need not know of what comes and goes before it reads again."""
         if verb not in (PUT, DROP):
             self._waiting[verb, argument] = argument, None
             return

@@ -73,8 +73,8 @@ class Keeper:
     def start(cls, *, automounted: bool = False) -> Keeper:
         """Start it. SystemFailure when there is no process to be had.
 
-        It has a session of its own, but where the mountpoint is an automounter's: that one lets its
-        own process group alone pass there until the mount is made, so the keeper leaves it later.
+        It has a session of its own, unless the mountpoint is an automounter's: until the mount is
+        made, only the automounter's process group gets past it, so the keeper leaves that later.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -423,7 +423,7 @@ def _require_privileges(store: Store) -> None:
     try:
         lacking = privileges.missing(store.fd)
     except OSError:
-        return  # there is no room to try it; who needs it will say so
+        return  # there is no room to try it; the step that needs it will say so
     if lacking:
         raise privileges.refusal(lacking)
 

@@ -1,6 +1,6 @@
-"""Who is not ended when memory is short: keeper and attendant.
+"""Keeper and attendant are not killed when memory is short.
 
-They are small, and what they hold is dear; a daemon can be replaced.
+They are small, and what they hold cannot be replaced; a daemon can.
 """
 
 from __future__ import annotations

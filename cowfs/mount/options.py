@@ -173,10 +173,10 @@ class Options:
 
     @property
     def for_fuse(self) -> str:
-        """What is asked for that only FUSE has, as it is written; empty when nothing is.
+        """The option that only FUSE can serve, as it was written; empty when there is none.
 
-        How large a file is for readers to share it, and how long a daemon may think, are questions
-        that overlayfs does not ask; they are no such wish.
+        `share_min` and `watchdog` are not among them: they mean nothing to overlayfs, which can do
+        without.
         """
         if self.passthrough != "auto":
             return f"passthrough={self.passthrough}"

@@ -1,10 +1,10 @@
 """What a mount must be allowed to do on the volume, tried on a file without a name.
 
 `cowfs mount` and `cowfs doctor` ask the same list, and it is one list for both engines. Sealing is
-the same for both; later overlayfs acts with the capabilities of whoever has mounted it, for every
-user: without CAP_CHOWN, say, nobody changes what another one owns. What FUSE alone needs is its
-device. Nothing is looked up: what counts is whether the call works, whatever gives or takes the
-right to it (capabilities(7), a seccomp filter, a security module).
+the same for both; later overlayfs acts for every user with the capabilities of the process that
+mounted it: without CAP_CHOWN, say, nobody can change an owner. What FUSE alone needs is its device.
+Nothing is looked up: what counts is whether the call works, whatever gives or takes the right to it
+(capabilities(7), a seccomp filter, a security module).
 """
 
 from __future__ import annotations

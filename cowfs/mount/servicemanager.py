@@ -9,14 +9,14 @@ import time
 from cowfs.mount import conversation
 from cowfs.mount.logline import log
 
-# What is held for less is no business of the service manager: the keeper takes what a daemon says
-# in bunches, half as far apart. And how often it hears of the rest at most: seconds.
+# Seconds. What is held for less than the first is not told to the service manager (the keeper takes
+# what a daemon says in bunches, half as far apart); and it is told no more often than the second.
 LASTING = 0.01
 SETTLING = 0.1
 # Between two tries when it takes nothing, at most: seconds.
 LONGEST_PAUSE = 5.0
-# How long a service manager that takes nothing is waited for: by what can be said later, and by the
-# last thing that is said: seconds.
+# How long to wait for a service manager that takes nothing, in seconds: with a message that can be
+# sent later, and with the last one.
 _PATIENCE = 0.2
 _LAST_PATIENCE = 10.0
 
@@ -24,9 +24,9 @@ _LAST_PATIENCE = 10.0
 class Systemd:
     """The service manager, if there is one: NOTIFY_SOCKET.
 
-    Its store is to have what is held here.  What comes and goes at once (most files without a name
-    do) it is not told of: a change waits for some time, and what it has come to by then is said.
-    So nothing is lost either when the manager takes nothing: it is told later.
+    Its store is to have what is held here.  It is not told of what comes and goes at once, as most
+    files without a name do: a change waits for a moment, and then the manager is told how things
+    stand.  So nothing is lost when the manager takes nothing: it is told later.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Systemd:
         # What it has given back to us, and has still, until we have stored that anew.
         self._given_back: set[str] = set()
         self._changed: dict[str, None] = {}
-        # What it has no room for: whoever has such a file open loses it with this process.
+        # What it has no room for: files that are lost to their users when this process is killed.
         self._crowded: dict[str, None] = {}
         # What it could not be told, in the order.
         self._unsaid: list[str] = []
@@ -50,7 +50,7 @@ class Systemd:
         self._next = 0.0
 
     def say(self, text: str) -> None:
-        """Have it said, now or as soon as it is heard."""
+        """Tell the manager, now or as soon as it reads."""
         if self._address:
             self._unsaid.append(text)
             self._say_unsaid()

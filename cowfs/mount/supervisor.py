@@ -27,7 +27,7 @@ the next event.
 The tables below have the states above the columns, and an event before each row. Where they meet is
 the method that is called, without its underscore; a dot where the event means nothing; a dash where
 it cannot come: then it is logged, and means nothing either, because a keeper that raised an
-exception would take the mount with it. docs/architecture.md tells what follows upon each state.
+exception would take the mount with it. docs/surviving.md tells what follows upon each state.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ step      -         .         .         -          -
 deadline  -         slow      slow      kill       -
 """
 
-# A daemon that served for less than this died quickly, and so many of them in a row are replaced at
-# once; before the next ones there is a pause that doubles: seconds.
+# A daemon that served for less than QUICK seconds died quickly. AT_ONCE of them in a row are
+# replaced at once; before each further one there is a pause, which doubles: seconds.
 QUICK = 1.0
 AT_ONCE = 3
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-# After so many in a row that never served, those who wait for the mount are told that it is dead.
+# Give up after this many consecutive daemons that never became ready.
 HOPELESS = 10
-# A daemon that says nothing for so long is stuck before it begins: seconds.
+# How long a daemon may take to become ready, or to say whether it could: seconds.
 STARTING = 60.0
-# From the end of what a daemon says to its own, and from SIGKILL to the first look whether it is
-# one that cannot end: seconds.
+# How long a daemon may go on after it has closed its socket, and when to look for the first time
+# after SIGKILL whether it is one that cannot end: seconds.
 ENDING = 0.5
-# Between two looks at one of which no end is expected: seconds.
+# Between two such looks at a daemon that is not expected to end: seconds.
 LOOK = 15.0
 # Between the request for its stacks and the end of a daemon that is stuck: seconds.
 STACKS = 0.5
@@ -110,7 +110,7 @@ class Event(Enum):
     UNABLE = conversation.UNABLE
     # It has given the keeper the device: another daemon can go on with the mount.
     MOUNTED = "mounted"
-    # It says nothing any more; it is no more, and the argument says how it ended.
+    # It has closed its socket; it has ended, and the argument says how.
     CLOSED = "closed"
     EXITED = "exited"
     # An unmount is asked for; or to leave the mount to the next keeper, which comes only where a
@@ -151,8 +151,8 @@ class Upgrade(Enum):
 
 NOTHING, IMPOSSIBLE = ".", "-"
 
-# In these states, and after so many seconds again, it is seen whether the daemon is one that cannot
-# end (threads.py).
+# The states in which to look whether the daemon is one that cannot end (threads.py), and after how
+# many seconds to look again.
 LOOKS: dict[Enum, float] = {
     Mount.STARTING: LOOK,
     Mount.SERVING: LOOK,
@@ -203,7 +203,7 @@ class Actions(ABC):
 
     @abstractmethod
     def log(self, text: str) -> None:
-        """For who runs the machine."""
+        """A line for the administrator."""
 
     @abstractmethod
     def log_threads(self, role: Role) -> None:
@@ -211,19 +211,19 @@ class Actions(ABC):
 
     @abstractmethod
     def answer(self, line: str) -> None:
-        """To who waits for the mount; once: what comes later is nobody's business."""
+        """To the launcher, which waits for the mount; only the first answer is sent."""
 
     @abstractmethod
     def fail(self, problem: str) -> None:
-        """The same, when it will never answer; for the log if nobody waits."""
+        """To the launcher, that the mount will never answer; to the log if no launcher waits."""
 
     @abstractmethod
     def leave_group(self) -> None:
-        """The mount is made: an automounter need not let us pass any more."""
+        """The mount is made: we may leave the process group of an automounter."""
 
     @abstractmethod
     def reply(self, text: str) -> None:
-        """To who has asked for an upgrade, once."""
+        """To `cowfs upgrade`, once."""
 
     @abstractmethod
     def notify(self, text: str) -> None:
@@ -625,9 +625,8 @@ class UpgradeMachine(Machine):
 class Requests:
     """Signals that ask for an unmount: each is kept until a daemon says that it is done.
 
-    A daemon that dies of one or before it has not done it, and the next one gets it.  A version
-    that says of nothing that it is done has done, or refused, what it was told for longer than
-    that may take: nobody expects it any more.
+    If a daemon dies before it has said so, the next one gets the signal.  Old versions never say
+    that they are done; a signal that such a daemon was sent long enough ago counts as done.
     """
 
     def __init__(self) -> None:
@@ -635,11 +634,11 @@ class Requests:
         self._untold: list[int] = []
 
     def add(self, number: int) -> None:
-        """We were asked for it."""
+        """Somebody has sent us this signal."""
         self._untold.append(number)
 
     def passed_on(self, now: float) -> list[int]:
-        """What the daemon is to be told, and is from now on."""
+        """The signals to send to the daemon; from now on they count as sent."""
         numbers, self._untold = self._untold, []
         self._told += [(now, number) for number in numbers]
         return numbers

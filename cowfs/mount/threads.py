@@ -22,11 +22,12 @@ def stacks(pid: int) -> list[tuple[str, str, list[str]]]:
 
 
 def cannot_end(pid: int) -> bool:
-    """Whether a daemon was killed, and what is left of it are threads that a FUSE mount keeps.
+    """Whether a daemon was killed, and only threads are left of it that wait for a FUSE mount.
 
-    They wait past SIGKILL, for our own mount, and so for the next daemon.  One that is about to
-    change the volume is another matter: it is to be done before the next daemon looks.  Nobody is
-    told of the end of the first thread alone (since Linux 6.15 PIDFD_THREAD is not, either).
+    SIGKILL does not end these: they wait for our own mount, and so for the next daemon.  A thread
+    that is about to change the volume is another matter: it must be done before the next daemon
+    looks.  The kernel notifies nobody when only the first thread of a process has ended (not even
+    through PIDFD_THREAD since Linux 6.15).
     """
     if state(pid) != "Z":
         return False

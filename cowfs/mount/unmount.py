@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A daemon syncs what was written and deletes an ephemeral copy before it ends.
 FINISH_SECONDS = 60.0
 _SHOWN_HOLDERS = 5
-# How often, and how long after one another (seconds), a mount is tried whose users are ending.
+# How often to try to unmount while the users of a mount are ending, and the pause: seconds.
 _TRIES = 50
 _PAUSE = 0.02
 
@@ -45,9 +45,9 @@ class Taken(NamedTuple):
 def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Taken:
     """Unmount, wait until the daemon has put the copy away, and return what was mounted.
 
-    force: MNT_FORCE, what is under way fails. Nobody waits with force, whose daemon may hang, nor
-    with lazy, nor for a copy that is mounted elsewhere, too (mount --bind, a container). Raises
-    UsageError (not ours, or no permission) or MountFailure (busy).
+    force: MNT_FORCE, requests that are under way fail. It does not wait with force, as the daemon
+    may hang, nor with lazy, nor for a copy that is mounted elsewhere, too (mount --bind, a
+    container). Raises UsageError (not ours, or no permission) or MountFailure (busy).
     """
     mount = find(mountpoint)
     from cowfs.store import runtime
@@ -57,8 +57,8 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Take
     waiting = [] if record is None else _pidfds(record)
     flags = syscalls.MNT_DETACH if lazy else 0
     flags |= syscalls.MNT_FORCE if force else 0
-    # Device number and mount id are free as soon as the mount is gone, and what has both of them
-    # later is another one. So ours is not among those that are looked for.
+    # Device number and mount id are free as soon as the mount is gone, and a mount that has both of
+    # them later is another one. So ours is not among those that are looked for.
     before = {
         place.key
         for place in processes.places(mount.device)
@@ -84,10 +84,10 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Take
 
 
 def _unmount(mount: Mount, record: Record | None, flags: int) -> None:
-    """umount2(2) of this mount. OSError: EBUSY when somebody has it, and is not just ending.
+    """umount2(2) of this mount. OSError: EBUSY when a process uses it that is not just ending.
 
-    The kernel lets go of a mount before anybody hears that its last user has ended. But a process
-    that was killed, and that nobody waits for, has it a moment longer.
+    When a parent learns that its child has ended, the kernel has let go of the child's mounts. But
+    a process that was killed, and that nobody waits for, may use the mount for a moment longer.
     """
     from cowfs.mount.mountpoint import Mountpoint
 

@@ -1,9 +1,10 @@
 """`cowfs upgrade`: the version that runs this takes mounts over from the one that serves them.
 
 The keeper of a mount does it (`keeper.py`): it starts the new daemon, asks it whether it can read
-the state, and only then ends the old one.  What is passed through is read on meanwhile; other calls
-wait for a moment.  A version that cannot take over refuses, and one that does not serve is replaced
-by the last one: nothing is ever unmounted.  The way back is the same command of the old version.
+the state, and only then ends the old one.  Reads that are passed through go on meanwhile; other
+calls wait for a moment.  A version that cannot take over refuses, and one that does not serve is
+replaced by the old one: nothing is ever unmounted.  The way back is the same command of the old
+version.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def records(mountpoint: str | None) -> list[Record]:
 
 
 def upgrade(record: Record) -> str:
-    """Take one mount over; the line that says so.  MountFailure: the last version serves it on."""
+    """Take one mount over; the line that says so.  MountFailure: the old version serves on."""
     if record.engine == "overlay":
         return (
             f"{record.mountpoint} is served by the kernel's overlayfs: there is nothing to upgrade"
@@ -98,7 +99,7 @@ def _command() -> tuple[str, ...]:
 
 def _is_ours(pid: str) -> bool:
     """Whether the daemon that serves is of this installation.  A keeper is as old as its mount, and
-    some have taken the last version's next daemon for ours."""
+    some old ones have taken another daemon of the old version for the new one."""
     try:
         with open(f"/proc/{int(pid)}/cmdline", "rb") as words:
             return words.read().startswith(os.fsencode("\0".join((*_command(), ""))))

@@ -138,12 +138,13 @@ class Backing:
         self._read_only = read_only
         self._clone: CloneMode = "write" if read_only else clone
         self._in_place = in_place
-        # Who was told ESTALE for a replaced node, (node id, thread), and has not come again.
+        # Callers that were told ESTALE for a replaced node, and have not come again:
+        # (node id, thread).
         self._sent_back: OrderedDict[tuple[int, int], bool] = OrderedDict()
         self._synchronous = synchronous
         self.turns = Turns()
-        # Held by who moves a directory, and by who looks for names by their paths for so long that
-        # directories were moved meanwhile, again and again.
+        # Held while a directory is moved; and by a search for names by their paths, once
+        # directories were moved during it again and again.
         self.moving = trio.Lock()
 
     def is_volatile(self, node: Node) -> bool:
@@ -327,8 +328,8 @@ class Backing:
     async def _all_names(self, node: Node) -> AsyncIterator[list[tuple[Directory, bytes]]]:
         """Every visible name of a shared node, for its copy-up.
 
-        No await if it has one name.  A group of hard links has its turns with others; whoever wants
-        to remove or rename one of its names waits for the lock of the node, which we hold.
+        No await if it has one name.  A group of hard links has its turns with others; a handler
+        that removes or renames one of its names waits for the lock of the node, which we hold.
         """
         overlay = self._overlay
         names: list[tuple[Directory, bytes]] = []
@@ -401,8 +402,8 @@ class Backing:
         """How the first reader reads the template's file *shared*; None: not at all, the file was
         made private.  Then, and on errors, *shared* is closed.
 
-        What is changed in place is made private before its first reader has it, where there is
-        room: who only reads gets what there is.
+        A file that is changed in place is made private before its first reader has it, if there is
+        room for the clone; else the reader gets the template's file.
         """
         is_left = False
         try:
@@ -442,7 +443,7 @@ class Backing:
                 await _truncate(fd, 0)
             # No await from here to the reply.
             if not self._channel.open(node.nodeid, writing, caller.uid):
-                changed = True  # by the daemon before, perhaps, who did not come to say so
+                changed = True  # an earlier daemon may have been killed before it could say so
                 taken, fd = fd, -1
                 self._attach_private(node, taken, caller, writing=writing)
         finally:
@@ -453,8 +454,9 @@ class Backing:
             # descriptor, and changes the file unseen.
             if access == os.O_RDWR:
                 self._channel.mark_mappable(node.nodeid)
-            # Of what is passed through nothing is to be believed from now on. Elsewhere all changes
-            # go through the kernel, and whoever is told a size by us may map more than it has yet.
+            # What the kernel keeps of a file that is passed through is not to be believed from now
+            # on. Elsewhere all changes go through the kernel, and a process that is told a size by
+            # us might map more than the kernel knows of yet.
             if changed or self._channel.is_volatile(node.nodeid):
                 self._channel.invalidate_attr(node.nodeid)
             if node.successor is not None:
@@ -463,7 +465,7 @@ class Backing:
     async def _open_replaced(
         self, node: Node, access: int, caller: Caller, *, truncate: bool
     ) -> None:
-        """Send a caller back to the name, or serve one for whom there is none.
+        """Send a caller back to the name; serve one that comes again, and so has no name to go to.
 
         The root of a bind mount of one file cannot be looked up again, nor a link of /proc or a
         file handle: the kernel then asks for the same node a second time, at once and in the same

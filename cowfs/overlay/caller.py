@@ -2,9 +2,9 @@
 
 A kernel that allows idmapped mounts (FUSE_ALLOW_IDMAP, Linux 6.12) says in a request who the caller
 is only where something is created, as the owner that it is to have.  For everything else the caller
-is looked up in /proc, where it waits for us; one that cannot be seen is nobody special.  Ids there
-are the host's: who comes by way of an idmapped mount is neither root here nor in a file's group, so
-of two ways it is the one that gives less.
+is looked up in /proc, as it waits for us; one that cannot be seen has no privileges.  Ids there are
+the host's.  So a caller through an idmapped mount is neither root here nor in a file's group: where
+the two numberings differ it gets less, never more.
 """
 
 from __future__ import annotations

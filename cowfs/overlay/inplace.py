@@ -6,9 +6,9 @@ others have committed, or for a log that is followed.  Such files are known by t
 by their names where the bytes say nothing, and are cloned before their first reader has them
 (`backing.py`).
 
-Pure: it knows bytes and names, and opens nothing.  What is not known here costs a reader nothing
-but news; what is listed wrongly costs shared pages.  So HDF5 is not here, in which people keep
-weights: whoever writes it beside readers (SWMR) names it in the option `inplace`.
+Pure: it knows bytes and names, and opens nothing.  A file that is missing here costs its readers
+only news; one that is listed wrongly costs shared pages.  So HDF5 is not here, in which people keep
+weights: users who write it beside readers (SWMR) name it in the option `inplace`.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class Listing:
             yield self._places[i], self._names[i]
 
     def after_as_before(self, place: int) -> list[tuple[int, bytes]]:
-        """The same in the order of 62-bit hashes: for who was served by a daemon that had those."""
+        """The same in the order of 62-bit hashes: for readers of a daemon that had those."""
         hashed = ((_whole_hash(name) & (1 << 62) - 1, name) for name in self._names)
         return sorted(found for found in hashed if found[0] >= place)
 
@@ -164,8 +164,8 @@ class Listing:
 class _Making:
     """A listing that is half made.
 
-    Who removes or creates a name meanwhile does not know whether it was read already, so `changes`
-    is what was done with each last: whether it is a directory, or None when it is gone.
+    A handler that removes or creates a name meanwhile does not know whether it was read already, so
+    `changes` has what was done with each last: whether it is a directory, or None when it is gone.
     """
 
     __slots__ = ("changes", "listing", "work")
@@ -221,7 +221,7 @@ class Listings:
     def made(self, directory: Directory) -> Pieces[Listing]:
         """The same in pieces.
 
-        Whoever wants a listing that is half made goes on with it, so it does not matter who began.
+        A caller that wants one that is half made goes on with it, so it does not matter who began.
         The caller sees to it that the directory stays in the table meanwhile.
         """
         while (listing := self._kept.get(directory)) is None:

@@ -105,10 +105,10 @@ def handler(
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make errors of a handler errnos; what nobody foresaw is logged and becomes EIO.
 
-    Users may be able to cause it as often as they like, and one line a minute says it as well.
+    Users may be able to cause it as often as they like, so one line a minute has to do.
 
-    Before it begins it learns what the channel has changed, see touching.py.  It begins anew once a
-    node was found that an earlier daemon has had.
+    Before the handler begins it learns what the channel has changed, see touching.py.  It begins
+    anew once a node was found that an earlier daemon knew.
     """
     log_rarely = _Rarely(method.__name__)
 
@@ -246,7 +246,7 @@ class Operations(pyfuse3.Operations):
         # listing does not change under this loop.
         overlay = self._overlay
         listing = await self._listing(directory)
-        # A larger cookie is from the daemon of a version before, of which this one took over.
+        # A larger cookie is from a daemon of an older version, from which this one took over.
         after = listing.after if start_id <= LAST_COOKIE else listing.after_as_before
         for count, (place, name) in enumerate(after(max(0, start_id - 2)), 1):
             if count % LISTED == 0:
@@ -446,7 +446,7 @@ class Operations(pyfuse3.Operations):
     ) -> Node | None:
         """The rename itself; gives what was replaced."""
         moves_directory = isinstance(source, Directory) or isinstance(target, Directory)
-        # Whoever has no name afterwards: the target, unless they are exchanged.
+        # The node that may have no name afterwards: the target, unless they are exchanged.
         loses = None if target is None or asked.flags else target
         async with taking(self._backing.moving) if moves_directory else nullcontext():
             # Not before: while somebody else moves a directory, they may be offered again.
@@ -468,7 +468,7 @@ class Operations(pyfuse3.Operations):
                 )
 
     def _tell_moved(self, asked: _Rename, source: Node, target: Node | None) -> None:
-        """Let the kernel forget what it keeps of who came to another directory."""
+        """Let the kernel forget what it keeps of what came to another directory."""
         if asked.old_parent is not asked.new_parent:
             self._backing.moved(source)
             if asked.is_exchange:
@@ -491,7 +491,7 @@ class Operations(pyfuse3.Operations):
 
     async def _clear_away(self) -> None:
         """Remove the whiteouts of a directory that was removed just now.  Nobody sees them any
-        more, and who removed them waits alone."""
+        more, and only the caller that removed the directory waits."""
         work = self._overlay.work
         if work.left:
             left, work.left = work.left, []

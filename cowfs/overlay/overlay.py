@@ -6,9 +6,8 @@ opaque directory hides all lower names of its own, a redirect says which lower d
 directory is merged with.  Every change becomes visible by one rename or link, so that after a crash
 either all of it is there or nothing.
 
-This room knows nodes and layers.  It does not know the kernel's protocol, who asks, or what backs
-an open file.  Each subject has a file, whose functions work on the `Namespace`; here they are
-together.
+It knows nodes and layers.  It does not know the kernel's protocol, who asks, or what backs an open
+file.  Each subject has a file, whose functions work on the `Namespace`; here they are together.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def unlink(namespace: Namespace, parent: Directory, name: bytes) -> Node:
     """unlink(2); the file of a group of hard links must be in the upper layer already.
 
-    Gives the node, which lives on for whoever has it open.  Errors: ENOENT, EISDIR.
+    Gives the node, which lives on for those who have it open.  Errors: ENOENT, EISDIR.
     """
     node, _st = lookup(namespace, parent, name)
     if isinstance(node, Directory):

@@ -6,10 +6,10 @@ once a few files of one directory were changed, the channel is offered all files
 has there: it copies them up and changes them alone, and says afterwards which they were (`take`).
 
 Nothing is changed before it is asked for; the channel only has a few clones ready that nobody sees.
-It looks at the disk before it touches a file, so an offer may be wrong about it; but it must not do
-so while a file is copied up here over an await, nor go on afterwards where names have changed:
-`take_back` comes before either.  What changes
-directories of the upper layer does so as `with` this object, and nothing is touched in between.
+It looks at the disk before it touches a file, so an offer may be wrong about it.  But it must touch
+nothing while a file is copied up here over an await, nor go on afterwards where names have changed:
+`take_back` comes before either.  Changes of directories of the upper layer are made `with` this
+object: nothing is touched in between.
 
 A handler sees every change that the kernel was told of before its request came, because it begins
 with `take`.  While one is under way the kernel holds the lock of the inode, which a removal, a
@@ -117,7 +117,7 @@ class Touching:
 
     def _offer(self, directory: Directory, path: bytes) -> None:
         layers, listing = self._overlay.layers, self._overlay.listings.kept(directory)
-        # Whoever goes through the directory in its order has read it just now.
+        # A program that goes through the directory in its order has read it just now.
         names = b"" if listing is None else listing.joined()
         try:
             upper, lower = layers.upper(directory), layers.lower(directory)

@@ -1,4 +1,4 @@
-"""Who has a turn in the event loop's thread: locks, and long work in pieces.
+"""Taking turns in the event loop's thread: locks, and long work in pieces.
 
 What touches nothing but descriptors goes to a worker thread instead.
 """

@@ -36,14 +36,14 @@ UPPER = "upper"
 WORK = "work"
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Somebody who only looks whether a lock is free has it for a moment.
+# A process that only looks whether a lock is free holds it for a moment.
 _LOCK_TRIES = 5
 _LOCK_PAUSE = 0.01  # seconds
 
 _NOT_PRIVATE = syscalls.FIEMAP_EXTENT_SHARED
 
 
-# What a filesystem of which the end was told has still to do: seconds.
+# How long a filesystem may take to end after its end was reported: seconds.
 _END_PATIENCE = 30.0
 
 
@@ -128,8 +128,8 @@ class Copy:
     def put_away(self) -> bool:
         """After overlayfs: keep the copy, or discard an ephemeral one, and end this object.
 
-        Whether overlayfs has let go of it. Where not, the note of that stays, and so does an
-        ephemeral copy, for the next mount or gc. OSError.
+        False if overlayfs has not let go of it: then the note stays, and so does an ephemeral copy,
+        for the next mount or gc. OSError.
         """
         with _opened(self._store.copies_fd, self.name) as copy:
             try:

@@ -35,7 +35,7 @@ def start(trash_fd: int) -> None:
             command[0],
             command,
             inherited.environment(foreground=False),
-            # Nor does it keep whoever reads what a mount says, nor a file of its caller's.
+            # It must not keep the caller's output open, nor any other of its files.
             file_actions=[
                 *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)),
                 *((os.POSIX_SPAWN_CLOSE, other) for other in inherited.descriptors(fd)),
@@ -47,7 +47,7 @@ def start(trash_fd: int) -> None:
 
 
 def empty(trash_fd: int) -> None:
-    """Remove everything in the trash, whoever else is at it. OSError."""
+    """Remove everything in the trash, also beside another process that does. OSError."""
     with _opened(trash_fd) as fd:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     inherited.drop_scheduling()
     inherited.give_way()
     tried: set[str] = set()
-    # Who comes while we work leaves it to us: so we look again, the last time without the lock.
+    # Others leave to us what they find meanwhile: so we look again, at the end without the lock.
     while found := set(directories.names(fd)) - tried:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

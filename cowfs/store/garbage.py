@@ -1,7 +1,7 @@
 """Which templates may go: the one rule that keeps a template while a copy needs it.
 
-A template is needed when some copy.json names it, or when somebody holds a shared lock on its
-directory because he is about to write one. So it is removed only under an exclusive lock that is
+A template is needed when some copy.json names it, or when a process holds a shared lock on its
+directory because it is about to write one. So it is removed only under an exclusive lock that is
 free at once, and after a look at every copy; when one copy cannot be read, nothing is removed.
 """
 

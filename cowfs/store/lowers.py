@@ -58,7 +58,7 @@ def trash(
     """Move the clones of a template into the trash, if nobody is about to mount on them; whether
     there are none now. OSError.
 
-    *unless* tells, when nobody can begin any more, whether somebody has mounted on them.
+    *unless* is asked when no new mount can begin any more: whether one is mounted on them already.
     """
     if not store.has_lowers():
         return True
@@ -78,7 +78,7 @@ def trash(
 
 
 def trash_orphans(store: StoreDirectory) -> None:
-    """Those whose template another version has removed, that knows nothing of them. OSError."""
+    """Trash those whose template was removed by a version that knows nothing of them. OSError."""
     if store.has_lowers():
         kept = set(directories.names(store.templates_fd))
         for orphan in set(directories.names(store.lowers_fd)) - kept:

@@ -1,7 +1,7 @@
-"""The kernel's overlayfs as what serves a copy: what it is told, and what only it can tell.
+"""The kernel's overlayfs serving a copy: how it is mounted, and what only the kernel can tell.
 
-Its layers are named as seen from the copy's directory, which whoever mounts stands in: no path that
-a user could exchange leads to them, and nothing in them needs escaping, on no kernel.
+Its layers are named relative to the copy's directory, which is the working directory of the process
+that mounts: no path that a user could exchange leads to them, and nothing needs escaping.
 
     lowerdir   a tree of clones beside the template's (lowers.py)
     upperdir   the copy's upper/, the format that cowfs itself reads and writes
@@ -113,7 +113,7 @@ def _is_refused(scratch: bytes, copy_fd: int) -> bool:
 
 
 def wait_for_end(store: StoreDirectory, copy_fd: int, patience: float) -> bool:
-    """Whether it is not in use any more within so many seconds. OSError."""
+    """Wait until it is not in use; False: it still is, after *patience* seconds. OSError."""
     deadline = time.monotonic() + patience
     while in_use(store, copy_fd):
         if time.monotonic() >= deadline:

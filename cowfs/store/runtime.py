@@ -6,7 +6,7 @@
     /run/cowfs/<major>:<minor>.log    what a mount in the background has to say
 
 A daemon writes its record when its mount answers and removes it at the end. A killed one leaves it
-behind: whoever reads the records drops those that are not true any more. Nothing here touches a
+behind: a reader of the records drops those that are not true any more. Nothing here touches a
 mount itself, which may hang; what is mounted is read from the mount table.
 
 A record is of a filesystem, and the device number names that: each of its mounts (mount --bind,
@@ -15,8 +15,8 @@ one of them, which may be gone while the others are served on; so a record has n
 
 A device number is free as soon as its filesystem is gone, and the next one may write its record
 before the last one's daemon, or a reader, removes the old one: so both look again under a lock
-(flock of the directory). Whoever has made a mount takes the number for itself before it answers
-(`claim`): nothing that is found by it later is of the one before.
+(flock of the directory). A new mount takes the number for itself before it answers (`claim`):
+nothing that is found by the number later is of the mount before.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def open_log(device: str) -> int:
 
 
 def claim(device: str) -> None:
-    """A mount that was just made has this device: whose record of it is there yet has ended, and is
-    not to remove ours, nor our socket. OSError."""
+    """A mount that was just made has this device: remove the record and socket of an earlier mount,
+    so that its daemon, which is just ending, does not remove ours. OSError."""
     with _open_directory(create=True) as directory:
         fcntl.flock(directory, fcntl.LOCK_EX)
         for suffix in (*_SUFFIXES.values(), _SOCKET):
@@ -119,7 +119,7 @@ def claim(device: str) -> None:
 
 
 def control_socket(device: str) -> socket.socket:
-    """Listen for who asks the keeper of a mount for something; only root may.  OSError."""
+    """A socket for requests to the keeper of a mount; only root may connect.  OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _open_directory(create=True) as directory:
         # A bound socket's path is short: of a directory of ours, which only root may enter.
@@ -141,8 +141,8 @@ def of(mount: Mount) -> Record | None:
 
 
 def living(pid: int) -> int | None:
-    """The pid of a daemon, keeper or attendant as long as it is that: between two daemons it is of
-    none, or of another process by now."""
+    """The pid, if a daemon, keeper or attendant has it; else None: between two daemons nobody has
+    it, or another process by now."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as words:
             ours = any(word.startswith(b"cowfs.") for word in words.read().split(b"\0"))

@@ -159,7 +159,7 @@ def _trash_older(store: StoreDirectory, template: Template) -> None:
             continue
         try:
             other = templates.read(store, other_id)
-        except CowfsError:  # damaged: whoever needs it is told, and it is not ours to remove
+        except CowfsError:  # damaged: its users will get the error, and it is not ours to remove
             continue
         if other is not None and other.source == template.source:
             older.append(other_id)

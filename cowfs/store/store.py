@@ -341,7 +341,7 @@ class Store(StoreDirectory):
                     continue
                 lock_fd = copies.lock(self, name)
             except (FileNotFoundError, NotADirectoryError, MountFailure, copies.Busy):
-                continue  # gone, no copy, damaged (whoever wants it is told), or served after all
+                continue  # gone, no copy, damaged (its users get the error), or served after all
             if lock_fd is None:
                 continue
             try:
@@ -369,7 +369,7 @@ class Store(StoreDirectory):
         )
 
     def _used(self, name: str) -> str:
-        """By whom a copy is that is mounted nowhere that we see, and what to do about it."""
+        """Who uses a copy that is mounted nowhere that we see, and what to do about it."""
         for record in runtime.elsewhere():
             if record.copy != name or not self._is(record.store):
                 continue

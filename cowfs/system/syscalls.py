@@ -676,8 +676,8 @@ def cachestat(fd: int, offset: int, length: int) -> int:
 def pages_in_memory(fd: int, offset: int, length: int) -> int:
     """How many pages of a range of a file are in its page cache, on every kernel.
 
-    OSError: EPERM as cachestat(2) has it; before Linux 6.5 whoever would get it is told that all
-    are in memory.
+    OSError: EPERM as cachestat(2) has it. Before Linux 6.5 a caller that would get EPERM is told
+    that all of them are in memory.
     """
     try:
         return cachestat(fd, offset, length)

@@ -37,10 +37,10 @@ class Progress(Protocol):
     """What hears how far an import has come."""
 
     def begin(self, doing: str, files: int, size: int) -> None:
-        """ "copying" or "verifying": so many files, of so many bytes, are ahead."""
+        """*doing* is "copying" or "verifying"; *files* files, of *size* bytes, are ahead."""
 
     def advance(self, files: int, size: int) -> None:
-        """So many more files and bytes are done."""
+        """*files* more files, of *size* bytes, are done."""
 
 
 class Options(NamedTuple):

@@ -69,10 +69,10 @@ class Progress(Protocol):
     """What hears how far the work has come, in the process that was asked for it."""
 
     def begin(self, files: int, size: int) -> None:
-        """There are so many files, of so many bytes. Again when the source changed meanwhile."""
+        """*files* files, of *size* bytes, are ahead. Again when the source changed meanwhile."""
 
     def advance(self, files: int) -> None:
-        """So many more files are done."""
+        """*files* more are done."""
 
 
 class Cloner:

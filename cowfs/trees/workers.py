@@ -65,7 +65,7 @@ def clone_all(
 
 
 def worth_starting(files: int) -> int:
-    """How many processes are best for so many small files; 0 and 1 mean none but this one."""
+    """How many processes are best for this many small files; 0 and 1 mean none but this one."""
     return min(files // _FILES_PER_WORKER, len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 

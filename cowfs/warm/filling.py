@@ -35,10 +35,10 @@ class Progress(Protocol):
     """Is told how far the reading is; calls never overlap."""
 
     def begin(self, files: int, size: int) -> None:
-        """So many bytes of so many files are to be read."""
+        """*size* bytes of *files* files are to be read."""
 
     def advance(self, files: int) -> None:
-        """So many bytes more were read."""
+        """*files* more bytes (not files) were read: what shows it is a Progress of any kind."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ from cowfs.mount.supervisor import (
 )
 from cowfs.system.errors import InternalError, MountFailure
 
-ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
+SURVIVING = Path(__file__).parent.parent.parent / "docs" / "surviving.md"
 
 # What neither of the tables is about.
 OF_THE_UPGRADE = {Event.UNABLE, Event.UPGRADE}
@@ -273,7 +273,7 @@ def transitions(state: Enum) -> str:
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_documentation_tells_of_each_state_what_follows_upon_it(state: Enum) -> None:
-    (row,) = re.findall(rf"^\| {state.name} \| .+ \| (.*) \|$", ARCHITECTURE.read_text(), re.M)
+    (row,) = re.findall(rf"^\| {state.name} \| .+ \| (.*) \|$", SURVIVING.read_text(), re.M)
     assert row == transitions(state)
     assert re.search(rf"^    {state.name} +\w", supervisor.__doc__ or "", re.MULTILINE)
 
