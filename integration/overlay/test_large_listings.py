@@ -145,7 +145,7 @@ def test_others_are_served_while_a_directory_is_found_to_be_empty(world: World) 
     served = beside(
         world,
         lambda: world.operations.rmdir(ROOT_ID, b"gone", context()),
-        until=lambda: gone.listing is not None or gone.parent is None,
+        until=lambda: world.overlay.listings.kept(gone) is not None or gone.parent is None,
     )
     assert gone.parent is None
     assert served > FILES // 4
@@ -185,7 +185,7 @@ def test_what_changes_meanwhile_is_in_the_listing(world: World) -> None:
             if chance.random() < 0.7:  # fewer than are entered in a piece
                 change()
                 changed += 1
-        made, right = large.listing, made_anew(world, large)
+        made, right = world.overlay.listings.kept(large), made_anew(world, large)
         assert made is not None
         assert list(made.after(0)) == list(right.after(0))
         assert made.subdirectories == right.subdirectories
@@ -285,7 +285,7 @@ def test_few_are_made_at_once_and_all_are_made(
     )
     beside(world, *requests, until=look)
     assert most == 2
-    assert all(directory.listing is not None for directory in directories)
+    assert all(world.overlay.listings.kept(directory) is not None for directory in directories)
 
 
 def test_a_directory_that_is_removed_while_its_links_are_counted(world: World) -> None:
@@ -305,4 +305,4 @@ def test_a_directory_that_is_removed_while_its_links_are_counted(world: World) -
     trio.run(main)
     assert links == [0]
     assert not world.overlay.listings._making
-    assert gone.listing is None
+    assert world.overlay.listings.kept(gone) is None
