@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left
 from contextlib import contextmanager
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs.overlay.pieces import at_once
@@ -58,18 +59,23 @@ class InodeIndex:
         return sum(len(run) for run in self._runs)
 
     def names_of(self, ino: int) -> Iterator[tuple[int, bytes]]:
-        """(inode number of the directory, name) of every name that leads to the number."""
+        """(inode number of the directory, name) of every name that leads to the number.
+
+        The first one comes first that the walk came to.  Its directory was found before it was
+        read, so the way up over first ones ends at the root, whatever was renamed meanwhile, and
+        also where damaged marks show a directory below itself.
+        """
         for run in self._runs:
             yield from run.names_of(ino)
 
 
 class _Run:
-    """Some of the entries, in the order of their inode numbers."""
+    """Some of the entries in the order of their inode numbers; those of one in that of the walk."""
 
     __slots__ = ("_inos", "_names", "_parents", "_starts")
 
     def __init__(self, entries: list[tuple[int, int, bytes]]) -> None:
-        entries.sort()
+        entries.sort(key=itemgetter(0))
         names = bytearray()
         self._inos, self._parents, self._starts = array("Q"), array("Q"), array("Q")
         for ino, parent, name in entries:
