@@ -295,4 +295,8 @@ def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
     """(name, `ondisk.kind_of_listed`) of every entry."""
     with directories.entries(fd, os.O_NOATIME) as found:
         for entry in found:
-            yield os.fsencode(entry.name), ondisk.kind_of_listed(entry)
+            try:
+                kind = ondisk.kind_of_listed(entry)
+            except FileNotFoundError:
+                continue  # it was read with others before it, and removed since
+            yield os.fsencode(entry.name), kind
