@@ -181,7 +181,11 @@ class _Making:
 
         def noted() -> Entries:
             for entry in entries:
-                if entry is not None and entry[1]:
+                # A name that was removed and made anew may come twice: it is entered at the end.
+                if entry is None or entry[0] in self.changes:
+                    yield None
+                    continue
+                if entry[1]:
                     subdirectories.add(entry[0])
                 yield entry
 

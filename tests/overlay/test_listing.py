@@ -12,7 +12,7 @@ import pytest
 
 from cowfs.overlay import listing
 from cowfs.overlay.inodes import Directory
-from cowfs.overlay.listing import Listings
+from cowfs.overlay.listing import Entries, Listings
 from cowfs.overlay.pieces import at_once
 
 SOME = 10
@@ -46,3 +46,24 @@ def test_what_was_read_and_is_gone_when_it_is_looked_at(
         os.unlink(name, dir_fd=upper)
         listings.removed(directory, name, is_directory=False)
     assert at_once(work).is_empty()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_name_that_was_made_anew_behind_the_place_that_is_read(
+    is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: Any = None
+    listings, directory = Listings(layers), upper_directory()
+
+    def merge(_directory: Directory) -> Entries:
+        yield b"name", True
+        listings.removed(directory, b"name", is_directory=True)
+        listings.added(directory, b"name", is_directory=True)
+        yield b"name", True
+        if not is_there:
+            listings.removed(directory, b"name", is_directory=True)
+
+    monkeypatch.setattr(listings, "_merge", merge)
+    made = listings.of(directory)
+    assert [name for _place, name in made.after(0)] == [b"name"] * is_there
+    assert made.subdirectories == is_there
