@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from cowfs.overlay import restore
+from cowfs.overlay import index, restore
 from cowfs.overlay.backing import Backing
 from cowfs.overlay.index import InodeIndex, shown
 from cowfs.overlay.inodes import ROOT_ID, NotYetFound
@@ -613,13 +613,13 @@ def test_every_entry_of_a_copy_has_one_place(world: World) -> None:
     world.rename("d0", "d1/d0")
     world.do("unlink", "d2/f1")
     nodes = held(world)
-    index = InodeIndex(shown(world.overlay.layers, world.overlay.nodes.root_ino))
-    assert len(index) == len(nodes) - 1
+    made = InodeIndex(shown(world.overlay.layers, world.overlay.nodes.root_ino))
+    assert len(made) == len(nodes) - 1
     for path, nodeid in nodes.items():
         if path:
             parent, _, name = path.rpartition("/")
             directory = nodes[parent] if parent else world.overlay.nodes.root_ino
-            assert (directory, os.fsencode(name)) in list(index.names_of(nodeid))
+            assert (directory, os.fsencode(name)) in list(made.names_of(nodeid))
 
 
 def test_others_are_served_while_a_node_is_looked_for(
@@ -628,15 +628,15 @@ def test_others_are_served_while_a_node_is_looked_for(
     """One walk finds the nodes of all who ask meanwhile."""
     nodes = held(world)
     world.kill()
-    monkeypatch.setattr(restore, "READ", 2)
-    monkeypatch.setattr(restore, "RUN", 8)
+    monkeypatch.setattr(index, "READ", 2)
+    monkeypatch.setattr(index, "RUN", 8)
     walks = served = 0
     turns = world.operations._backing.turns
 
-    def counted(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
+    def counted(*copy: Any) -> Iterator[tuple[int, int, bytes]]:
         nonlocal walks
         walks += 1
-        return shown(overlay)
+        return shown(*copy)
 
     monkeypatch.setattr(restore, "shown", counted)
     found: list[int] = []
@@ -668,7 +668,7 @@ def test_a_node_is_found_though_its_directory_is_moved_during_the_walk(
 ) -> None:
     nodeid = world.lookup("d1/s0/f1")
     world.kill()
-    monkeypatch.setattr(restore, "READ", 1)
+    monkeypatch.setattr(index, "READ", 1)
     with pytest.raises(NotYetFound) as unknown:
         world.overlay.nodes.get(nodeid)
     places = itertools.cycle(["d1", "d0/m", "m", "d2/m"])
@@ -694,9 +694,9 @@ def test_a_directory_that_goes_during_the_walk_is_not_walked(
     world.do("mkdir", "d0/empty", 0o755)
     nodeid = world.lookup("d2/s1/f0")
     world.kill()
-    monkeypatch.setattr(restore, "READ", 1)
+    monkeypatch.setattr(index, "READ", 1)
     read = []
-    for entry in shown(world.overlay):
+    for entry in shown(world.overlay.layers, world.overlay.nodes.root_ino):
         read.append(entry)
         if entry[2] == b"empty":
             world.do("rmdir", "d0/empty")
@@ -709,10 +709,10 @@ def test_a_number_that_leads_to_nothing_is_looked_for_once(
     world.kill()
     walks = 0
 
-    def counted(overlay: Overlay) -> Iterator[tuple[int, int, bytes]]:
+    def counted(*copy: Any) -> Iterator[tuple[int, int, bytes]]:
         nonlocal walks
         walks += 1
-        return shown(overlay)
+        return shown(*copy)
 
     monkeypatch.setattr(restore, "shown", counted)
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
