@@ -69,8 +69,8 @@ R = TypeVar("R")
 LOGGED_S = 60.0
 LOGGED = 1000
 
-# Entries of a listing that are looked up before others have their turns: some milliseconds.
-LISTED = 64
+# Entries of a listing in one reply: some milliseconds.
+LISTED = 256
 
 _FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
 
@@ -248,12 +248,17 @@ class Operations(pyfuse3.Operations):
         listing = await self._listing(directory)
         # A larger cookie is from a daemon of an older version, from which this one took over.
         after = listing.after if start_id <= LAST_COOKIE else listing.after_as_before
-        for count, (place, name) in enumerate(after(max(0, start_id - 2)), 1):
-            if count % LISTED == 0:
-                await self._backing.turns.give()
+        # From the first entry to the reply there is no await: the kernel would keep for ever what a
+        # directory was before a change that it has heard of meanwhile.
+        for count, (place, name) in enumerate(after(max(0, start_id - 2))):
+            if count == LISTED:
+                return  # it asks for the others, and everybody has a turn before
             try:
                 node, st = overlay.lookup(directory, name)
                 if overlay.lacks_count(node, st):
+                    if count and not self._lists_at_once(node):
+                        self._prune_unasked(node)
+                        return
                     st = await self._stat(node)
             except OSError:
                 # What cannot be read has its name in the listing, and the error when it is used.
@@ -261,10 +266,20 @@ class Operations(pyfuse3.Operations):
                     return
                 continue
             if not pyfuse3.readdir_reply(token, name, self._attributes(node, st), place + 3):
-                if node.lookups == 0:
-                    overlay.prune(node)
+                self._prune_unasked(node)
                 return
             node.lookups += 1
+
+    def _lists_at_once(self, directory: Directory) -> bool:
+        """Whether the listing is made by the first piece of the work, as that of most is."""
+        for _ in self._overlay.listings.made(directory):
+            return False
+        return True
+
+    def _prune_unasked(self, node: Node) -> None:
+        """Drop a node that was not replied, unless the kernel has it."""
+        if node.lookups == 0:
+            self._overlay.prune(node)
 
     @staticmethod
     def _reply_name(token: Any, name: bytes, next_id: int) -> bool:
