@@ -116,16 +116,17 @@ class Touching:
             self._offer(directory, bytes(directory.lower_path))
 
     def _offer(self, directory: Directory, path: bytes) -> None:
-        layers, listing = self._overlay.layers, self._overlay.listings.kept(directory)
-        # A program that goes through the directory in its order has read it just now.
-        names = b"" if listing is None else listing.joined()
+        layers = self._overlay.layers
         try:
             upper, lower = layers.upper(directory), layers.lower(directory)
-            if os.fstat(lower).st_size <= LARGEST:
-                self._channel.offer(
-                    *(directory.nodeid, upper, layers.tree_fd, self._overlay.work.fd),
-                    *(path, names),
-                )
+            if os.fstat(lower).st_size > LARGEST:
+                return
+            # A program that goes through the directory in its order has read it just now.
+            listing = self._overlay.listings.kept(directory)
+            self._channel.offer(
+                *(directory.nodeid, upper, layers.tree_fd, self._overlay.work.fd),
+                *(path, b"" if listing is None else listing.joined()),
+            )
         except OSError:
             pass  # whoever comes next will meet the same error
 
