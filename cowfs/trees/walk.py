@@ -52,7 +52,7 @@ def walk(
         try:
             fd = syscalls.open_below(root_fd, path, os.O_RDONLY | os.O_DIRECTORY, resolve)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR) and path:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and path:
                 continue
             if error.errno == errno.EXDEV and one_mount:
                 continue
