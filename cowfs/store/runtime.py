@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cowfs.system import directories, jsonfile, mountinfo
+from cowfs.system import directories, jsonfile, mountinfo, processes
 from cowfs.system.mountinfo import Mount
 
 RUN_DIR = "/run/cowfs"
@@ -225,8 +225,20 @@ def _is_true(record: Record | None, name: str) -> bool:
     return (
         record is not None
         and name == record.file_name
-        and (_is_running(record) or any(map(living, (record.daemon_pid, record.keeper_pid))))
+        and (
+            _is_running(record)
+            or any(map(living, (record.daemon_pid, record.keeper_pid)))
+            or _is_shown_elsewhere(record)
+        )
     )
+
+
+def _is_shown_elsewhere(record: Record) -> bool:
+    """Whether another mount namespace has it: what the kernel serves needs no process of ours, and
+    whoever reads records in a container does not see the mounts of the others."""
+    if record.engine == "fuse":
+        return False
+    return _shows((place.mount for place in processes.places(record.device)), record)
 
 
 def _is_running(record: Record) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from cowfs.store import runtime
 from cowfs.store.runtime import Record
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, processes
 from cowfs.system.mountinfo import Mount
 
 RECORD = Record(
@@ -213,6 +213,22 @@ def test_records_of_other_versions_are_read_and_stay(table: Table) -> None:
     path.write_text(json.dumps(value))
     assert runtime.all() == [replace(RECORD, version="")]
     assert path.exists()
+
+
+def test_what_the_kernel_serves_keeps_its_record_though_another_namespace_looks(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its attendant was killed, and a cowfs in a container reads the records.
+    record = replace(RECORD, engine="overlay", daemon_pid=4_000_002)
+    runtime.write(record)
+    mount = Mount(1, "0:99", "/mnt/a", "overlay", "/data", template="f00")
+    there = [processes.Place("mnt:[2]", mount, processes.Process(7, "sh"))]
+    monkeypatch.setattr(processes, "places", lambda _device: there)
+    assert runtime.all() == []
+    assert runtime.elsewhere() == [record]
+    there.clear()
+    assert runtime.elsewhere() == []
+    assert files(tmp_path) == []
 
 
 def test_what_is_no_file_is_nobodys_record_and_hides_no_other(table: Table, tmp_path: Path) -> None:
