@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, processes, syscalls
 from cowfs.system.errors import CowfsError, MountFailure, SystemFailure, UsageError
 from cowfs.system.mountinfo import Mount
 from cowfs.system.processes import Process
@@ -51,7 +51,6 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Take
     """
     mount = find(mountpoint)
     from cowfs.store import runtime
-    from cowfs.system import processes, syscalls
 
     record = runtime.of(mount)
     waiting = [] if record is None else _pidfds(record)
@@ -238,7 +237,6 @@ def _pidfds(record: Record) -> list[int]:
 def _wait(pidfds: list[int], mount: Mount) -> Place | None:
     """Until keeper and daemon have ended, or for FINISH_SECONDS; then where it is mounted yet."""
     from cowfs.store import runtime
-    from cowfs.system import processes
 
     deadline = time.monotonic() + FINISH_SECONDS
     for fd in pidfds:

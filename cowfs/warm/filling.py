@@ -37,8 +37,8 @@ class Progress(Protocol):
     def begin(self, files: int, size: int) -> None:
         """*size* bytes of *files* files are to be read."""
 
-    def advance(self, files: int) -> None:
-        """*files* more bytes (not files) were read: what shows it is a Progress of any kind."""
+    def advance(self, size: int, /) -> None:
+        """*size* more bytes were read."""
 
 
 @dataclass
