@@ -422,9 +422,10 @@ def test_copy_with_very_deep_directories_is_unmounted_counted_and_removed(
     root = mount_plain(model, None, "copy=deep")
     with chain(root / "top", DEEPER) as fd:
         create("leaf", dir_fd=fd)
+    store = mount_plain.record(root)["store"]
     assert "1 file" in mount_plain.unmount(root).stdout
     cowfs("list")
-    cowfs("rm", "deep")
+    cowfs("rm", "--store", store, "deep")
 
 
 # --- volumes that are full or broken --------------------------------------------------------------

@@ -181,7 +181,7 @@ def _entries(root_fd: int, path: bytes) -> Iterator[tuple[int, Iterator[os.DirEn
     """The descriptor of a directory, and what is in it."""
     fd = syscalls.open_below(root_fd, path, _READ_DIRECTORY)
     try:
-        with directories.entries(fd, os.O_NOATIME) as entries:
+        with directories.entries(fd) as entries:
             yield fd, entries
     finally:
         os.close(fd)

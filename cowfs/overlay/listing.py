@@ -297,7 +297,7 @@ class Listings:
 
 def _scan(fd: int) -> Iterator[tuple[bytes, int]]:
     """(name, `ondisk.kind_of_listed`) of every entry."""
-    with directories.entries(fd, os.O_NOATIME) as found:
+    with directories.entries(fd) as found:
         for entry in found:
             try:
                 kind = ondisk.kind_of_listed(entry)

@@ -4,6 +4,9 @@ The descriptor may be older than what is to be listed. btrfs fixes a directory's
 opened (Linux 6.5): names that came later are never seen through that descriptor. Others may share
 it, too, and with it the one place at which it is read. So the directory is opened anew for each
 listing.
+
+What cowfs lists is often shown in a mount, with its times: a listing moves no access time where
+that is allowed (O_NOATIME, open(2): to the owner and with CAP_FOWNER).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ _AGAIN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 def names(fd: int) -> list[str]:
     """The names in an open directory (O_PATH will do), in no order. OSError."""
-    again = _open_again(fd, 0)
+    again = _open_again(fd)
     try:
         return os.listdir(again)
     finally:
@@ -27,12 +30,12 @@ def names(fd: int) -> list[str]:
 
 
 @contextmanager
-def entries(fd: int, flags: int = 0) -> Iterator[Iterator[os.DirEntry[str]]]:
+def entries(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
     """The entries of the same, which may be asked for their stat as long as the context lasts.
 
-    `flags` of open(2), such as O_NOATIME. OSError.
+    OSError.
     """
-    again = _open_again(fd, flags)
+    again = _open_again(fd)
     try:
         with os.scandir(again) as found:
             yield found
@@ -40,11 +43,13 @@ def entries(fd: int, flags: int = 0) -> Iterator[Iterator[os.DirEntry[str]]]:
         os.close(again)
 
 
-def _open_again(fd: int, flags: int) -> int:
+def _open_again(fd: int) -> int:
     try:
-        return os.open(b".", _AGAIN | flags, dir_fd=fd)
-    except OSError as error:
+        return os.open(b".", _AGAIN | os.O_NOATIME, dir_fd=fd)
+    except PermissionError as error:
+        if error.errno == errno.EPERM:  # somebody else's
+            return os.open(b".", _AGAIN, dir_fd=fd)
         # An ordinary user may be allowed to list it and nothing more, not even to name `.` in it.
-        if error.errno != errno.EACCES or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
             raise
         return os.dup(fd)

@@ -108,7 +108,7 @@ class Tree:
 
     def entries(self, place: Place) -> list[tuple[bytes, os.stat_result]]:
         """Every entry of a directory with its lstat, by name. OSError."""
-        with directories.entries(self.open(place), os.O_NOATIME) as found:
+        with directories.entries(self.open(place)) as found:
             return sorted(
                 (os.fsencode(entry.name), entry.stat(follow_symlinks=False)) for entry in found
             )

@@ -53,14 +53,16 @@ def test_a_copy_whose_lock_somebody_has_is_refused_with_his_name(
     mount_plain: MountCopy, model: Path, xfs: Path
 ) -> None:
     mountpoint = mount_plain(model, None, "copy=locked")
-    lock = Path(mount_plain.record(mountpoint)["store"]) / "copies/locked/lock"
+    store = Path(mount_plain.record(mountpoint)["store"])
     mount_plain.unmount(mountpoint)
     with subprocess.Popen(
-        ["flock", lock, "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["flock", store / "copies/locked/lock", "sh", "-c", "echo; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        said = one_error(cowfs("rm", "locked", check=False))
+        said = one_error(cowfs("rm", "--store", store, "locked", check=False))
         process.communicate()
     assert "is just making or ending a mount of it" in said
     assert "(pid " in said

@@ -115,11 +115,12 @@ def test_mounted_copy_is_not_removed(
     mount_copy: MountCopy, model: Path, xfs: Path, cowfs: Callable[..., Result]
 ) -> None:
     mountpoint = mount_copy(model, None, "copy=busy")
-    refused = cowfs("rm", "busy", check=False)
+    store = mount_copy.record(mountpoint)["store"]
+    refused = cowfs("rm", "--store", store, "busy", check=False)
     assert refused.returncode != 0
     assert "mounted" in refused.stderr
     mount_copy.unmount(mountpoint)
-    cowfs("rm", "busy")
+    cowfs("rm", "--store", store, "busy")
     assert copies(xfs) == []
 
 

@@ -56,8 +56,9 @@ def finish(
     assert not complaints, "\n".join([*complaints, mounts.log(mountpoint)[-4000:]])
     assert all(report.rounds for report in reports)
     state = tree_state(mountpoint)
+    store = mounts.record(mountpoint)["store"]
     mounts.unmount(mountpoint)
-    checked = cowfs("check", name)
+    checked = cowfs("check", "--store", store, name)
     assert "nothing is wrong" in checked.stdout or checked.returncode == 0, checked
     mounts(source, mountpoint, f"copy={name}")
     different = differences(state, tree_state(mountpoint))

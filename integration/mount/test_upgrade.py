@@ -56,7 +56,7 @@ def test_upgrade_and_the_way_back_are_not_noticed(
     assert not [line for report in reports for line in report.complaints]
     assert all(report.rounds for report in reports)
     mount_copy.unmount(root)
-    assert cowfs("check", "upgraded").returncode == 0
+    assert cowfs("check", "--store", before["store"], "upgraded").returncode == 0
 
 
 def test_the_version_that_was_upgraded_to_comes_again_after_a_kill(

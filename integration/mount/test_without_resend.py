@@ -66,8 +66,9 @@ def test_a_dead_daemon_leaves_an_error_and_never_the_directory_below(
         os.close(covered)
     mount_copy(model, root, "copy=dead")
     assert (root / "kept").read_text() == "from before"
+    store = mount_copy.record(root)["store"]
     mount_copy.unmount(root)
-    assert cowfs("check", "dead").returncode == 0
+    assert cowfs("check", "--store", store, "dead").returncode == 0
 
 
 def test_calls_that_wait_for_a_daemon_that_dies_end_with_it(

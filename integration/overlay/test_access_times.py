@@ -6,6 +6,7 @@ cowfs/system/syscalls.py makes one that says the same.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.command import cowfs
 from integration.mounts import MountCopy
 
 _LONG_AGO = 1_000_000_000 * 10**9
@@ -77,3 +79,27 @@ def test_reading_a_shared_file_moves_no_access_time(
         _read(copy / name)
         _map(copy / name)
         assert (tree / name).stat().st_atime_ns == before
+
+
+@pytest.mark.parametrize("engine", ["fuse", "overlay"])
+def test_what_cowfs_itself_lists_keeps_its_access_times(
+    mount_plain: MountCopy, model: Path, engine: str
+) -> None:
+    (model / "layers" / "first").mkdir(parents=True)
+    copy = mount_plain(model, None, f"engine={engine}")
+    record = mount_plain.record(copy)
+    (copy / "layers" / "first" / "mine").write_text("changed")
+    (copy / "mine").mkdir()
+    tree = Path(record["store"]) / "templates" / record["template"] / "tree"
+    looked_at = [root / path for root in (copy, tree, model) for path in ("", "layers/first")]
+    for path in looked_at:
+        os.utime(path, ns=(_LONG_AGO, path.stat().st_mtime_ns))
+    before = [path.stat().st_atime_ns for path in looked_at]
+    [row] = [
+        row
+        for row in json.loads(cowfs("list", "--json", "--store", record["store"]).stdout)
+        if row["mountpoint"] == str(copy)
+    ]
+    assert row["private_bytes"] > 0
+    cowfs("check", "--all", "--store", record["store"], check=False)
+    assert [path.stat().st_atime_ns for path in looked_at] == before

@@ -92,15 +92,16 @@ class Turns:
         kill = self.kills.pop(self._steps, None)
         if kill == "before":
             self.history.append("the daemon is killed")
-            os.kill(self._stage.daemon(), signal.SIGKILL)
+            self._stage.kill_daemon()
         self.history.append(f"{name}: {', '.join(map(repr, (action, *args)))}")
         self.native.begin(name, action, args)
         expected = self.native.finish(name)
-        daemon = self._stage.daemon() if kill == "during" else 0
+        if kill == "during":
+            self._stage.wait_for_daemon()
         self.copy.begin(name, action, args)
-        if daemon:
+        if kill == "during":
             self.history[-1] += ", and the daemon is killed meanwhile"
-            os.kill(daemon, signal.SIGKILL)
+            self._stage.kill_daemon()
         got = self.copy.finish(name)
         self.history[-1] += f" -> {str(expected)[:200]}"
         return expected, got
@@ -162,6 +163,7 @@ class Stage:
         self._source.mkdir()
         self._number = 0
         self._left: list[str] = []
+        self._killed = 0  # the last daemon that was
         self.mountpoint: Path | None = None
         first = self._source / "play0"
         first.mkdir()
@@ -197,10 +199,17 @@ class Stage:
         self.mountpoint = self._mounts(self._source, self.mountpoint, *options)
         self._left = sorted(path.name for path in self._source.iterdir())
 
-    def daemon(self) -> int:
-        """The daemon that serves just now."""
+    def wait_for_daemon(self) -> int:
+        """The daemon that serves, as soon as that is another one than the last that was killed:
+        that one has its record for a moment still.
+        """
         assert self.mountpoint is not None
-        return self._mounts.wait_until_served(self.mountpoint)
+        return self._mounts.wait_until_served(self.mountpoint, other_than=self._killed)
+
+    def kill_daemon(self) -> None:
+        """SIGKILL for the daemon that serves."""
+        self._killed = self.wait_for_daemon()
+        os.kill(self._killed, signal.SIGKILL)
 
     def playing(self, play: Callable[[Turns, Example], None]) -> Callable[[Example], None]:
         """Such a play, each time in a directory that nobody has been in."""
