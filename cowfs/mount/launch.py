@@ -348,7 +348,13 @@ class _Launch:
             if self.source_missing is not None:
                 raise self.source_missing
             with self.interrupts.allowed(), self.progress() as progress:
-                return seal(store, self.source, progress=progress, warn=self.warn)
+                return seal(
+                    store,
+                    self.source,
+                    progress=progress,
+                    warn=self.warn,
+                    links=self.options.links,
+                )
 
         self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
         self.copy = store.acquire(

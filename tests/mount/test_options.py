@@ -205,6 +205,7 @@ def test_every_form_and_choice_of_an_option_is_described() -> None:
     assert options.CHOICES == {
         "engine": ("auto", "fuse", "overlay"),
         "clone": ("auto", "write", "open"),
+        "links": ("auto", "follow", "keep"),
         "passthrough": ("auto", "on", "off"),
     }
 
