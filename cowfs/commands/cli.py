@@ -19,7 +19,7 @@ import click
 
 from cowfs import __version__
 from cowfs.commands import messages, report
-from cowfs.mount.options import DESCRIPTIONS
+from cowfs.mount.options import CHOICES, DESCRIPTIONS
 from cowfs.system.errors import (
     CHECK_EXIT_CODES,
     EXIT_CODES,
@@ -50,7 +50,7 @@ _store_option = click.option(
 )
 _links_option = click.option(
     "--links",
-    type=click.Choice(["auto", "follow", "keep"]),
+    type=click.Choice(CHOICES["links"]),
     default="auto",
     help="What becomes of symbolic links that lead out of SOURCE. auto (default): those to the "
     "blobs of a Hugging Face cache become files. follow: all to files do, if root or the file's "
@@ -388,8 +388,7 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
 
     Files are read in the order of their names. A PATH that is a symlink is followed; a symlink
     below it is not, but for those to the blobs of a Hugging Face cache. Other mounts below it are
-    left out. SIGINT and SIGTERM end it with the
-    report so far.
+    left out. SIGINT and SIGTERM end it with the report so far.
     """
     from cowfs.mount.options import parse_size
     from cowfs.system.interrupts import sigterm_like_sigint

@@ -99,7 +99,13 @@ class _InCache(Links):
         self._repository.close()
 
     def target(self, dir_fd: int, name: str, depth: int) -> int | None:
-        found = self._repository.open(os.readlink(name, dir_fd=dir_fd), depth)
+        try:
+            text = os.readlink(name, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no link any more
+                return None
+            raise
+        found = self._repository.open(text, depth)
         if found is None or self._device in (None, os.fstat(found).st_dev):
             return found
         os.close(found)

@@ -339,14 +339,13 @@ def warn_of_links(scanner: Scanner, found: Scan, how: str, warn: Callable[[str],
     if not leading:
         return
     path, target, why = leading[0]
-    path = os.path.join(scanner.source, path)
-    many = f"{len(leading)} links lead" if len(leading) > 1 else "1 link leads"
-    reason = f" ({why})" if why else ""
-    remedy = "" if scanner.policy == "follow" else f"; {how} makes files of them where it can"
-    warn(
-        f"{many} out of the source and stay as they are, such as {path} -> {target}{reason}: what "
-        f"is written through them changes what they lead to, and no copy of it{remedy}"
-    )
+    example = f"{os.path.join(scanner.source, path)} -> {target}" + (f" ({why})" if why else "")
+    if len(leading) == 1:
+        told = f"a link leads out of the source and stays one: {example}"
+    else:
+        told = f"{len(leading)} links lead out of the source and stay links, such as {example}"
+    remedy = "" if scanner.policy == "follow" else f"; {how} makes files of such links where it can"
+    warn(f"{told}; what is written through a link changes what it leads to, not a copy{remedy}")
 
 
 def _record(st: os.stat_result) -> bytes:
@@ -435,12 +434,12 @@ class _Walk:
             except OSError as error:
                 raise changed_or_located(error, directory.path_of(name)) from None
             kind = stat.S_IFMT(st.st_mode)
-            if kind == stat.S_IFLNK and (file := self._followed(directory, fd, name)) is not None:
+            if kind == stat.S_IFREG and st.st_nlink <= 1:
+                directory.files.append(name)
+                total += st.st_size
+            elif kind == stat.S_IFLNK and (file := self._followed(directory, fd, name)) is not None:
                 newest = max(newest, st.st_ctime_ns)
                 st = file
-                total += st.st_size
-            elif kind == stat.S_IFREG and st.st_nlink <= 1:
-                directory.files.append(name)
                 total += st.st_size
             elif kind != stat.S_IFDIR:
                 total += self._note_other(directory, name, kind, st)

@@ -148,7 +148,7 @@ def test_what_has_not_exactly_the_form_of_the_cache_is_not_followed(
     PLANTED[how](snapshot / "planted", blobs)
     assert symlinks(scanned(snapshot)) == ["planted"]
     [line] = warned(snapshot, "auto")
-    assert line.startswith("1 link leads out of the source and stay")
+    assert line.startswith(f"a link leads out of the source and stays one: {snapshot}/planted ->")
 
 
 def test_a_blobs_directory_that_is_a_link_is_none(snapshot: Path, top: Path) -> None:
@@ -301,9 +301,9 @@ def test_all_links_that_lead_out_are_one_line_with_an_example(source: Path) -> N
     os.link(source / "a", source / "d", follow_symlinks=False)
     [line] = warned(source, "auto")
     assert line == (
-        f"4 links lead out of the source and stay as they are, such as {source}/a -> "
-        "/nowhere/at/all: what is written through them changes what they lead to, and no copy of "
-        "it; --links=follow makes files of them where it can"
+        f"4 links lead out of the source and stay links, such as {source}/a -> /nowhere/at/all; "
+        "what is written through a link changes what it leads to, not a copy; --links=follow makes "
+        "files of such links where it can"
     )
 
 
