@@ -85,7 +85,7 @@ def make_model(path: Path) -> Path:
     (path / "tokenizer" / "deep" / "er").mkdir(parents=True)
     (path / "tokenizer" / "deep" / "er" / "leaf").write_text("leaf\n")
     (path / "latest").symlink_to("weights.bin")
-    (path / "dangling").symlink_to("/nowhere/at/all")
+    (path / "dangling").symlink_to("nowhere/at/all")
     (path / "hard1").write_bytes(b"one inode, two names\n")
     os.link(path / "hard1", path / "tokenizer" / "hard2")
     with (path / "sparse.bin").open("wb") as file:

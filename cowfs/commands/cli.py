@@ -19,7 +19,7 @@ import click
 
 from cowfs import __version__
 from cowfs.commands import messages, report
-from cowfs.mount.options import DESCRIPTIONS
+from cowfs.mount.options import CHOICES, DESCRIPTIONS
 from cowfs.system.errors import (
     CHECK_EXIT_CODES,
     EXIT_CODES,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cowfs.check.findings import Report
     from cowfs.store.runtime import Record
     from cowfs.store.store import CopyInfo, Store
+    from cowfs.trees.links import Policy
     from cowfs.warm.filling import Outcome
 
 PROGRAM = "cowfs"
@@ -46,6 +47,14 @@ _store_option = click.option(
     "--store",
     metavar="DIR",
     help="Only this store. Without it: the .cowfs of every mounted volume, and those in use.",
+)
+_links_option = click.option(
+    "--links",
+    type=click.Choice(CHOICES["links"]),
+    default="auto",
+    help="What becomes of symbolic links that lead out of SOURCE. auto (default): those to the "
+    "blobs of a Hugging Face cache become files. follow: all to files do, if root or the file's "
+    "owner made them. keep: none.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -109,9 +118,10 @@ def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: s
     default="always",
     help="always (default): clone, or fail; auto: copy the data of what cannot be cloned.",
 )
+@_links_option
 @click.argument("source")
 @click.argument("destination")
-def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> None:
+def clone(reflink: Literal["always", "auto"], links: Policy, source: str, destination: str) -> None:
     """Copy SOURCE, a directory or file, to DESTINATION on the same volume by sharing its blocks.
 
     As cp -a --reflink=always, on all cores. DESTINATION must not exist; it appears when the copy
@@ -125,6 +135,7 @@ def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> 
             source,
             destination,
             reflink=reflink,
+            links=links,
             warn=_warn,
             progress=progress,
             interruptible=interrupts.allowed,
@@ -153,6 +164,7 @@ def clone(reflink: Literal["always", "auto"], source: str, destination: str) -> 
     default=16,
     help="Blocks of 1 MiB under way in each of them, and so its memory (default 16).",
 )
+@_links_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines: progress, and the result.")
 @click.argument("source")
 @click.argument("destination")
@@ -162,6 +174,7 @@ def import_(
     region: str,
     jobs: int | None,
     depth: int,
+    links: Policy,
     as_json: bool,
     source: str,
     destination: str,
@@ -178,8 +191,8 @@ def import_(
     size = parse_size("region", region)
     if size < importing.LEAST_REGION:
         raise UsageError(f"--region={region}: regions have at least 1M")
-    options = importing.Options(resume, verify, size, jobs or 0, depth)
-    go_on = f"nothing was published; go on with: {importing.command(source, destination)}"
+    options = importing.Options(resume, verify, size, jobs or 0, depth, links)
+    go_on = f"nothing was published; go on with: {importing.command(source, destination, links)}"
     started = time.monotonic()
     try:
         with report.import_progress(as_json) as progress, Interrupts(go_on) as interrupts:
@@ -373,9 +386,9 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
     no second set of pages is made. Elsewhere the files themselves are read. What is in memory
     already is not read again, holes cost nothing, and a file with several names is read once.
 
-    Files are read in the order of their names. A PATH that is a symlink is followed, a symlink
-    below it is not, and other mounts below it are left out. SIGINT and SIGTERM end it with the
-    report so far.
+    Files are read in the order of their names. A PATH that is a symlink is followed; a symlink
+    below it is not, but for those to the blobs of a Hugging Face cache. Other mounts below it are
+    left out. SIGINT and SIGTERM end it with the report so far.
     """
     from cowfs.mount.options import parse_size
     from cowfs.system.interrupts import sigterm_like_sigint

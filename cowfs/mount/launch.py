@@ -344,11 +344,21 @@ class _Launch:
         _require_privileges(store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
 
+        asked = False
+
         def prepare() -> Template:
+            nonlocal asked
+            asked = True
             if self.source_missing is not None:
                 raise self.source_missing
             with self.interrupts.allowed(), self.progress() as progress:
-                return seal(store, self.source, progress=progress, warn=self.warn)
+                return seal(
+                    store,
+                    self.source,
+                    progress=progress,
+                    warn=self.warn,
+                    links=self.options.links,
+                )
 
         self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
         self.copy = store.acquire(
@@ -358,7 +368,18 @@ class _Launch:
             prepare=prepare,
             warn=self.warn,
         )
+        if not asked:
+            self._compare_links(self.copy)
         self.interrupts.check()
+
+    def _compare_links(self, copy: Copy) -> None:
+        """Say so when a copy with changes has its links from a mount that wanted others."""
+        wanted, made = self.options.links, copy.template.links
+        if wanted != made and f"links={wanted}" in self.options.given:
+            self.warn(
+                f"the copy {self.name} has changes and stays as it was made, with links={made}: "
+                "for another one choose another name with -o copy=NAME"
+            )
 
     def _hand_over(self) -> None:
         """The mount answers: from now on the copy is the server's."""

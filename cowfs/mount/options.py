@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cowfs.overlay.inplace import CloneMode
 from cowfs.system.errors import UsageError
@@ -34,6 +34,9 @@ from cowfs.system.syscalls import (
     MS_STRICTATIME,
     MS_SYNCHRONOUS,
 )
+
+if TYPE_CHECKING:
+    from cowfs.trees.links import Policy
 
 PassthroughMode = Literal["auto", "on", "off"]
 Engine = Literal["auto", "fuse", "overlay"]
@@ -124,6 +127,12 @@ DESCRIPTIONS: dict[str, str] = {
     "too. Shell patterns, such as inplace=*.h5:events-*.",
     "passthrough=auto|on|off": "Let the kernel read the backing files itself where it can (auto, "
     "the default), refuse to mount where it cannot (on), or do without (off).",
+    "links=auto|follow|keep": "What becomes of symbolic links that lead out of the source. auto, "
+    "the default: in a cache of Hugging Face those to a blob become the files that they lead to, "
+    "others stay links. follow: all that lead to regular files of the same volume become these "
+    "files, with owner and mode, if each link on the way belongs to root or to the owner of the "
+    "file; directories, devices and what leads nowhere stay links. keep: all stay links. What is "
+    "written through a link that leads out of the copy changes what it leads to.",
     "share_min=SIZE": "Readers of a shared file of at least SIZE bytes (with k, M, G or T) are "
     "passed through to the template's file; smaller ones are cached for each copy (default 1M).",
     "watchdog=SECONDS": "Replace a daemon that has answered nothing for so long (default 60; 0: "
@@ -166,6 +175,7 @@ class Options:
     clone: CloneMode = "auto"
     in_place: tuple[str, ...] = ()
     passthrough: PassthroughMode = "auto"
+    links: Policy = "auto"
     share_min: int = MIB
     watchdog: int = WATCHDOG
     mount_flags: int = DEFAULT_MOUNT_FLAGS
@@ -243,6 +253,7 @@ def parse(options: Iterable[str], *, sloppy: bool = False) -> Options:
         clone=cast(CloneMode, values.get("clone", "auto")),
         in_place=tuple(values["inplace"].split(":")) if "inplace" in values else (),
         passthrough=cast(PassthroughMode, values.get("passthrough", "auto")),
+        links=cast("Policy", values.get("links", "auto")),
         share_min=parse_size("share_min", values["share_min"]) if "share_min" in values else MIB,
         watchdog=parse_seconds("watchdog", values["watchdog"])
         if "watchdog" in values

@@ -25,6 +25,7 @@ from cowfs.system import directories, mountinfo, syscalls
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import cloning, removal, scan, workers
 from cowfs.trees.cloning import Progress
+from cowfs.trees.links import Policy
 from cowfs.trees.scan import Scan, Scanner, SourceChanged
 
 _TRIES = 5
@@ -40,22 +41,27 @@ def seal(
     *,
     progress: Progress | None,
     warn: Callable[[str], None],
+    links: Policy = "auto",
 ) -> Template:
     """The template of the source's present state, sealed now if it is not there yet.
 
+    `links` says what is done with links that lead out of the source.
+
     CowfsError says why there can be none; then nothing is left behind, as with every other
-    exception that ends it early. `warn` gets one line for each kind of thing that is left out.
+    exception that ends it early. `warn` gets one line for each kind of thing that is left out, and,
+    when the source is sealed now, one for links out of it that stay links.
     """
     source = os.path.realpath(source)
     changed = ""
     for attempt in range(_TRIES):
         time.sleep(_PAUSE * attempt)
         try:
-            with _open(store, source) as scanner:
+            with _open(store, source, links) as scanner:
                 found = scanner.settled()
                 template = templates.read(store, templates.id_of(source, found.digest))
                 if template is None:
                     template = _build(store, scanner, found, progress)
+                    scan.warn_of_links(scanner, found, "-o links=follow", warn)
         except SourceChanged as change:
             changed = change.path
         except OSError as error:
@@ -69,11 +75,11 @@ def seal(
     )
 
 
-def fingerprint(store: StoreDirectory, source: str) -> str:
+def fingerprint(store: StoreDirectory, source: str, links: Policy = "auto") -> str:
     """The id that the template of the source's present state has or would have. CowfsError."""
     source = os.path.realpath(source)
     try:
-        with _open(store, source) as scanner:
+        with _open(store, source, links) as scanner:
             return templates.id_of(source, scanner.scan().digest)
     except SourceChanged as change:
         raise MountFailure(f"source {_join(source, change.path)} is being changed") from None
@@ -81,14 +87,14 @@ def fingerprint(store: StoreDirectory, source: str) -> str:
         raise _failure(store, source, error) from None
 
 
-def _open(store: StoreDirectory, source: str) -> Scanner:
+def _open(store: StoreDirectory, source: str, links: Policy) -> Scanner:
     if store.contains(source):
         raise MountFailure(
             f"source {source} is in the store {store.path}: mount the directory that the template "
             "was made of (cowfs list shows it)"
         )
     try:
-        return Scanner(source, store.identity)
+        return Scanner(source, store.identity, links=links)
     except OSError as error:
         if error.errno == errno.ENOENT:
             problem = "does not exist: name an existing directory"
@@ -121,12 +127,13 @@ def _build(
             entries=found.entries,
             bytes=found.bytes,
             hard_links=[[os.fsencode(place.path) for place in places] for places in found.links],
+            links=scanner.policy,
         )
         templates.write(fd, template)
         os.mkdir(templates.TREE, 0o700, dir_fd=fd)
         tree_fd = os.open(templates.TREE, _OPEN_TREE, dir_fd=fd)
         try:
-            _fill(scanner.fd, tree_fd, found, progress)
+            _fill(scanner, tree_fd, found, progress)
         finally:
             os.close(tree_fd)
         changed = scan.first_difference(found, scanner.scan())
@@ -143,11 +150,12 @@ def _build(
     return template
 
 
-def _fill(source_fd: int, tree_fd: int, found: Scan, progress: Progress | None) -> None:
+def _fill(scanner: Scanner, tree_fd: int, found: Scan, progress: Progress | None) -> None:
     def clone_all(pieces: list[cloning.Chunk], done: Callable[[cloning.Chunk], None]) -> None:
-        workers.clone_all(source_fd, tree_fd, pieces, done)
+        workers.clone_all(scanner.fd, tree_fd, pieces, done, scanner.links)
 
-    with contextlib.closing(cloning.Cloner(source_fd, tree_fd, umask=0o777)) as cloner:
+    cloner = cloning.Cloner(scanner.fd, tree_fd, 0o777, scanner.links)
+    with contextlib.closing(cloner):
         cloning.fill(cloner, found, progress, clone_all)
 
 
@@ -161,7 +169,7 @@ def _trash_older(store: StoreDirectory, template: Template) -> None:
             other = templates.read(store, other_id)
         except CowfsError:  # damaged: its users will get the error, and it is not ours to remove
             continue
-        if other is not None and other.source == template.source:
+        if other is not None and (other.source, other.links) == (template.source, template.links):
             older.append(other_id)
     garbage.trash_unused(store, older)
 

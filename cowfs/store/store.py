@@ -27,6 +27,7 @@ from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, processes
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
+from cowfs.trees.links import Policy
 
 __all__ = [
     "STORE_NAME",
@@ -253,13 +254,17 @@ class Store(StoreDirectory):
                 for template in self.templates()
                 if needed is not None and template.id not in needed
             ]
-            present: dict[str, str] = {}
-            for source in {template.source for template in unused}:
+            present: dict[tuple[str, Policy], str] = {}
+            for source, links in {(template.source, template.links) for template in unused}:
                 with contextlib.suppress(CowfsError):
-                    present[source] = seal.fingerprint(self, source)
+                    present[source, links] = seal.fingerprint(self, source, links)
             trashed = garbage.trash_unused(
                 self,
-                [template.id for template in unused if present.get(template.source) != template.id],
+                [
+                    template.id
+                    for template in unused
+                    if present.get((template.source, template.links)) != template.id
+                ],
             )
             lowers.trash_orphans(self)
             self.remove_rubbish()
@@ -317,11 +322,11 @@ class Store(StoreDirectory):
             warn(f"the copy {copy.name} goes on without its source {copy.source}, which is gone")
             return
         try:
-            moved_on = seal.fingerprint(self, copy.source) != copy.template.id
+            found = seal.fingerprint(self, copy.source, copy.template.links)
         except CowfsError as error:
             warn(f"the copy {copy.name} goes on, but its source cannot be compared: {error}")
             return
-        if moved_on:
+        if found != copy.template.id:
             made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(copy.template.created))
             warn(
                 f"the copy {copy.name} has changes and stays with the state that its source "

@@ -17,6 +17,7 @@ from typing import Any
 from cowfs.store.directory import StoreDirectory
 from cowfs.system import jsonfile
 from cowfs.system.errors import MountFailure
+from cowfs.trees.links import POLICIES, Policy
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -34,6 +35,7 @@ class Template:
 
     hard_links: for each file with several names in the tree all of them, relative to the tree.
     created: seconds since the epoch. bytes: st_size of the regular files, each counted once.
+    links: what was done with links out of the source; versions that did not say so kept them.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Template:
     entries: int
     bytes: int
     hard_links: Links
+    links: Policy = "keep"
 
     @property
     def tree(self) -> str:
@@ -65,6 +68,7 @@ def write(dir_fd: int, template: Template) -> None:
         "created": template.created,
         "entries": template.entries,
         "bytes": template.bytes,
+        "links": template.links,
         "hard_links": [[os.fsdecode(path) for path in paths] for paths in template.hard_links],
     }
     jsonfile.write(dir_fd, MANIFEST, manifest)
@@ -90,6 +94,7 @@ def read(store: StoreDirectory, template_id: str) -> Template | None:
             entries=int(manifest["entries"]),
             bytes=int(manifest["bytes"]),
             hard_links=[[os.fsencode(name) for name in names] for names in manifest["hard_links"]],
+            links=_policy(manifest.get("links")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MountFailure(
@@ -98,6 +103,11 @@ def read(store: StoreDirectory, template_id: str) -> Template | None:
         ) from None
     finally:
         os.close(dir_fd)
+
+
+def _policy(text: object) -> Policy:
+    """Another version may know more of them: to this one such a source has moved on."""
+    return next((policy for policy in POLICIES if policy == text), "keep")
 
 
 def path_of(store: StoreDirectory, template_id: str) -> str:

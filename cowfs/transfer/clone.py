@@ -12,6 +12,7 @@ import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from typing import Literal
 
 from cowfs.system import mountinfo
@@ -20,7 +21,8 @@ from cowfs.transfer import origin, staging
 from cowfs.transfer.staging import Staging
 from cowfs.trees import cloning, filedata, workers
 from cowfs.trees.cloning import Chunk, Cloner, Progress
-from cowfs.trees.scan import Directory, SourceChanged, warn_of_left_out
+from cowfs.trees.links import Links, Policy
+from cowfs.trees.scan import Directory, Scanner, SourceChanged, warn_of_left_out, warn_of_links
 
 Reflink = Literal["always", "auto"]
 
@@ -36,8 +38,10 @@ class _PlainCloner(Cloner):
 class _AnyCloner(_PlainCloner):
     """Clones what can be cloned, and copies the rest."""
 
-    def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
-        super().__init__(source_fd, tree_fd, umask)
+    def __init__(
+        self, source_fd: int, tree_fd: int, umask: int, links: Links | None = None
+    ) -> None:
+        super().__init__(source_fd, tree_fd, umask, links)
         self._mover = filedata.Mover()
 
     def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:  # noqa: ARG002
@@ -52,26 +56,30 @@ def clone(
     destination: str,
     *,
     reflink: Reflink,
+    links: Policy = "auto",
     warn: Callable[[str], None],
     progress: Progress | None,
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Copy `source` to `destination`, which must not be there yet. CowfsError.
 
-    A symlink is copied, not followed, unless its path ends in a slash. `warn` gets one line for
-    each kind of thing that is left out. In what `interruptible` encloses an exception may come at
-    any moment.
+    A symlink is copied, not followed, unless its path ends in a slash or `links` says so. `warn`
+    gets one line for each kind of thing that is left out, and one for links that lead out. In what
+    `interruptible` encloses an exception may come at any moment.
     """
     path = origin.canonical(source, follow=False)
     kind = _PlainCloner if reflink == "always" else _AnyCloner
+    opened = partial(origin.open_tree, links=links, volumes=reflink == "auto")
     with Staging(destination, "clone", path) as place:
         try:
             with interruptible():
                 place.empty()  # what a crash has left
                 if origin.is_directory(path):
-                    made = _tree(path, place, kind, warn, progress)
+                    with opened(path) as scanner:
+                        made = _tree(scanner, place, kind, warn, progress)
                 else:
-                    made = _single(path, place, kind)
+                    with opened(os.path.dirname(path)) as scanner:
+                        made = _single(scanner, path, place, kind)
             place.publish(made)
         except SourceChanged as change:
             raise CowfsError(
@@ -80,62 +88,68 @@ def clone(
             ) from None
         except OSError as error:
             if reflink == "always" and error.errno in _NO_REFLINK:
-                raise _no_reflink(path, place) from None
+                raise _no_reflink(path, place, links) from None
             raise origin.failure(path, place.destination, error) from None
         finally:
             place.discard()
 
 
 def _tree(
-    path: str,
+    scanner: Scanner,
     place: Staging,
     kind: type[Cloner],
     warn: Callable[[str], None],
     progress: Progress | None,
 ) -> str:
-    with origin.open_tree(path) as scanner:
-        found = scanner.scan()
-        os.mkdir(staging.TREE, 0o700, dir_fd=place.fd)
-        tree_fd = os.open(staging.TREE, os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
-        try:
+    found = scanner.scan()
+    os.mkdir(staging.TREE, 0o700, dir_fd=place.fd)
+    tree_fd = os.open(staging.TREE, os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
+    try:
 
-            def clone_all(pieces: list[Chunk], done: Callable[[Chunk], None]) -> None:
-                count = workers.worth_starting(sum(piece.work() for piece in pieces))
+        def clone_all(pieces: list[Chunk], done: Callable[[Chunk], None]) -> None:
+            count = workers.worth_starting(sum(piece.work() for piece in pieces))
 
-                @contextmanager
-                def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
-                    with closing(kind(scanner.fd, tree_fd, umask)) as cloner:
-                        yield cloner.clone_chunk
+            @contextmanager
+            def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
+                with closing(kind(scanner.fd, tree_fd, umask, scanner.links)) as cloner:
+                    yield cloner.clone_chunk
 
-                workers.do_all(count, worker, pieces, done, workers.cost_of)
+            workers.do_all(count, worker, pieces, done, workers.cost_of)
 
-            with closing(kind(scanner.fd, tree_fd, 0o777)) as cloner:
-                cloning.fill(cloner, found, progress, clone_all)
-        finally:
-            os.close(tree_fd)
-    warn_of_left_out(path, found, warn)
+        with closing(kind(scanner.fd, tree_fd, 0o777, scanner.links)) as cloner:
+            cloning.fill(cloner, found, progress, clone_all)
+    finally:
+        os.close(tree_fd)
+    warn_of_left_out(scanner.source, found, warn)
+    warn_of_links(scanner, found, "--links=follow", warn)
     return staging.TREE
 
 
-def _single(path: str, place: Staging, kind: type[Cloner]) -> str:
+def _single(scanner: Scanner, path: str, place: Staging, kind: type[Cloner]) -> str:
     """Copy one file, symlink, fifo or device; its name in the hidden directory."""
-    parent, name = os.path.split(path)
-    with origin.open_tree(parent) as scanner:
-        mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
-        if stat.S_ISSOCK(mode):
-            raise CowfsError(f"source {path} is a socket, which belongs to a running program")
-        files, special = ([name], []) if stat.S_ISREG(mode) else ([], [name])
-        with closing(kind(scanner.fd, place.fd, 0o777)) as cloner:
-            cloner.clone_chunk(Chunk(Directory(), files, special, whole=False))
+    name = os.path.basename(path)
+    mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
+    if stat.S_ISSOCK(mode):
+        raise CowfsError(f"source {path} is a socket, which belongs to a running program")
+    directory = Directory()
+    regular = stat.S_ISREG(mode)
+    if stat.S_ISLNK(mode) and (target := scanner.links.target(scanner.fd, name, 0)) is not None:
+        os.close(target)
+        directory.follow(name)
+        regular = True
+    files, special = ([name], []) if regular else ([], [name])
+    with closing(kind(scanner.fd, place.fd, 0o777, scanner.links)) as cloner:
+        cloner.clone_chunk(Chunk(directory, files, special, whole=False))
     return name
 
 
-def _no_reflink(source: str, place: Staging) -> CowfsError:
+def _no_reflink(source: str, place: Staging, links: Policy) -> CowfsError:
     target = mountinfo.holding(os.path.dirname(place.destination))
     if os.lstat(source).st_dev != place.device:
         problem = f"{source} and {place.destination} are on different volumes, and clones"
         problem += " cannot cross them"
     else:
         problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
-    command = shlex.join(["cowfs", "import", source, place.destination])
+    given = [] if links == "auto" else [f"--links={links}"]
+    command = shlex.join(["cowfs", "import", *given, source, place.destination])
     return CowfsError(f"{problem}: copy the data with --reflink=auto, or with: {command}")

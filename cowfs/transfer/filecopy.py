@@ -16,6 +16,7 @@ from cowfs.transfer import verify
 from cowfs.trees import filedata
 from cowfs.trees.cloning import Chunk, Cloner, Pair
 from cowfs.trees.filedata import LARGE, Failed, Mover, Part
+from cowfs.trees.links import Links
 from cowfs.trees.scan import Directory, changed_or_located
 
 _TOGETHER = 64  # small files whose data is under way at once; each takes two descriptors
@@ -47,8 +48,8 @@ class Copier(Cloner):
 
     seals = False
 
-    def __init__(self, source_fd: int, tree_fd: int, umask: int, depth: int) -> None:
-        super().__init__(source_fd, tree_fd, umask)
+    def __init__(self, source_fd: int, tree_fd: int, umask: int, depth: int, links: Links) -> None:
+        super().__init__(source_fd, tree_fd, umask, links)
         self._mover = Mover(depth)
 
     def copy(self, piece: Piece) -> None:

@@ -24,6 +24,7 @@ from cowfs.transfer.plan import Kept, Plan
 from cowfs.transfer.staging import Staging
 from cowfs.trees import scan, workers
 from cowfs.trees.cloning import Pair
+from cowfs.trees.links import Policy
 from cowfs.trees.scan import Scanner, SourceChanged
 
 REGION = 64 << 20  # bytes
@@ -51,6 +52,7 @@ class Options(NamedTuple):
     region: int = REGION  # bytes
     jobs: int = 0  # processes; 0: one for each processor, 8 at most
     depth: int = 16  # blocks of 1 MiB under way in each of them
+    links: Policy = "auto"
 
     def processes(self) -> int:
         """How many processes."""
@@ -81,7 +83,8 @@ def import_(
     path = origin.canonical(source, follow=True)
     if not origin.is_directory(path):
         raise UsageError(f"source {source} is not a directory: copy a single file with cp -a")
-    with origin.open_tree(path) as scanner, Staging(destination, "import", path) as place:
+    tree = origin.open_tree(path, options.links, volumes=True)
+    with tree as scanner, Staging(destination, "import", path) as place:
         journal = _journal(path, place, options)
         try:
             run = _Import(scanner, place, journal, options, progress)
@@ -92,14 +95,14 @@ def import_(
             changed = CowfsError(
                 f"source {os.path.join(path, change.path)} was changed while it was imported"
             )
-            raise _with_ways_on(changed, path, place, journal) from None
+            raise _with_ways_on(changed, path, place, journal, options) from None
         except OSError as error:
             if error.errno == DIFFERS:
                 journal.add_again(scan.key_of_path(os.fsdecode(error.filename)))
             told = origin.failure(path, place.destination, error)
-            raise _with_ways_on(told, path, place, journal) from None
+            raise _with_ways_on(told, path, place, journal, options) from None
         except SystemFailure as error:
-            raise _with_ways_on(error, path, place, journal) from None
+            raise _with_ways_on(error, path, place, journal, options) from None
         finally:
             journal.close()
         place.discard()
@@ -107,9 +110,10 @@ def import_(
     return result
 
 
-def command(source: str, destination: str) -> str:
+def command(source: str, destination: str, links: Policy) -> str:
     """How to go on with an import."""
-    return shlex.join(["cowfs", "import", "--resume", source, destination])
+    given = [] if links == "auto" else [f"--links={links}"]
+    return shlex.join(["cowfs", "import", "--resume", *given, source, destination])
 
 
 def _journal(source: str, place: Staging, options: Options) -> Journal:
@@ -132,19 +136,21 @@ def _journal(source: str, place: Staging, options: Options) -> Journal:
         )
     raise UsageError(
         f"there is an unfinished import in {place.path}: go on with it with: "
-        f"{command(source, place.destination)}; or {discard}"
+        f"{command(source, place.destination, options.links)}; or {discard}"
     )
 
 
-def _with_ways_on(error: CowfsError, source: str, place: Staging, journal: Journal) -> CowfsError:
+def _with_ways_on(
+    error: CowfsError, source: str, place: Staging, journal: Journal, options: Options
+) -> CowfsError:
     """The error, with what can be done about what is there; where nothing is, it is removed."""
     if not journal.holds_anything:
         place.discard()
         return error
+    go_on = command(source, place.destination, options.links)
     return type(error)(
-        f"{error}; nothing was published. When that is put right, go on with: "
-        f"{command(source, place.destination)}; or discard what is there with: rm -rf "
-        f"{shlex.quote(place.path)}"
+        f"{error}; nothing was published. When that is put right, go on with: {go_on}; or discard "
+        f"what is there with: rm -rf {shlex.quote(place.path)}"
     )
 
 
@@ -188,6 +194,7 @@ class _Import:
         finally:
             os.close(tree_fd)
         scan.warn_of_left_out(self._scanner.source, found, warn)
+        scan.warn_of_links(self._scanner, found, "--links=follow", warn)
         return Result(found.entries, found.bytes, len(kept.files))
 
     def _copy(self, copier: Copier, todo: Plan, kept: Kept, tree_fd: int) -> None:
@@ -234,7 +241,8 @@ class _Import:
             copier.finish(unfinished)
 
     def _copier(self, tree_fd: int, umask: int) -> Copier:
-        return Copier(self._scanner.fd, tree_fd, umask, self._options.depth)
+        scanner = self._scanner
+        return Copier(scanner.fd, tree_fd, umask, self._options.depth, scanner.links)
 
     def _verify(self, todo: Plan, tree_fd: int) -> None:
         regions = [region for place in todo.large for region in todo.regions(place)]

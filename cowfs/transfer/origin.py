@@ -11,6 +11,7 @@ import stat
 
 from cowfs.system import mountinfo
 from cowfs.system.errors import CowfsError, UsageError
+from cowfs.trees.links import Policy
 from cowfs.trees.scan import Scanner
 
 
@@ -36,10 +37,13 @@ def is_directory(path: str) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
-def open_tree(path: str) -> Scanner:
-    """A scanner of a canonical directory, in which whiteouts are nothing special. CowfsError."""
+def open_tree(path: str, links: Policy, *, volumes: bool) -> Scanner:
+    """A scanner of a canonical directory, in which whiteouts are nothing special. CowfsError.
+
+    `volumes`: whether links may be followed to other volumes.
+    """
     try:
-        return Scanner(path, None, whiteouts=True)
+        return Scanner(path, None, whiteouts=True, links=links, volumes=volumes)
     except OSError as error:
         raise unreadable(path, error) from None
 

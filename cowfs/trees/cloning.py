@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 from cowfs import copying
 from cowfs.system import ondisk, syscalls
+from cowfs.trees.links import Links
 from cowfs.trees.scan import Directory, Place, Scan, SourceChanged, changed_or_located
 from cowfs.trees.treewalk import Tree
 
@@ -78,14 +79,17 @@ class Progress(Protocol):
 class Cloner:
     """Copies entries from one source directory to one tree: a template, or a plain copy.
 
-    `source_fd` and `tree_fd` stay the caller's; `close` ends it. OSError names the entry, relative
-    to the source.
+    `source_fd`, `tree_fd` and `links`, which opens the files behind links that become files, stay
+    the caller's; `close` ends it. OSError names the entry, relative to the source.
     """
 
     #: What is copied is made immutable, and loses the marks of cowfs and overlayfs.
     seals = True
 
-    def __init__(self, source_fd: int, tree_fd: int, umask: int) -> None:
+    def __init__(
+        self, source_fd: int, tree_fd: int, umask: int, links: Links | None = None
+    ) -> None:
+        self.links = links or Links()
         self.source = Tree(source_fd, syscalls.RESOLVE_NO_XDEV)
         self.tree = Tree(tree_fd)
         # Bits of a mode that creating a file may drop, by the umask or in the clone ioctl.
@@ -217,11 +221,15 @@ class Pair:
 
     def clone_files(self, names: list[str]) -> None:
         """Make clones of regular files, sealed ones where the cloner seals."""
+        behind = self._directory.followed
+        plain = [name for name in names if name not in behind] if behind else names
         try:
-            left = self._cloner.clone_plain(self.source, self.target, names)
+            left = self._cloner.clone_plain(self.source, self.target, plain)
         except OSError as error:
             path = self._directory.path_of(os.fsdecode(error.filename))
             raise changed_or_located(error, path) from None
+        if behind:
+            left = left + [name for name in names if name in behind]
         seals = self._cloner.seals
         for name in left:
             try:
@@ -289,11 +297,18 @@ class Pair:
 
     def open_source(self, name: str) -> tuple[int, os.stat_result]:
         """A regular file of the source, open for reading. SourceChanged, OSError."""
-        source = os.open(name, _SOURCE, dir_fd=self.source)
+        directory = self._directory
+        if name in directory.followed:
+            behind = self._cloner.links.open(self.source, name, directory.depth)
+            if behind is None:
+                raise SourceChanged(directory.path_of(name))
+            source = behind
+        else:
+            source = os.open(name, _SOURCE, dir_fd=self.source)
         try:
             st = os.fstat(source)
             if not stat.S_ISREG(st.st_mode):
-                raise SourceChanged(self._directory.path_of(name))
+                raise SourceChanged(directory.path_of(name))
         except BaseException:
             os.close(source)
             raise

@@ -1,7 +1,8 @@
 """What is in a source directory, and whether it has changed since.
 
 One walk gives the fingerprint (of relative path, inode, size, mtime and ctime of every entry) and
-the lists that sealing works from. File data is never read.
+the lists that sealing works from. File data is never read. A link that becomes a file of the copy
+(links.py) is an entry as if that file were there; its record is the file's.
 
 The source belongs to users who may change it at any moment, and may mean harm: directories are
 opened below the source's descriptor without following a link (treewalk.py), entries are looked at
@@ -19,9 +20,11 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from cowfs.system import directories, mountinfo, ondisk, syscalls
+from cowfs.trees.links import Links, Policy, links_of
 from cowfs.trees.treewalk import Tree
 
 # How far two writes can be apart and still get the same ctime: one tick of the kernel's coarse
@@ -33,6 +36,7 @@ _RECORD = struct.Struct("<QQqq")  # st_ino, st_size, st_mtime_ns, st_ctime_ns
 _LAST_NS = (1 << 63) - 1
 _LENGTHS = struct.Struct("<QQQ")
 _NAMED = 3  # entries that a warning names
+_NONE: AbstractSet[str] = frozenset()
 _MOUNT_RECORD = b"\xff" * _RECORD.size  # of an entry that another mount hides
 
 # What a path gives that was a file or directory a moment ago and is something else now.
@@ -66,7 +70,9 @@ class Directory:
     """
 
     __slots__ = (
+        "depth",
         "files",
+        "followed",
         "key",
         "mounted",
         "name",
@@ -80,13 +86,21 @@ class Directory:
     def __init__(self, name: str = "", parent: Directory | None = None) -> None:
         self.name = name
         self.parent = parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.key: str = "" if parent is None else key_below(parent.key, name)
         self.files: list[str] = []  # regular files, but for those in Scan.links
+        self.followed: AbstractSet[str] = _NONE  # those of the files that are links in the source
         self.special: list[str] = []  # symlinks, fifos and devices, in the same way
         self.subdirectories: list[str] = []
         self.mounted: list[tuple[str, bool]] = []  # hidden by another mount; whether a directory
         self.names: list[str] = []  # every entry, in order
         self.records = b""  # a _RECORD for each of the names
+
+    def follow(self, name: str) -> None:
+        """Note that one of the files is a link in the source."""
+        if not isinstance(self.followed, set):  # most directories have none
+            self.followed = set()
+        self.followed.add(name)
 
     @property
     def path(self) -> str:
@@ -156,6 +170,14 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+class LinkOut(NamedTuple):
+    """A link that leads out of the source and stays one; why, if that has a reason."""
+
+    path: str  # relative to the source
+    target: str
+    why: str
+
+
 class Scan:
     """What one walk found."""
 
@@ -169,22 +191,31 @@ class Scan:
         self.mounts: list[str] = []  # left out, with an empty entry in their place
         self.sockets: list[Place] = []  # left out
         self.whiteouts: list[Place] = []  # left out
+        self.symlinks: list[Place] = []  # those that stay links
 
 
 class Scanner:
     """Walks one source directory, again and again.
 
-    Owns the descriptor `fd` of the source. OSError when it cannot be opened.
+    Owns the descriptor `fd` of the source, and `links`. OSError when it cannot be opened.
     """
 
     def __init__(
-        self, source: str, leave_out: tuple[int, int] | None, *, whiteouts: bool = False
+        self,
+        source: str,
+        leave_out: tuple[int, int] | None,
+        *,
+        whiteouts: bool = False,
+        links: Policy = "keep",
+        volumes: bool = False,
     ) -> None:
         """`source` is canonical; `leave_out` is st_dev and st_ino of a directory to pass over.
 
-        With `whiteouts` character devices 0:0 are entries like all others.
+        With `whiteouts` character devices 0:0 are entries like all others. `links` says which links
+        are followed; with `volumes` to files of other volumes, too.
         """
         self.source = source
+        self.policy = links
         self._leave_out = leave_out
         self._whiteouts = whiteouts
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -192,11 +223,17 @@ class Scanner:
             self.fd = syscalls.open_below(root, os.fsencode(source).strip(b"/"), _OPEN_DIRECTORY)
         finally:
             os.close(root)
+        try:
+            self.links = links_of(source, links, None if volumes else os.fstat(self.fd).st_dev)
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def __enter__(self) -> Scanner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.links.close()
         os.close(self.fd)
 
     def settled(self) -> Scan:
@@ -219,7 +256,21 @@ class Scanner:
     def scan(self) -> Scan:
         """Walk the source once. SourceChanged; OSError with the entry's relative path."""
         with Tree(self.fd, syscalls.RESOLVE_NO_XDEV) as tree:
-            return _Walk(tree, self._mounted_below(), self._leave_out, self._whiteouts).run()
+            mounted = self._mounted_below()
+            return _Walk(tree, mounted, self._leave_out, self._whiteouts, self.links).run()
+
+    def leading_out(self, found: Scan) -> list[LinkOut]:
+        """The links of a scan that stay links and lead out of the source."""
+        leading = []
+        with Tree(self.fd, syscalls.RESOLVE_NO_XDEV) as tree:
+            for place in found.symlinks:
+                directory, name = place
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    fd = tree.open(directory)
+                    why = self.links.why_kept(fd, name, directory.depth)
+                    if why is not None:
+                        leading.append(LinkOut(place.path, os.readlink(name, dir_fd=fd), why))
+        return leading
 
     def _mounted_below(self) -> frozenset[str]:
         """The keys of what other mounts hide."""
@@ -279,6 +330,24 @@ def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> N
             warn(f"left out of the copy: {kind}: {named}{more}")
 
 
+def warn_of_links(scanner: Scanner, found: Scan, how: str, warn: Callable[[str], None]) -> None:
+    """One line for all links that lead out of the copy; none if that was asked for.
+
+    `how` is what the caller would write to have files in their place.
+    """
+    leading = [] if scanner.policy == "keep" else scanner.leading_out(found)
+    if not leading:
+        return
+    path, target, why = leading[0]
+    example = f"{os.path.join(scanner.source, path)} -> {target}" + (f" ({why})" if why else "")
+    if len(leading) == 1:
+        told = f"a link leads out of the source and stays one: {example}"
+    else:
+        told = f"{len(leading)} links lead out of the source and stay links, such as {example}"
+    remedy = "" if scanner.policy == "follow" else f"; {how} makes files of such links where it can"
+    warn(f"{told}; what is written through a link changes what it leads to, not a copy{remedy}")
+
+
 def _record(st: os.stat_result) -> bytes:
     """A _RECORD of any entry: 64 bits of nanoseconds end in 2262, and XFS has times up to 2486."""
     times = (min(st.st_mtime_ns, _LAST_NS), min(st.st_ctime_ns, _LAST_NS))
@@ -294,8 +363,10 @@ class _Walk:
         mounted: frozenset[str],
         leave_out: tuple[int, int] | None,
         whiteouts: bool,
+        links: Links,
     ) -> None:
         self._tree = tree
+        self._links = links
         self._whiteouts = whiteouts
         self._mounted = mounted
         self._leave_out = leave_out
@@ -337,14 +408,16 @@ class _Walk:
             except OSError as error:
                 # EXDEV: mounted since the mount table was read
                 raise changed_or_located(error, directory.path, also=errno.EXDEV) from None
-            self._look_at(directory, listing)
+            self._look_at(directory, fd, listing)
         names = _encoded("\0".join(directory.names))
         place = _encoded(directory.key)
         self._digest.update(_LENGTHS.pack(len(place), len(names), len(directory.records)))
         self._digest.update(place + names + directory.records)
         self._scan.directories.append(directory)
 
-    def _look_at(self, directory: Directory, listing: list[tuple[str, os.DirEntry[str]]]) -> None:
+    def _look_at(
+        self, directory: Directory, fd: int, listing: list[tuple[str, os.DirEntry[str]]]
+    ) -> None:
         # The innermost loop of a mount: one lstat for each entry, and little else.
         scan = self._scan
         pack = _RECORD.pack
@@ -363,6 +436,10 @@ class _Walk:
             kind = stat.S_IFMT(st.st_mode)
             if kind == stat.S_IFREG and st.st_nlink <= 1:
                 directory.files.append(name)
+                total += st.st_size
+            elif kind == stat.S_IFLNK and (file := self._followed(directory, fd, name)) is not None:
+                newest = max(newest, st.st_ctime_ns)
+                st = file
                 total += st.st_size
             elif kind != stat.S_IFDIR:
                 total += self._note_other(directory, name, kind, st)
@@ -390,6 +467,24 @@ class _Walk:
         self._scan.mounts.append(directory.path_of(name))
         self._scan.entries += 1
 
+    def _followed(self, directory: Directory, fd: int, name: str) -> os.stat_result | None:
+        """Note a link that becomes a file; what that file is. None: it stays a link."""
+        if not self._links.follows:
+            return None
+        try:
+            target = self._links.target(fd, name, directory.depth)
+        except OSError as error:
+            raise changed_or_located(error, directory.path_of(name)) from None
+        if target is None:
+            return None
+        try:
+            st = os.fstat(target)
+        finally:
+            os.close(target)
+        directory.files.append(name)
+        directory.follow(name)
+        return st
+
     def _note_other(self, directory: Directory, name: str, kind: int, st: os.stat_result) -> int:
         """Note what is neither a directory nor a file with one name; returns the bytes it adds."""
         scan = self._scan
@@ -398,6 +493,8 @@ class _Walk:
             left_out = scan.sockets
         elif ondisk.is_whiteout(st) and not self._whiteouts:
             left_out = scan.whiteouts
+        elif kind == stat.S_IFLNK:
+            scan.symlinks.append(Place(directory, name))
         if left_out is not None:
             left_out.append(Place(directory, name))
             scan.entries -= 1  # for the one that is added for every entry

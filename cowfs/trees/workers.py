@@ -27,6 +27,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from cowfs.system.errors import SystemFailure
 from cowfs.trees.cloning import Chunk, Cloner
+from cowfs.trees.links import Links
 from cowfs.trees.scan import SourceChanged
 
 # Below this number of files for each, a process costs more than it gains.
@@ -49,16 +50,20 @@ Worker = Callable[[int], "contextlib.AbstractContextManager[Callable[[_Piece], N
 
 
 def clone_all(
-    source_fd: int, tree_fd: int, pieces: list[Chunk], done: Callable[[Chunk], None]
+    source_fd: int,
+    tree_fd: int,
+    pieces: list[Chunk],
+    done: Callable[[Chunk], None],
+    links: Links | None = None,
 ) -> None:
-    """Clone every chunk; `done` hears of each from this process.
+    """Clone every chunk, as a `Cloner` does; `done` hears of each from this process.
 
     SourceChanged; OSError with the entry's path; SystemFailure when a worker dies.
     """
 
     @contextlib.contextmanager
     def worker(umask: int) -> Iterator[Callable[[Chunk], None]]:
-        with contextlib.closing(Cloner(source_fd, tree_fd, umask)) as cloner:
+        with contextlib.closing(Cloner(source_fd, tree_fd, umask, links)) as cloner:
             yield cloner.clone_chunk
 
     do_all(worth_starting(sum(piece.work() for piece in pieces)), worker, pieces, done, cost_of)

@@ -21,8 +21,9 @@ from cowfs.overlay.overlay import Overlay
 from cowfs.store import runtime, templates
 from cowfs.store.copies import path_of
 from cowfs.store.directory import StoreDirectory, open_directory
-from cowfs.system import mountinfo, syscalls
+from cowfs.system import mountinfo, ondisk, syscalls
 from cowfs.system.errors import CowfsError
+from cowfs.trees import hub
 from cowfs.trees.walk import walk
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,18 +65,21 @@ class Found:
         self._resources.close()
 
     def add(self, path: str) -> None:
-        """Add what is at or below a path. A link as its last part is followed, no other is.
+        """Add what is at or below a path. A link as its last part is followed, and below it those
+        to the blobs of a Hugging Face cache; no other is.
 
         OSError when there is no such path, or it may not be looked at.
         """
         real = os.path.realpath(path, strict=True)
         mount = mountinfo.holding(real)
+        places = [(path, real), *((blob, blob) for blob in _blobs_behind(real, mount))]
         if mount.is_cowfs and (record := _record(mount)) is not None:
             # The store may be out of sight, as in a container: then the mount is all we have.
             with contextlib.suppress(PermissionError, FileNotFoundError, CowfsError):
-                self._add_copy(record, path, os.fsencode(os.path.relpath(real, mount.mountpoint)))
+                self._add_copy(record, mount.mountpoint, places)
                 return
-        self._add_plain(path, real, mapped=mount.fstype.startswith("fuse"))
+        for shown, place in places:
+            self._add_plain(shown, place, mapped=mount.fstype.startswith("fuse"))
 
     def _add_plain(self, shown: str, real: str, *, mapped: bool) -> None:
         st = os.stat(real)
@@ -97,7 +101,9 @@ class Found:
         for path, entry in sorted(found, key=lambda each: each[0]):
             self._add(File(root, path, _joined(shown, path), mapped), entry)
 
-    def _add_copy(self, record: runtime.Record, shown: str, path: bytes) -> None:
+    def _add_copy(
+        self, record: runtime.Record, mountpoint: str, places: list[tuple[str, str]]
+    ) -> None:
         with contextlib.ExitStack() as opened:
             store = StoreDirectory(record.store, open_directory(record.store, create=False)[0])
             opened.callback(store.close)
@@ -113,13 +119,14 @@ class Found:
             self._keep(upper)
             self._keep(tree)
             found = [
-                (name, overlay.shared_path(node), st)
+                (_joined(shown, os.path.relpath(name, path)), name, overlay.shared_path(node), st)
+                for shown, real in places
+                for path in [os.fsencode(os.path.relpath(real, mountpoint))]
                 for name, node, st in _regular_files(overlay, path)
             ]
         mounted = self._keep(os.open(record.mountpoint, _DIRECTORY))
         cloned_at_open = _cloned_at_open(options.parse([record.options], sloppy=True))
-        for name, lower, st in found:
-            title = _joined(shown, os.path.relpath(name, path))
+        for title, name, lower, st in found:
             if lower is None:
                 self._add(File(upper, name, title), st)
             elif record.engine == "fuse" and cloned_at_open(tree, lower, st):
@@ -135,6 +142,34 @@ class Found:
         if (st.st_dev, st.st_ino) not in self._seen:
             self._seen.add((st.st_dev, st.st_ino))
             self.files.append(file)
+
+
+def _blobs_behind(real: str, mount: mountinfo.Mount) -> list[str]:
+    """The blobs that the links below a path lead to, if it is in a Hugging Face cache."""
+    if (place := hub.below_repository(real)) is None or not os.path.isdir(real):
+        return []
+    mounts = mountinfo.read()
+    with contextlib.closing(hub.Repository(*place)) as repository:
+        blobs = set(_blobs_of(real, repository))
+    return sorted(blob for blob in blobs if mountinfo.holding(blob, mounts) == mount)
+
+
+def _blobs_of(real: str, repository: hub.Repository) -> Iterator[str]:
+    root = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # What cannot be read is told where the files are looked for.
+        for found in walk(root, one_mount=True, failed=lambda _path, _error: None):
+            if not found.entry.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                text = os.readlink(found.entry.name, dir_fd=found.directory_fd)
+                if (blob := repository.open(text, found.path.count(b"/"))) is not None:
+                    try:
+                        yield os.fsdecode(os.readlink(ondisk.proc_path(blob)))
+                    finally:
+                        os.close(blob)
+    finally:
+        os.close(root)
 
 
 def _record(mount: mountinfo.Mount) -> runtime.Record | None:

@@ -54,7 +54,7 @@ def source(xfs: Path) -> Path:
         file.write(b"island")
     (source / os.fsdecode(b"\xff\xfe \n")).write_bytes(b"odd name")
     (source / "odd \udcff").mkdir()
-    (source / "link").symlink_to("../outside/\udcff")
+    (source / "link").symlink_to("inside/\udcff")
     (source / "sub" / "dangling").symlink_to("x" * 1000)
     os.mkfifo(source / "fifo", 0o640)
     os.mknod(source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))

@@ -190,6 +190,48 @@ def test_who_sees_nothing_but_the_mount_warms_the_shared_pages_through_it(
         run("umount", bound)
 
 
+def hub_snapshot(hub: Path) -> Path:
+    """A cache of huggingface_hub with one file; the directory that has a link to it."""
+    model = hub / "models--a--b"
+    snapshot = model / "snapshots" / "rev" / "sub"
+    snapshot.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    (model / "blobs" / "weights").write_bytes(os.urandom(MIB) * (SIZE // MIB))
+    (snapshot / "model.bin").symlink_to("../../../blobs/weights")
+    return snapshot
+
+
+def test_a_copy_of_a_hub_snapshot_is_warmed_as_its_files(mount_copy: MountCopy, xfs: Path) -> None:
+    mountpoint = mount_copy(hub_snapshot(xfs / "hub").parent)
+    backing = template(mount_copy, mountpoint) / "sub" / "model.bin"
+    drop(backing)
+    outcome = warm(mountpoint)
+    assert (outcome["files"], outcome["read"]) == (1, SIZE)
+    assert resident(backing) == SIZE
+
+
+def test_a_snapshot_in_a_copy_of_the_whole_cache_is_warmed_behind_its_links(
+    mount_copy: MountCopy, xfs: Path
+) -> None:
+    snapshot = hub_snapshot(xfs / "hub")
+    mountpoint = mount_copy(xfs / "hub")
+    backing = template(mount_copy, mountpoint) / "models--a--b" / "blobs" / "weights"
+    drop(backing)
+    outcome = warm(mountpoint / snapshot.parent.relative_to(xfs / "hub"))
+    assert (outcome["files"], outcome["read"]) == (1, SIZE)
+    assert resident(backing) == SIZE
+
+
+def test_a_snapshot_that_is_no_copy_is_warmed_behind_its_links(xfs: Path) -> None:
+    snapshot = hub_snapshot(xfs / "hub")
+    blob = (snapshot / "model.bin").resolve()
+    drop(blob)
+    (snapshot / "planted").symlink_to("/proc/kcore")
+    outcome = warm(snapshot.parent)
+    assert (outcome["files"], outcome["read"], outcome["errors"]) == (1, SIZE, [])
+    assert resident(blob) == SIZE
+
+
 def test_a_limit_ends_it_and_the_next_run_goes_on(weights: Path) -> None:
     drop(weights / "model.bin")
     first = warm(weights, "--limit", "10M")

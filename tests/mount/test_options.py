@@ -20,6 +20,7 @@ from cowfs.system.syscalls import (
     MS_RELATIME,
     MS_STRICTATIME,
 )
+from cowfs.trees.links import POLICIES
 
 
 def test_without_options_a_mount_is_writable_and_trusts_no_setuid_bit_or_device() -> None:
@@ -205,8 +206,10 @@ def test_every_form_and_choice_of_an_option_is_described() -> None:
     assert options.CHOICES == {
         "engine": ("auto", "fuse", "overlay"),
         "clone": ("auto", "write", "open"),
+        "links": ("auto", "follow", "keep"),
         "passthrough": ("auto", "on", "off"),
     }
+    assert options.CHOICES["links"] == POLICIES
 
 
 def test_an_empty_copy_name_is_left_to_the_store_to_refuse() -> None:
