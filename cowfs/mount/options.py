@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
 from cowfs.overlay.inplace import CloneMode
+from cowfs.system import remedy
 from cowfs.system.errors import UsageError
 from cowfs.system.syscalls import (
     MS_DIRSYNC,
@@ -94,10 +95,10 @@ KERNEL_WORDS = ("default_permissions", "allow_other", "user_id=0", "group_id=0",
 _IGNORED = frozenset((*FSTAB_WORDS, *KERNEL_WORDS))
 
 _UNIMPLEMENTED = {
-    "remount": "is for mount(8): mount -o remount,ro MOUNTPOINT or mount -o remount,rw MOUNTPOINT; "
-    "for other options unmount the copy and mount it again",
-    "bind": "is not for cowfs: use mount --bind on the mounted copy",
-    "rbind": "is not for cowfs: use mount --rbind on the mounted copy",
+    "remount": "is for mount(8), with ro or rw; for other options unmount the copy and mount it "
+    "again",
+    "bind": "is not for cowfs: have mount(8) bind the mounted copy",
+    "rbind": "is not for cowfs: have mount(8) bind the mounted copy",
 }
 
 DESCRIPTIONS: dict[str, str] = {
@@ -308,7 +309,7 @@ def _suggestion(name: str) -> str:
 
     forms = {form.partition("=")[0]: form for form in (*DESCRIPTIONS, *GENERIC)}
     close = [forms[match] for match in get_close_matches(name.lower(), forms, n=2)]
-    see = "cowfs(5), or cowfs mount --help"
+    see = f"cowfs(5), or {remedy.command('cowfs mount --help')}"
     return f"did you mean {' or '.join(close)}? See {see}" if close else f"see {see}"
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Literal
 
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import CowfsError
 from cowfs.transfer import origin, staging
 from cowfs.transfer.staging import Staging
@@ -137,5 +136,5 @@ def _no_reflink(source: str, place: Staging) -> CowfsError:
         problem += " cannot cross them"
     else:
         problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
-    command = shlex.join(["cowfs", "import", source, place.destination])
-    return CowfsError(f"{problem}: copy the data with --reflink=auto, or with: {command}")
+    command = remedy.command("cowfs clone --reflink=auto", source, place.destination)
+    return CowfsError(f"{problem}: copy the data with: {command}")

@@ -9,13 +9,12 @@ with. Nothing is visible under the destination's name before the end.
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
-from cowfs.system import syscalls
+from cowfs.system import remedy, syscalls
 from cowfs.system.errors import CowfsError, SystemFailure, UsageError
 from cowfs.transfer import origin, plan, staging
 from cowfs.transfer.filecopy import DIFFERS, Copier, Piece, Region
@@ -109,12 +108,12 @@ def import_(
 
 def command(source: str, destination: str) -> str:
     """How to go on with an import."""
-    return shlex.join(["cowfs", "import", "--resume", source, destination])
+    return remedy.command("cowfs import --resume", source, destination)
 
 
 def _journal(source: str, place: Staging, options: Options) -> Journal:
     """The state in the hidden directory; a new one where there is none."""
-    discard = f"discard it with: rm -rf {shlex.quote(place.path)}"
+    discard = f"discard it with: {remedy.command('rm -rf', place.path)}"
     journal = Journal.read(place.fd, place.path) if place.found else None
     if journal is not None and not journal.holds_anything:
         journal.close()
@@ -143,8 +142,8 @@ def _with_ways_on(error: CowfsError, source: str, place: Staging, journal: Journ
         return error
     return type(error)(
         f"{error}; nothing was published. When that is put right, go on with: "
-        f"{command(source, place.destination)}; or discard what is there with: rm -rf "
-        f"{shlex.quote(place.path)}"
+        f"{command(source, place.destination)}; or discard what is there with: "
+        f"{remedy.command('rm -rf', place.path)}"
     )
 
 
