@@ -7,7 +7,7 @@ name is the store's decision; here a name is only a string that is not missing.
 
 Grammar: items are separated by commas, ``-o`` may be repeated, a later item overrides an earlier
 one. Inside an item ``\\,`` is a comma and ``\\\\`` a backslash; any other backslash stands for
-itself, because the names that systemd-escape makes are full of ``\\x2d``.  `join` is the way back.
+itself, because the names that earlier versions made are full of ``\\x2d``.  `join` is the way back.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ DESCRIPTIONS: dict[str, str] = {
     "allow_suid": "As suid, which mount(8) and fstab do not hand on: programs in the copy may "
     "change user and group. A remount keeps it.",
     "allow_dev": "As dev, in the same way: device nodes in the copy may be opened.",
-    "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, as "
-    "systemd-escape --path does.",
+    "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, "
+    "mnt-job-42 for /mnt/job-42; where another copy has that name already, it ends in a hash.",
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",
     "store=DIR": "Keep templates and copies in DIR, on the volume of the source. Without it: in "
     ".cowfs at the top of that volume.",

@@ -29,14 +29,18 @@ from integration.volumes import MIB, Volume, remove_tree
 #: A name that does harm where it is not quoted.
 ODD = "it's $(touch pwned) \\x2d *;c"
 
-#: What may follow a command in a message.
-_BEHIND = re.compile(r"; (?:or|until|the|chmod) |, or |\) | shows | tells | does ")
+#: A word of a command, as the shell reads it; not what a sentence goes on with.
+_WORD = r"""(?:\$'(?:\\.|[^'\\])*'|'[^']*'|"[^"]*"|[^\s;,'"()])+"""
+_WORDS = re.compile(rf"(?: (?!(?:or|does|shows|tells)(?: |$)){_WORD})*")
 
 
 def command_in(said: str, begins: str) -> str:
     """The command in a message that begins with these words."""
     assert begins in said, said
-    return _BEHIND.split(said[said.index(begins) :].rstrip("\n"))[0]
+    start = said.index(begins)
+    end = _WORDS.match(said, start + len(begins))
+    assert end is not None
+    return said[start : end.end()]
 
 
 def paste(said: str, begins: str, *, shell: str = "sh", cwd: Path | str = "/") -> Result:
@@ -368,7 +372,7 @@ def test_import_of_what_cannot_be_cloned(ext4_volume: Volume, odd: Path) -> None
     finally:
         source.rmdir()
     # It names a volume of the machine, on which nothing is made here.
-    command = command_in(said, "cowfs import").removesuffix("; and mount that")
+    command = command_in(said, "cowfs import")
     words = run("sh", "-c", f"printf '%s\\0' {command}").stdout.split("\0")
     assert words[:3] == ["cowfs", "import", str(source)]
     assert os.path.basename(words[3]) == ODD
