@@ -586,7 +586,7 @@ def _wrong_call(error: click.ClickException) -> UsageError:
         command = error.ctx.command_path
     message = message[:1].lower() + message[1:]
     see = " See" if message.endswith("?") else ": see"
-    return UsageError(f"{message}{see} {remedy.command(f'{command} --help')}")
+    return UsageError(f"{message}{see} {command} --help")
 
 
 def _say_error(message: str) -> None:
