@@ -21,9 +21,9 @@ from cowfs.check.copy import UpperCheck
 from cowfs.check.findings import Finding, Report
 from cowfs.check.lower import differences
 from cowfs.check.template import Sealed, TemplateCheck
-from cowfs.store import copies, lowers, runtime, templates
+from cowfs.store import copies, lowers, remedies, runtime, templates
 from cowfs.store.directory import LOWERS, OWNER, PARTS, StoreDirectory, lock_directory
-from cowfs.system import directories
+from cowfs.system import directories, remedy
 from cowfs.system.errors import MountFailure
 from cowfs.trees import removal
 
@@ -212,7 +212,7 @@ class _Checker:
                     path,
                     "unserved",
                     "an ephemeral copy that nobody serves: its daemon was killed",
-                    "the next mount or cowfs gc discards it",
+                    f"the next mount or {self._gc()} discards it",
                     harmless=True,
                 )
             sealed = self._sealed(record.template)
@@ -227,7 +227,8 @@ class _Checker:
                 os.path.join(path, copies.UPPER),
                 "no-upper",
                 "the upper directory is missing, and all that was written to the copy with it",
-                f"put it back from a backup, or discard the copy with: cowfs rm {name}",
+                "put it back from a backup, or discard the copy with: "
+                f"{remedies.of_copy('cowfs rm', self._store.path, name)}",
             )
             return
         try:
@@ -358,7 +359,7 @@ class _Checker:
             return None
         assert template is not None
         examination = TemplateCheck(
-            template, fd, repair=self._repair, note=note, progress=self._advance
+            template, fd, gc=self._gc(), repair=self._repair, note=note, progress=self._advance
         )
         sealed = examination.examine()
         if sealed is None:
@@ -417,6 +418,9 @@ class _Checker:
         except OSError:
             return True
 
+    def _gc(self) -> str:
+        return remedies.of_store("cowfs gc", self._store.path)
+
     def forget(self) -> None:
         """Close what is kept of the last template."""
         if self._last is not None:
@@ -442,7 +446,7 @@ class _Checker:
             path,
             "mode",
             f"belongs to uid {st.st_uid} with mode {mode:04o}",
-            f"chown root {path}; chmod 700 {path}",
+            f"{remedy.command('chown root', path)}; {remedy.command('chmod 700', path)}",
             repaired=self._repair,
         )
 

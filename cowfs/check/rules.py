@@ -178,7 +178,7 @@ def _redirect(entry: Entry, value: bytes) -> Iterator[Problem]:
             problem,
             detail,
             f"find out which directory of the template it was, and set {_shown(name)} to its path, "
-            "or remove the attribute (setfattr -x): the template's directory of its own name, if "
+            "or remove the attribute: the template's directory of its own name, if "
             "there is one, shows through then",
             unmerges=True,
         )

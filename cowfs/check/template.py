@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cowfs.check.findings import Finding
 from cowfs.store import templates
 from cowfs.store.templates import Template
-from cowfs.system import ondisk, syscalls
+from cowfs.system import ondisk, remedy, syscalls
 from cowfs.trees.treewalk import Place, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -25,7 +25,7 @@ _NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP)
 _NAMED = 3  # directories that one finding names
 
 _SEAL_ANEW = (
-    "its copies show it as it is: take what you need from them, cowfs rm them, and cowfs gc; the "
+    "its copies show it as it is: take what you need from them, and discard them; after {gc} the "
     "next mount of {source} seals it anew"
 )
 
@@ -49,19 +49,24 @@ class _Unflagged(NamedTuple):
 
 
 class TemplateCheck:
-    """One template. `note` hears of findings, `progress` of every entry that was looked at."""
+    """One template. `note` hears of findings, `progress` of every entry that was looked at.
+
+    `gc` is the command that removes what no copy needs.
+    """
 
     def __init__(
         self,
         template: Template,
         template_fd: int,
         *,
+        gc: str,
         repair: bool,
         note: Callable[[Finding], None],
         progress: Callable[[int], None],
     ) -> None:
         self._template = template
         self._fd = template_fd
+        self._seal_anew = _SEAL_ANEW.format(gc=gc, source=template.source)
         self._sealed_ns = os.fstat(template_fd).st_ctime_ns
         self._repair = repair
         self._note = note
@@ -79,7 +84,7 @@ class TemplateCheck:
         try:
             tree_fd = os.open(templates.TREE, _DIRECTORY, dir_fd=self._fd)
         except (FileNotFoundError, NotADirectoryError):
-            self._tell(b"", "no-tree", "the template's tree is missing", _SEAL_ANEW)
+            self._tell(b"", "no-tree", "the template's tree is missing", self._seal_anew)
             return None
         try:
             with Tree(tree_fd) as tree:
@@ -122,14 +127,14 @@ class TemplateCheck:
                         path,
                         "whiteout-in-template",
                         "a whiteout (character device 0:0), which is never sealed",
-                        _SEAL_ANEW,
+                        self._seal_anew,
                     )
             if any(map(ondisk.is_internal, ondisk.list_xattrs(ondisk.proc_path(fd, name)))):
                 self._tell(
                     path if kind != stat.S_IFDIR else found[-1].path(),
                     "mark-in-template",
                     "has a mark of an upper layer, which is never sealed",
-                    _SEAL_ANEW,
+                    self._seal_anew,
                 )
         self._entries += len(entries)
         self._progress(len(entries))
@@ -144,7 +149,7 @@ class TemplateCheck:
             self._unflagged.append(_Unflagged(place, name, not (written or touched)))
         elif written:
             self._tell(
-                place.path(name), "written", "was written after it had been sealed", _SEAL_ANEW
+                place.path(name), "written", "was written after it had been sealed", self._seal_anew
             )
 
     def _is_immutable(self, dir_fd: int, name: bytes) -> bool:
@@ -177,11 +182,11 @@ class TemplateCheck:
                     f" and {more} more" if more > 0 else ""
                 )
             detail = f"is not what was sealed: {' and '.join(differences)}{where}"
-            self._tell(b"", "counts", detail, _SEAL_ANEW)
+            self._tell(b"", "counts", detail, self._seal_anew)
         else:
             for path in self._changed:
                 detail = "its owner, mode, attributes or entries were changed since it was sealed"
-                self._tell(os.fsencode(path), "changed", detail, _SEAL_ANEW)
+                self._tell(os.fsencode(path), "changed", detail, self._seal_anew)
         return not differences
 
     def _compare_links(self) -> bool:
@@ -193,7 +198,7 @@ class TemplateCheck:
             if group in found:
                 told = "in the tree and not in the manifest"
             detail = f"a hard link with {os.fsdecode(other)} {told}"
-            self._tell(one, "hard-links", detail, _SEAL_ANEW)
+            self._tell(one, "hard-links", detail, self._seal_anew)
         return sealed == found
 
     def _flag(self, tree: Tree, whole: bool) -> None:
@@ -208,7 +213,7 @@ class TemplateCheck:
                     path,
                     "not-immutable",
                     "is not immutable, and it or its directory was changed since it was sealed",
-                    "compare it with the source; " + _SEAL_ANEW,
+                    "compare it with the source; " + self._seal_anew,
                 )
                 continue
             if self._repair:
@@ -221,13 +226,12 @@ class TemplateCheck:
                 path,
                 "not-immutable",
                 "is not immutable, and otherwise unchanged",
-                "chattr +i",
+                remedy.command("chattr +i", os.path.join(self._template.tree, os.fsdecode(path))),
                 repaired=self._repair,
             )
 
     def _tell(
-        self, path: bytes, problem: str, detail: str, remedy: str, *, repaired: bool = False
+        self, path: bytes, problem: str, detail: str, way: str, *, repaired: bool = False
     ) -> None:
         place = os.path.join(self._template.tree, os.fsdecode(path)).rstrip("/")
-        remedy = remedy.format(source=self._template.source)
-        self._note(Finding(place, problem, detail, remedy, repaired=repaired))
+        self._note(Finding(place, problem, detail, way, repaired=repaired))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cowfs import __version__
-from cowfs.commands import messages, report
+from cowfs.commands import messages, report, which
 from cowfs.mount.options import CHOICES, DESCRIPTIONS
+from cowfs.system import remedy
 from cowfs.system.errors import (
     CHECK_EXIT_CODES,
     EXIT_CODES,
@@ -87,24 +89,28 @@ def cowfs(context: click.Context) -> None:
     is_flag=True,
     help="Serve the mount in this process until it is unmounted.",
 )
-@click.argument("source")
+@click.argument("source", metavar="SOURCE|NAME")
 @click.argument("mountpoint")
 def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: str) -> int:
-    """Mount an instant copy of the directory SOURCE on MOUNTPOINT.
+    """Mount an instant copy of the directory SOURCE on MOUNTPOINT, or the kept copy NAME.
 
     Returns when the mount answers. The copy is a snapshot: neither side sees later changes of the
     other. It is kept after unmounting under a name made from MOUNTPOINT, or copy=NAME, and the next
     mount there goes on with it; with -o ephemeral it goes away.
+
+    NAME is that of a kept copy, which goes on at MOUNTPOINT with its own source. It has no slash;
+    where a directory has the same name the directory is meant.
     """
     from cowfs.mount import launch
     from cowfs.mount.options import parse
 
     if foreground:
-        _show_log()
+        messages.show_log(PROGRAM)
+    source, wanted = which.source(PROGRAM, source, parse(options))
     return launch.mount(
         source,
         mountpoint,
-        parse(options),
+        wanted,
         foreground=foreground,
         warn=_warn,
         progress=report.sealing_progress,
@@ -222,31 +228,36 @@ def import_(
     is_flag=True,
     help="Detach it now, and let what still uses it finish (umount -l).",
 )
-@click.argument("mountpoint")
+@click.argument("mountpoint", metavar="MOUNTPOINT|NAME")
 def umount(lazy: bool, mountpoint: str) -> None:
-    """Unmount the copy at MOUNTPOINT, and say what was kept and how to discard it."""
+    """Unmount the copy at MOUNTPOINT, or of this NAME; say what was kept and how to discard it."""
     from cowfs.commands import outcome
     from cowfs.mount import unmount
 
-    click.echo(report.printable(outcome.line(unmount.unmount(mountpoint, lazy=lazy))))
+    taken = unmount.unmount(which.mountpoint(mountpoint), lazy=lazy)
+    click.echo(report.printable(outcome.line(taken)))
 
 
 @cowfs.command(short_help="Have this version serve the mounts of another one.")
 @click.option("--all", "everything", is_flag=True, help="Every mount of this machine.")
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", metavar="[MOUNTPOINT|NAME]", required=False)
 def upgrade(everything: bool, mountpoint: str | None) -> int:
     """Let this version of cowfs take the mount at MOUNTPOINT over from the one that serves it.
+
+    NAME is that of its copy.
 
     Nothing is unmounted: open files stay open, and passed-through reads do not notice. A version
     that cannot take over says so, and the other one goes on. The way back is the same command of
     the other version.
     """
     if (mountpoint is None) != everything:
-        raise UsageError("name a mountpoint, or say --all: see cowfs upgrade --help")
+        raise UsageError(
+            f"name a mountpoint, or say --all: see {remedy.command('cowfs upgrade --help')}"
+        )
     from cowfs.mount import upgrade as upgrading
 
     code = 0
-    for record in upgrading.records(mountpoint):
+    for record in upgrading.records(mountpoint and which.mountpoint(mountpoint)):
         try:
             click.echo(report.printable(upgrading.upgrade(record)))
         except CowfsError as error:
@@ -289,14 +300,18 @@ def list_(as_json: bool, store: str | None) -> None:
 
 @cowfs.command(short_help="Discard copies that are not mounted.")
 @_store_option
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME|MOUNTPOINT...", nargs=-1, required=True)
 def rm(store: str | None, names: tuple[str, ...]) -> int:
-    """Discard copies that are not mounted, and what was written to them."""
+    """Discard copies that are not mounted, and what was written to them.
+
+    A copy that has its name from a mountpoint can be named by that.
+    """
     stores = _stores(store)
     code = 0
     for name in dict.fromkeys(names):
         try:
-            _holding(stores, name).remove(name)
+            found = which.which(name, stores)
+            found.store.remove(found.name)
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
@@ -326,7 +341,7 @@ def gc(store: str | None) -> None:
 @click.option("--repair", is_flag=True, help="Repair what can be repaired without a loss.")
 @_json_option
 @_store_option
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.argument("names", metavar="[NAME|MOUNTPOINT...]", nargs=-1)
 def check(
     everything: bool, repair: bool, as_json: bool, store: str | None, names: tuple[str, ...]
 ) -> int:
@@ -336,20 +351,24 @@ def check(
     was left by a crash and cannot be noticed. A repair never removes what a user wrote.
     """
     if bool(names) == everything:
-        raise UsageError("name the copies to look at, or say --all: see cowfs check --help")
+        raise UsageError(
+            f"name the copies to look at, or say --all: see {remedy.command('cowfs check --help')}"
+        )
     from cowfs.check import examine as checks
     from cowfs.check.findings import Report
 
     stores = _stores(store)
     wanted: dict[Store, list[str] | None] = dict.fromkeys(stores) if everything else {}
     for name in dict.fromkeys(names):
-        holding = wanted.setdefault(_holding(stores, name), [])
-        assert holding is not None
-        holding.append(name)
+        one = which.which(name, stores)
+        chosen = wanted.setdefault(one.store, [])
+        assert chosen is not None
+        if one.name not in chosen:
+            chosen.append(one.name)
     found = Report()
     with report.checking_progress() as progress:
-        for one, chosen in wanted.items():
-            checks.check(one, chosen, repair=repair, progress=progress, report=found)
+        for examined, some in wanted.items():
+            checks.check(examined, some, repair=repair, progress=progress, report=found)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
@@ -378,9 +397,11 @@ def check(
     help="Read with N threads.",
 )
 @_json_option
-@click.argument("paths", metavar="MOUNTPOINT|PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="MOUNTPOINT|NAME|PATH...", nargs=-1, required=True)
 def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) -> int:
     """Fill the page cache with the files at and below each PATH, before somebody reads them.
+
+    NAME is a mounted copy, all of it, where there is no file of that name.
 
     In a copy root reads the files behind it: their pages serve all copies of the same template, and
     no second set of pages is made. Elsewhere the files themselves are read. What is in memory
@@ -397,7 +418,8 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
     size = None if limit is None else parse_size("--limit", limit)
     try:
         with sigterm_like_sigint(), report.warming_progress() as progress:
-            outcome = warming.warm(paths, limit=size, jobs=jobs, progress=progress)
+            places = [path if os.path.lexists(path) else which.mountpoint(path) for path in paths]
+            outcome = warming.warm(places, limit=size, jobs=jobs, progress=progress)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UsageError(f"{where}{error.strerror}") from None
@@ -462,7 +484,7 @@ def install(root: str, uninstall: bool) -> None:
     for path in done.kept:
         _warn(f"{path} was changed by somebody, and is left there")
     if root == "/" and (had_units or installation.has_units(root)):
-        click.echo("now tell systemd about the units: systemctl daemon-reload")
+        click.echo(f"now tell systemd about the units: {remedy.command('systemctl daemon-reload')}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -557,23 +579,8 @@ def _warm_lines(outcome: Outcome, *, default_limit: bool) -> Iterator[str]:
 def _stores(path: str | None) -> list[Store]:
     from cowfs.store.store import Store
 
-    _show_log()
+    messages.show_log(PROGRAM)
     return Store.discover() if path is None else [Store.open(path)]
-
-
-def _holding(stores: list[Store], name: str) -> Store:
-    """The one store that has a copy of this name."""
-    from cowfs.store import copies
-    from cowfs.store.names import check_name
-
-    check_name(name)
-    holding = [store for store in stores if name in copies.names(store)]
-    if not holding:
-        raise UsageError(f"there is no copy {name!r}: cowfs list shows the copies")
-    if len(holding) > 1:
-        paths = ", ".join(store.path for store in holding)
-        raise UsageError(f"several stores have a copy {name!r}: {paths}; name one with --store DIR")
-    return holding[0]
 
 
 # As click says it: "No such command 'mout'. (Did you mean one of: 'mount', 'umount'?)".
@@ -597,17 +604,6 @@ def _wrong_call(error: click.ClickException) -> UsageError:
 
 def _say_error(message: str) -> None:
     messages.say(PROGRAM, message)
-
-
-def _show_log() -> None:
-    """Print what the modules below log: warnings, and what is worse."""
-    import logging
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            _warn(record.getMessage())
-
-    logging.getLogger("cowfs").handlers = [Lines()]
 
 
 def _warn(message: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cowfs.mount import preflight, privileges, probes
 from cowfs.system import descriptors, mountinfo, syscalls
 from cowfs.system.errors import CowfsError, UsageError
+from cowfs.system.remedy import command
 
 Status = Literal["ok", "degraded", "failed"]
 
@@ -165,7 +166,7 @@ def _refusal_of_overlayfs() -> tuple[str | None, str | None]:
             return None, None
     except OSError as error:
         return f"cannot be tried: {error.strerror}", "become root"
-    return "this kernel has none", "load the module with: modprobe overlay"
+    return "this kernel has none", f"load the module with: {command('modprobe overlay')}"
 
 
 def _passthrough(directory: str) -> Finding:
@@ -225,7 +226,7 @@ def _fuse_features() -> Iterator[Finding]:
 
 
 def _io_uring() -> Finding:
-    effect = "cowfs import of large files is slower"
+    effect = "imports of large files are slower"
     try:
         refusal = probes.io_uring()
     except Exception as error:  # a module that cannot be loaded has its own line below
@@ -238,7 +239,7 @@ def _io_uring() -> Finding:
             setting = file.read().strip()
         if setting != "0":
             refusal += f" (kernel.io_uring_disabled is {setting})"
-            remedy = "allow it with: sysctl kernel.io_uring_disabled=0"
+            remedy = f"allow it with: {command('sysctl kernel.io_uring_disabled=0')}"
     except FileNotFoundError:
         pass  # before Linux 6.6 there is no such switch
     return Finding("io_uring", "degraded", f"{refusal}; {effect}", remedy)
@@ -272,9 +273,8 @@ def _reflink(directory: str | None) -> tuple[Finding, str | None]:
         if mount.is_cowfs:
             remedy = "name a path on the volume below: a cowfs copy cannot hold a store"
         elif refusal == os.strerror(errno.EROFS):
-            remedy = (
-                f"make it writable, the store is kept on it: mount -o remount,rw {mount.mountpoint}"
-            )
+            change = command("mount -o remount,rw", mount.mountpoint)
+            remedy = f"make it writable, the store is kept on it: {change}"
         elif refusal in (os.strerror(errno.EACCES), os.strerror(errno.EPERM)):
             remedy = "become root to try it"
         return Finding("reflink", "failed", f"{where} does not: {refusal}", remedy), None
@@ -310,7 +310,7 @@ def _library(name: str, version: Callable[[], str]) -> Finding:
             name,
             "failed",
             f"{type(error).__name__}: {error}",
-            "install cowfs-fuse again: pip install --force-reinstall cowfs-fuse",
+            "install cowfs again",
         )
 
 

@@ -74,8 +74,8 @@ def install(root: str, command: Command) -> Done:
         found = _found(top / path)
         if found is not None and found not in manifest.files.get(path, ()):
             raise UsageError(
-                f"{top / path} is there and was not put there by cowfs install, or was changed "
-                "since: move it away first"
+                f"{top / path} is there and was not put there by an installation of cowfs, or "
+                "was changed since: move it away first"
             )
     obsolete = {path: digests for path, digests in manifest.files.items() if path not in files}
     with _failures_told():
@@ -285,8 +285,6 @@ def _failures_told() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise UsageError(
-            f"no permission to change {error.filename}: run cowfs install as root"
-        ) from None
+        raise UsageError(f"no permission to change {error.filename}: run it as root") from None
     except OSError as error:
         raise CowfsError(f"cannot change {error.filename}: {error.strerror}") from None

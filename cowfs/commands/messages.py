@@ -26,6 +26,17 @@ def warn(program: str, message: str) -> None:
     say(program, f"warning: {message}")
 
 
+def show_log(program: str) -> None:
+    """Say what the modules below log: warnings, and what is worse."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warn(program, record.getMessage())
+
+    logging.getLogger("cowfs").handlers = [Lines()]
+
+
 def told(program: str, run: Callable[[], int]) -> int:
     """The exit code that run() returns, or that of its failure, which is said in one line."""
     _open_standard_streams()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cowfs.commands import helper, messages, report
+from cowfs.commands import helper, messages, report, which
 from cowfs.commands.helper import Option
 from cowfs.mount import launch, options
 from cowfs.system import mountinfo
@@ -48,6 +48,7 @@ def _run(arguments: Sequence[str]) -> int:
     )
     if namespaces := call.values("N"):
         helper.enter_namespace(namespaces[-1])
+    source, wanted = which.source(PROGRAM, source, wanted)
     if remount:
         from cowfs.commands.remount import remount as change
 

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from cowfs.commands import report
+from cowfs.system import remedy
 from cowfs.system.errors import CowfsError
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ def line(taken: Taken) -> str:
         return f"unmounted {mountpoint}; the copy is still mounted {taken.elsewhere}"
     if record is None:
         return (
-            f"unmounted {mountpoint}; its daemon had died. A kept copy of it is listed by: cowfs "
-            "list"
+            f"unmounted {mountpoint}; its daemon had died. A kept copy of it is listed by: "
+            f"{remedy.command('cowfs list')}"
         )
     return _of_copy(record)
 
 
 def _of_copy(record: Record) -> str:
-    from cowfs.store import copies
+    from cowfs.store import copies, remedies
     from cowfs.store.store import Store
 
     name = record.copy
@@ -48,11 +49,13 @@ def _of_copy(record: Record) -> str:
         problem = error.strerror if isinstance(error, OSError) else error
         return f"unmounted; what became of the copy {name} cannot be seen: {problem}"
     if not record.persistent:
-        return f"ephemeral copy {name} is not discarded yet: the next mount or cowfs gc does that"
+        swept = remedies.of_store("cowfs gc", record.store)
+        return f"ephemeral copy {name} is not discarded yet: the next mount or {swept} does that"
+    discard = remedies.of_copy("cowfs rm", record.store, name)
     if not files and not deleted:
-        return f"kept copy {name} (no changed files); discard it with: cowfs rm {name}"
+        return f"kept copy {name} (no changed files); discard it with: {discard}"
     counts = report.count(files, "file")
     if deleted:
         counts += f", {report.count(deleted, 'deletion')}"
     counts += f", {report.human_size(size)} private"
-    return f"kept copy {name} ({counts}); discard it with: cowfs rm {name}"
+    return f"kept copy {name} ({counts}); discard it with: {discard}"

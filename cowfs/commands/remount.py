@@ -15,7 +15,7 @@ from cowfs.mount import options
 from cowfs.mount.options import Options
 from cowfs.store import runtime
 from cowfs.store.runtime import Record
-from cowfs.system import mountinfo, syscalls
+from cowfs.system import mountinfo, remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.system.mountinfo import Mount
 from cowfs.system.syscalls import MS_NODEV, MS_NOSUID
@@ -36,7 +36,8 @@ def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> 
     record = runtime.of(mount)
     if record is None:
         raise MountFailure(
-            f"the daemon of {mountpoint} has died: unmount it with umount, and mount it again"
+            f"the daemon of {mountpoint} has died: mount it again after: "
+            f"{remedy.command('cowfs umount', path)}"
         )
     _check_fixed(mountpoint, wanted, record)
     if pretend:
@@ -87,8 +88,8 @@ def _check_fixed(mountpoint: str, wanted: Options, record: Record) -> None:
 def _failure(mountpoint: str, error: OSError) -> CowfsError:
     if error.errno == errno.EBUSY:
         return MountFailure(
-            f"cannot make {mountpoint} read-only: files in it are open for writing (fuser -vm "
-            f"{mountpoint} tells by whom)"
+            f"cannot make {mountpoint} read-only: files in it are open for writing "
+            f"({remedy.command('fuser -vm', mountpoint)} tells by whom)"
         )
     if error.errno == errno.EPERM:
         return UsageError(f"no permission to remount {mountpoint}: run it as root")

@@ -30,7 +30,7 @@ from cowfs.mount import oom
 from cowfs.mount.conversation import FORWARDED, LEAVE, LOCK, ORDER, PERSISTENCE
 from cowfs.mount.logline import log
 from cowfs.mount.servicemanager import Systemd
-from cowfs.system import inherited
+from cowfs.system import inherited, remedy
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _unmount(held: dict[str, int], patience: float, *, detach: bool) -> int:
         if time.monotonic() >= deadline:
             log(
                 f"{mountpoint} is in use and stays mounted; end what uses it "
-                f"(fuser -vm {mountpoint}) and ask again"
+                f"({remedy.command('fuser -vm', mountpoint)}) and ask again"
             )
             return 1
         time.sleep(_PAUSE)

@@ -64,9 +64,9 @@ from cowfs.overlay.restore import Restoration
 from cowfs.overlay.touching import Touching
 from cowfs.overlay.turns import Turns
 from cowfs.overlay.vault import STATE_VERSION
-from cowfs.store import copies, runtime
+from cowfs.store import copies, remedies, runtime
 from cowfs.store.store import Copy, Store
-from cowfs.system import descriptors, inherited, mountinfo, syscalls
+from cowfs.system import descriptors, inherited, mountinfo, remedy, syscalls
 from cowfs.system.errors import CowfsError, InternalError, MountFailure, SystemFailure
 
 log = logging.getLogger("cowfs")
@@ -388,7 +388,7 @@ class _Mount:
         if not self._channel.passthrough:
             raise MountFailure(
                 "passthrough=on, but this kernel or volume has no FUSE passthrough "
-                "(cowfs doctor tells why); mount with passthrough=auto"
+                f"({remedy.command('cowfs doctor')} tells why); mount with passthrough=auto"
             )
 
     def serve(self) -> None:
@@ -558,9 +558,9 @@ class _Mount:
         while await trio.to_thread.run_sync(self._is_busy, detach):
             if trio.current_time() >= deadline:
                 log.warning(
-                    "%s is in use and stays mounted; end what uses it (fuser -vm %s) and ask again",
+                    "%s is in use and stays mounted; end what uses it (%s) and ask again",
                     self._config.mountpoint,
-                    self._config.mountpoint,
+                    remedy.command("fuser -vm", self._config.mountpoint),
                 )
                 return
             await trio.sleep(0.2)
@@ -594,16 +594,16 @@ class _Mount:
             self._copy.release()
         elif is_mounted:
             self._copy.release()
-            what = "left for cowfs gc to discard"
+            what = f"left for {remedies.of_store('cowfs gc', self._config.store)} to discard"
         else:
             self._copy.discard()
             what = "discarded"
         where, name = self._config.mountpoint, self._config.copy
         if is_mounted:
             log.warning(
-                "the connection of %s was aborted, and the copy %s is %s: unmount it with "
-                "cowfs umount %s; until then it answers ENOTCONN",
-                *(where, name, what, where),
+                "the connection of %s was aborted, and the copy %s is %s: it answers ENOTCONN "
+                "until it is unmounted with: %s",
+                *(where, name, what, remedy.command("cowfs umount", where)),
             )
         else:
             log.info("%s is unmounted, and the copy %s is %s", where, name, what)
@@ -634,7 +634,7 @@ def _mount_failure(mountpoint: str, error: OSError) -> CowfsError:
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return SystemFailure(
             f"cannot mount on {mountpoint}: {error.strerror}; "
-            "is the fuse module loaded? Try: modprobe fuse"
+            f"is the fuse module loaded? Try: {remedy.command('modprobe fuse')}"
         )
     return MountFailure(f"cannot mount on {mountpoint}: {error.strerror}")
 

@@ -44,7 +44,7 @@ from cowfs.mount.conversation import (
 from cowfs.mount.keeper import KEEPER
 from cowfs.mount.options import Options
 from cowfs.store import names
-from cowfs.system import inherited, mountinfo
+from cowfs.system import inherited, mountinfo, remedy
 from cowfs.system.errors import CowfsError, InternalError, MountFailure, SystemFailure
 from cowfs.system.interrupts import SIGNALS, Interrupts
 
@@ -115,7 +115,7 @@ class Keeper:
             end = self._reap(GIVE_UP_SECONDS) or "it closed its socket and did not end"
             raise InternalError(
                 f"the keeper died before the mount was ready ({end}): what it said is above; "
-                "cowfs doctor tells what this machine lacks"
+                f"{remedy.command('cowfs doctor')} tells what this machine lacks"
             )
         if answer.get("ready"):
             self._sock.close()
@@ -206,14 +206,14 @@ def mount(
     if options.store is not None:
         options = replace(options, store=os.path.realpath(options.store))
         preflight.check_apart_from_store(source, mountpoint, cast(str, options.store))
-    name = names.default_name(mountpoint) if options.copy is None else options.copy
-    names.check_name(name)
-    if missing is not None and not _copy_exists(source, name, options.store):
+    if options.copy is not None:
+        names.check_name(options.copy)
+    if missing is not None and not _copy_exists(source, mountpoint, options):
         raise missing
     if pretend:
         preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
         return 0
-    launch = _Launch(source, mountpoint, name, options, missing, warn, progress)
+    launch = _Launch(source, mountpoint, options, missing, warn, progress)
     launch.by_overlayfs = by_overlayfs
     return launch.in_foreground() if foreground else launch.in_background()
 
@@ -225,7 +225,6 @@ class _Launch:
         self,
         source: str,
         mountpoint: str,
-        name: str,
         options: Options,
         source_missing: CowfsError | None,
         warn: Callable[[str], None],
@@ -233,7 +232,6 @@ class _Launch:
     ) -> None:
         self.source = source
         self.mountpoint = mountpoint
-        self.name = name
         self.options = options
         self.source_missing = source_missing
         self.warn = warn
@@ -242,7 +240,6 @@ class _Launch:
         self.keeper: Keeper | None = None
         self.store: Store | None = None
         self.copy: Copy | None = None
-        self.copy_is_new = False
         self.mounted_before = mountinfo.mounted_at(mountpoint)
         self.by_overlayfs = False
 
@@ -288,7 +285,9 @@ class _Launch:
                 self._write_record(made, os.getpid())
                 self._empty_trash()
                 _become(attendant.command("watch", made.held), made.held)
-            config = replace(self._prepare(), foreground=True, fresh=self.copy_is_new)
+            config = self._prepare()
+            assert self.copy is not None
+            config = replace(config, foreground=True, fresh=self.copy.is_new)
             self._empty_trash()
             order = os.memfd_create("cowfs-order")
             os.write(order, config.to_json())
@@ -331,7 +330,7 @@ class _Launch:
             source=self.source,
             mountpoint=self.mountpoint,
             store=self.store.path,
-            copy=self.name,
+            copy=self.copy.name,
             lock_fd=self.copy.lock_fd,
             options=self.options,
         )
@@ -360,10 +359,10 @@ class _Launch:
                     links=self.options.links,
                 )
 
-        self.copy_is_new = not os.path.lexists(os.path.join(store.path, "copies", self.name))
         self.copy = store.acquire(
-            self.name,
+            self.options.copy,
             self.source,
+            mountpoint=self.mountpoint,
             persistent=not self.options.ephemeral,
             prepare=prepare,
             warn=self.warn,
@@ -421,19 +420,21 @@ class _Launch:
         from cowfs.store import runtime
         from cowfs.system import syscalls
 
+        if self.copy is None:
+            return
         now = mountinfo.mounted_at(self.mountpoint)
         before = self.mounted_before
         if now is None or not now.is_cowfs or (before and now.mount_id == before.mount_id):
             return
         record = runtime.of(now)
-        if record is not None and record.copy != self.name:
+        if record is not None and record.copy != self.copy.name:
             return  # somebody else was quicker
         with contextlib.suppress(OSError):
             Mountpoint.of(now).unmount(syscalls.MNT_DETACH)
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
-        if self.copy_is_new and os.path.isdir(copy.path) and not copy.has_changes():
+        if copy.is_new and os.path.isdir(copy.path) and not copy.has_changes():
             copy.discard()
         else:
             copy.release()
@@ -524,9 +525,13 @@ def _is_mounted(held: dict[str, int]) -> bool:
     return not poll.poll(0)
 
 
-def _copy_exists(source: str, name: str, store: str | None) -> bool:
-    """Whether there is a copy to go on with, though its source has gone. Creates nothing."""
-    return os.path.isdir(os.path.join(_store_path(source, store), "copies", name))
+def _copy_exists(source: str, mountpoint: str, options: Options) -> bool:
+    """Whether there may be a copy to go on with, though its source has gone. Creates nothing."""
+    from cowfs.store import naming
+
+    copies = os.path.join(_store_path(source, options.store), "copies")
+    possible = naming.possible(mountpoint) if options.copy is None else [options.copy]
+    return any(os.path.isdir(os.path.join(copies, name)) for name in possible)
 
 
 def _store_path(source: str, store: str | None) -> str:

@@ -10,11 +10,29 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 from cowfs.system import ondisk, syscalls
 from cowfs.system.mountinfo import Mount
 
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def spellings(path: str) -> Iterator[str]:
+    """What a mount at this path may be called in the mount table, one after the other.
+
+    First with the last component as it is written: resolving it asks the mount itself, whose daemon
+    may hang.
+    """
+    if not path:
+        return  # a variable that was not set is not the present directory
+    try:
+        absolute = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    except FileNotFoundError:  # it is gone
+        return
+    parent, name = os.path.split(os.path.normpath(absolute))
+    yield os.path.join(os.path.realpath(parent), name)
+    yield os.path.realpath(path)
 
 
 class Mountpoint:

@@ -7,7 +7,7 @@ name is the store's decision; here a name is only a string that is not missing.
 
 Grammar: items are separated by commas, ``-o`` may be repeated, a later item overrides an earlier
 one. Inside an item ``\\,`` is a comma and ``\\\\`` a backslash; any other backslash stands for
-itself, because the names that systemd-escape makes are full of ``\\x2d``.  `join` is the way back.
+itself, because the names that earlier versions made are full of ``\\x2d``.  `join` is the way back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cowfs.overlay.inplace import CloneMode
+from cowfs.system import remedy
 from cowfs.system.errors import UsageError
 from cowfs.system.syscalls import (
     MS_DIRSYNC,
@@ -97,10 +98,10 @@ KERNEL_WORDS = ("default_permissions", "allow_other", "user_id=0", "group_id=0",
 _IGNORED = frozenset((*FSTAB_WORDS, *KERNEL_WORDS))
 
 _UNIMPLEMENTED = {
-    "remount": "is for mount(8): mount -o remount,ro MOUNTPOINT or mount -o remount,rw MOUNTPOINT; "
-    "for other options unmount the copy and mount it again",
-    "bind": "is not for cowfs: use mount --bind on the mounted copy",
-    "rbind": "is not for cowfs: use mount --rbind on the mounted copy",
+    "remount": "is for mount(8), with ro or rw; for other options unmount the copy and mount it "
+    "again",
+    "bind": "is not for cowfs: have mount(8) bind the mounted copy",
+    "rbind": "is not for cowfs: have mount(8) bind the mounted copy",
 }
 
 DESCRIPTIONS: dict[str, str] = {
@@ -110,8 +111,8 @@ DESCRIPTIONS: dict[str, str] = {
     "allow_suid": "As suid, which mount(8) and fstab do not hand on: programs in the copy may "
     "change user and group. A remount keeps it.",
     "allow_dev": "As dev, in the same way: device nodes in the copy may be opened.",
-    "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, as "
-    "systemd-escape --path does.",
+    "copy=NAME": "The name under which the copy is kept. Without it: made from the mountpoint, "
+    "mnt-job-42 for /mnt/job-42; where another copy has that name already, it ends in a hash.",
     "ephemeral": "Discard the copy, and what was written to it, at unmount.",
     "store=DIR": "Keep templates and copies in DIR, on the volume of the source. Without it: in "
     ".cowfs at the top of that volume.",
@@ -319,7 +320,7 @@ def _suggestion(name: str) -> str:
 
     forms = {form.partition("=")[0]: form for form in (*DESCRIPTIONS, *GENERIC)}
     close = [forms[match] for match in get_close_matches(name.lower(), forms, n=2)]
-    see = "cowfs(5), or cowfs mount --help"
+    see = f"cowfs(5), or {remedy.command('cowfs mount --help')}"
     return f"did you mean {' or '.join(close)}? See {see}" if close else f"see {see}"
 
 

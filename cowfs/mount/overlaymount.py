@@ -15,8 +15,8 @@ from cowfs.mount import attendant
 from cowfs.mount.conversation import LOCK, ORDER
 from cowfs.mount.mountpoint import Mountpoint
 from cowfs.mount.options import join
-from cowfs.store import lowers, overlayfs, runtime
-from cowfs.system import syscalls
+from cowfs.store import lowers, overlayfs, remedies, runtime
+from cowfs.system import remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _record(copy: Copy, config: Config, device: str) -> runtime.Record:
 
 def _refusal(name: str, error: OSError) -> Refused:
     if error.errno == errno.ENODEV:
-        return Refused("this kernel has no overlayfs (try: modprobe overlay)")
+        return Refused(f"this kernel has no overlayfs (try: {remedy.command('modprobe overlay')})")
     return Refused(
         f"the kernel's overlayfs does not serve the copy {name}: {error.strerror} (dmesg says more)"
     )
@@ -162,8 +162,8 @@ def _refusal(name: str, error: OSError) -> Refused:
 def _no_lower(store: Store, error: OSError) -> CowfsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MountFailure(
-            f"no space left on the volume of {store.path} for the tree that overlayfs needs: free "
-            "some, for instance with: cowfs rm COPY, cowfs gc; or mount it with -o engine=fuse"
+            f"no space left on the volume of {store.path} for the tree that overlayfs needs: mount "
+            f"it with -o engine=fuse, or {remedies.room(store.path)}"
         )
     return MountFailure(
         f"cannot make the tree that overlayfs needs in {store.path}: {error.strerror}"

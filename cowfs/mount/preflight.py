@@ -13,7 +13,7 @@ import os
 import stat
 
 from cowfs.mount import privileges
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import CowfsError, MountFailure, SystemFailure, UsageError
 
 FUSE_DEVICE = "/dev/fuse"
@@ -70,15 +70,15 @@ def require_fuse_device(device: str = FUSE_DEVICE) -> None:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            remedy = (
-                "load the module with: modprobe fuse; in a container, start it with --device "
-                "/dev/fuse"
+            way = (
+                f"load the module with: {remedy.command('modprobe fuse')}; in a container, start "
+                "it with --device /dev/fuse"
             )
         elif error.errno in (errno.EACCES, errno.EPERM):
-            remedy = "in a container, allow the device with --device /dev/fuse"
+            way = "in a container, allow the device with --device /dev/fuse"
         else:
-            remedy = "see the kernel's log (dmesg)"
-        raise SystemFailure(f"cannot open {device} ({error.strerror}): {remedy}") from None
+            way = "see the kernel's log (dmesg)"
+        raise SystemFailure(f"cannot open {device} ({error.strerror}): {way}") from None
 
 
 def check_source(source: str) -> str:
@@ -112,8 +112,8 @@ def check_mountpoint(mountpoint: str) -> str:
     mount = mountinfo.mounted_at(path)
     if mount is not None and mount.is_cowfs:
         raise MountFailure(
-            f"mountpoint {mountpoint} is already a cowfs mount of {mount.source}: unmount it with: "
-            f"cowfs umount {mountpoint}; or name another directory"
+            f"mountpoint {mountpoint} is already a cowfs mount of {mount.source}: name another "
+            f"directory, or unmount it with: {remedy.command('cowfs umount', path)}"
         )
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
@@ -128,7 +128,7 @@ def check_apart_from_store(source: str, mountpoint: str, store: str) -> None:
     if mountinfo.is_within(source, store):
         raise MountFailure(
             f"source {source} is inside the store {store}: mount the directory that the template "
-            "was made of (cowfs list shows it)"
+            f"was made of, which {remedy.command('cowfs list', store=store)} shows"
         )
     if mountinfo.is_within(mountpoint, store):
         raise MountFailure(
@@ -145,18 +145,19 @@ def _require_name(role: str, path: str) -> None:
     """UsageError for an empty path: a variable that was not set is not the present directory."""
     if path:
         return
-    remedy = "name a directory"
+    way = "name a directory"
     if configuration := os.environ.get(CONFIGURATION_VARIABLE):
-        remedy = f"say {role.upper()}=DIRECTORY in {configuration}"
+        way = f"say {role.upper()}=DIRECTORY in {configuration}"
         if not os.path.exists(configuration):
-            remedy += ", which is not there"
-    raise UsageError(f"the {role} has no name: {remedy}")
+            way += ", which is not there"
+    raise UsageError(f"the {role} has no name: {way}")
 
 
 def _unusable(role: str, path: str, error: OSError) -> CowfsError:
     if error.errno == errno.ENOENT:
         if role == "mountpoint":
-            return MountFailure(f"mountpoint {path} does not exist: make it with: mkdir -p {path}")
+            make = remedy.command("mkdir -p", path)
+            return MountFailure(f"mountpoint {path} does not exist: make it with: {make}")
         return SourceMissing(f"source {path} does not exist: name an existing directory")
     if error.errno == errno.ENOTDIR:
         return MountFailure(f"{role} {path} is not a directory: a part of its path is a file")
@@ -167,7 +168,7 @@ def _unusable(role: str, path: str, error: OSError) -> CowfsError:
         )
     if error.errno == errno.ENOTCONN:
         return MountFailure(
-            f"{role} {path} is a FUSE mount that has lost its daemon: unmount it with: umount -l "
-            f"{path}"
+            f"{role} {path} is a FUSE mount that has lost its daemon: unmount it with: "
+            f"{remedy.command('umount -l', path)}"
         )
     return MountFailure(f"{role} {path} cannot be used: {error.strerror}")

@@ -39,6 +39,7 @@ from enum import Enum
 from cowfs.mount import conversation
 from cowfs.mount.conversation import CHECK, GO, PERSISTENCE, PING
 from cowfs.mount.deadlines import STEPS, Deadline, Patience
+from cowfs.system import remedy
 from cowfs.system.errors import InternalError, MountFailure
 
 MOUNT_TABLE = """
@@ -468,7 +469,7 @@ class Supervisor(Machine):
         self._gone()
         self.do.fail(
             f"the daemon died before the mount was ready ({self.argument}): what it said is above; "
-            "cowfs doctor tells what this machine lacks"
+            f"{remedy.command('cowfs doctor')} tells what this machine lacks"
         )
         self.exit_code = InternalError.exit_code
 
@@ -476,8 +477,8 @@ class Supervisor(Machine):
         pid = self._gone()
         self.do.log(
             f"the daemon {pid} ended ({self.argument}), and this kernel lets no other one "
-            "go on (Linux 6.9 does): the mount answers ENOTCONN; unmount it with cowfs umount, and "
-            "mount it again"
+            "go on (Linux 6.9 does): the mount answers ENOTCONN until it is unmounted; then mount "
+            "it again"
         )
         self.exit_code = MountFailure.exit_code
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cowfs.system import mountinfo, processes, syscalls
+from cowfs.system import mountinfo, processes, remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure, SystemFailure, UsageError
 from cowfs.system.mountinfo import Mount
 from cowfs.system.processes import Process
@@ -140,19 +140,20 @@ def _settle(record: Record) -> None:
 
 def find(mountpoint: str) -> Mount:
     """The cowfs mount that the user means. UsageError when there is none."""
+    from cowfs.mount.mountpoint import spellings
+
     mounts = mountinfo.read()
-    # First as it is written: resolving the last component asks the mount itself.
-    absolute = os.path.join(os.getcwd(), mountpoint) if mountpoint else ""
-    parent, name = os.path.split(os.path.normpath(absolute))
-    for path in (os.path.join(os.path.realpath(parent), name), os.path.realpath(mountpoint)):
+    for path in spellings(mountpoint):
         mount = mountinfo.mounted_at(path, mounts)
         if mount is not None:
             break
     else:
-        raise UsageError(f"{mountpoint} is not mounted: cowfs list shows what is")
+        listing = remedy.command("cowfs list")
+        raise UsageError(f"{mountpoint} is not mounted: {listing} shows what is")
     if not mount.is_cowfs:
         raise UsageError(
-            f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with umount"
+            f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with: "
+            f"{remedy.command('umount', mount.mountpoint)}"
         )
     return mount
 
@@ -198,7 +199,7 @@ def _holds(directory: str, mount: Mount) -> bool:
 def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     path = mount.mountpoint
     if error.errno in (errno.EPERM, errno.EACCES):
-        return UsageError(f"no permission to unmount {path}: run cowfs umount as root")
+        return UsageError(f"no permission to unmount {path}: run it as root")
     if error.errno in (errno.EINVAL, errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
         return MountFailure(
             f"{path} leads to something else than the mount, which is left alone: somebody has "
@@ -207,7 +208,8 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     if error.errno != errno.EBUSY:
         return MountFailure(f"cannot unmount {path}: {error.strerror}")
     if inner := _inner(mount):
-        return MountFailure(f"{path} is busy: {inner[-1]} is mounted in it; unmount that first")
+        first = remedy.command("umount", inner[-1])
+        return MountFailure(f"{path} is busy: {inner[-1]} is mounted in it; first: {first}")
     found = _users(mount, record)
     names = ", ".join(map(str, found[:_SHOWN_HOLDERS]))
     if len(found) > _SHOWN_HOLDERS:
@@ -215,8 +217,8 @@ def _refused(mount: Mount, error: OSError, record: Record | None) -> Exception:
     if not found:
         names = "a process that is not visible from here (in another container?)"
     return MountFailure(
-        f"{path} is busy, held by {names}: end what uses it, or detach it with: cowfs umount "
-        f"--lazy {path}"
+        f"{path} is busy, held by {names}: end what uses it, or detach it with: "
+        f"{remedy.command('cowfs umount --lazy', path)}"
     )
 
 

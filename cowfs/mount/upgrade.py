@@ -18,6 +18,7 @@ from cowfs import __version__
 from cowfs.mount.conversation import ENDED, OK, REFUSED
 from cowfs.mount.keeper import DAEMON
 from cowfs.store import runtime
+from cowfs.system import remedy
 from cowfs.system.errors import MountFailure, UsageError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def records(mountpoint: str | None) -> list[Record]:
     record = runtime.of(unmount.find(mountpoint))
     if record is None:
         raise UsageError(
-            f"no daemon serves {mountpoint} any more: unmount it with cowfs umount, and mount it "
-            "again"
+            f"no daemon serves {mountpoint} any more: mount it again after: "
+            f"{remedy.command('cowfs umount', mountpoint)}"
         )
     return [record]
 
@@ -68,8 +69,8 @@ def upgrade(record: Record) -> str:
     verb, _, argument = reply.partition(" ")
     if verb in (ENDED, ""):
         raise MountFailure(
-            f"the mount {record.mountpoint} ended, or its keeper did, while it was asked: cowfs "
-            "list shows what is there"
+            f"the mount {record.mountpoint} ended, or its keeper did, while it was asked: "
+            f"{remedy.command('cowfs list')} shows what is there"
         )
     if verb == OK and not _is_ours(argument):
         verb, argument = REFUSED, "another daemon than the new one serves it: try again"

@@ -18,6 +18,7 @@ from cowfs.overlay.layers import Layers
 from cowfs.overlay.listing import Listings
 from cowfs.overlay.vault import Exchanges
 from cowfs.overlay.work import WorkDirectory
+from cowfs.system import remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +112,7 @@ class Namespace:
         if place not in self._told and len(self._told) < MOST_TOLD:
             self._told.add(place)
             log.warning(
-                "%s has a damaged mark (%s), and is shown as if it had none: see cowfs check",
+                "%s has a damaged mark (%s), and is shown as if it had none: see %s",
                 *(os.fsdecode(part) for part in reversed(place)),
+                remedy.command("cowfs check --help"),
             )

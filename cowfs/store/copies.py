@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cowfs.store import overlayfs, templates
+from cowfs.store import overlayfs, remedies, templates
 from cowfs.store.directory import StoreDirectory, lock_directory
 from cowfs.store.templates import Template
 from cowfs.system import directories, jsonfile, ondisk, syscalls
@@ -53,13 +53,18 @@ class Busy(Exception):  # noqa: N818 -- says what the copy is
 
 @dataclass(frozen=True)
 class CopyRecord:
-    """What copy.json holds. `created` in seconds since the epoch."""
+    """What copy.json holds. `created` in seconds since the epoch.
+
+    named_after: the mountpoint that gave it its name, empty when a user chose that; None for a copy
+    of an earlier version, which did not write it down. See naming.py.
+    """
 
     name: str
     source: str
     template: str
     persistent: bool
     created: float
+    named_after: str | None = None
 
     def write(self, dir_fd: int) -> None:
         """Write it into the copy's directory, as a whole. OSError."""
@@ -81,10 +86,11 @@ class CopyInfo:
     created: float
     private_bytes: int
     mounted: bool
+    named_after: str | None = None
 
 
 class Copy:
-    """A copy whose lock is held through `lock_fd`.
+    """A copy whose lock is held through `lock_fd`. is_new: it was made just now, under a new name.
 
     The lock belongs to the open file description: whoever has a duplicate of the descriptor has the
     lock too, and it is free when the last one is closed.
@@ -104,6 +110,7 @@ class Copy:
         self.persistent = record.persistent
         self.created = record.created
         self.lock_fd = lock_fd
+        self.is_new = False
 
     @classmethod
     def adopt(cls, store: StoreDirectory, name: str, lock_fd: int) -> Copy:
@@ -212,19 +219,21 @@ def read(store: StoreDirectory, name: str) -> CopyRecord:
                 raise ValueError(f"its format is {value['format']}, this cowfs reads {FORMAT}")
             if not isinstance(value["persistent"], bool):
                 raise ValueError("persistent is neither true nor false")
+            named_after = value.get("named_after")
             return CopyRecord(
                 name=name,
                 source=str(value["source"]),
                 template=str(value["template"]),
                 persistent=value["persistent"],
                 created=float(value["created"]),
+                named_after=None if named_after is None else str(named_after),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = path_of(store, name)
             raise MountFailure(
                 f"the copy {name} is damaged ({RECORD}: {error}): what was written to it is in "
                 f"{os.path.join(path, UPPER)}; take from there what you need and discard it with: "
-                f"cowfs rm {name}"
+                f"{remedies.of_copy('cowfs rm', store.path, name)}"
             ) from None
 
 
@@ -236,8 +245,8 @@ def template_of(store: StoreDirectory, record: CopyRecord) -> Template:
         upper = os.path.join(path_of(store, record.name), UPPER)
         raise MountFailure(
             f"the copy {record.name} needs the template {missing}, which is not there: put it "
-            f"back, or take what you need from {upper} and discard the copy with: cowfs rm "
-            f"{record.name}"
+            f"back, or take what you need from {upper} and discard the copy with: "
+            f"{remedies.of_copy('cowfs rm', store.path, record.name)}"
         )
     return template
 
@@ -366,7 +375,9 @@ def make(
                 # Another process that clears `partial` may be quicker.
                 with contextlib.suppress(FileNotFoundError):
                     store.trash(store.partial_fd, building)
-        return Copy(store, record, template, lock_fd)
+        copy = Copy(store, record, template, lock_fd)
+        copy.is_new = not replace
+        return copy
     finally:
         os.close(in_use)
 

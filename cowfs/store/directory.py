@@ -20,17 +20,19 @@ import contextlib
 import errno
 import fcntl
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 
 from cowfs.store import emptying
-from cowfs.system import directories, mountinfo, syscalls
+from cowfs.system import directories, mountinfo, remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
 
 STORE_NAME = ".cowfs"
 OWNER = 0  # root
+
+# What may have FICLONE; a store is looked for on these alone.
+_CLONING_FILESYSTEMS = frozenset({"xfs", "btrfs", "bcachefs"})
 
 PARTS = ("templates", "copies", "partial", "trash")
 LOWERS = "lowers"
@@ -176,6 +178,17 @@ def _same(fd: int, dir_fd: int, name: str) -> bool:
         return False
 
 
+def of_volumes() -> list[str]:
+    """Where the stores of all mounted volumes are, if there are any; each path once."""
+    return list(
+        dict.fromkeys(
+            os.path.join(mount.mountpoint, STORE_NAME)
+            for mount in mountinfo.read()
+            if mount.fstype in _CLONING_FILESYSTEMS
+        )
+    )
+
+
 def volume_of(path: str) -> str:
     """The mountpoint of the filesystem that holds a path, or would hold it if it existed."""
     path = os.path.realpath(path)
@@ -214,15 +227,19 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     st = os.fstat(fd)
     problem = None
     if st.st_uid != OWNER:
-        problem = f"is owned by uid {st.st_uid}, not by root: look at what it is, then remove it"
+        problem = (
+            f"is owned by uid {st.st_uid}, not by root: look at what it is, then remove it, or "
+            "name another with -o store=DIR"
+        )
     elif stat.S_IMODE(st.st_mode) & 0o077:
         mode = stat.S_IMODE(st.st_mode)
         problem = (
-            f"is open to other users (mode {mode:04o}): if that is a mistake, chmod 700 {path}"
+            f"is open to other users (mode {mode:04o}): name another with -o store=DIR, or, if "
+            f"that is a mistake, close it with: {remedy.command('chmod 700', path)}"
         )
     if problem is not None:
         os.close(fd)
-        raise MountFailure(f"the store {path} {problem}; or name another with -o store=DIR")
+        raise MountFailure(f"the store {path} {problem}")
     return fd, created
 
 
@@ -250,7 +267,7 @@ def probe_clone(fd: int, path: str, wanted: str) -> None:
         others = (other.mountpoint for other in mounts if other.fstype == "xfs")
         volume = next((path for path in others if path != mount.mountpoint), "/xfs/volume")
         place = os.path.join(volume, os.path.basename(wanted) or "source")
-        command = shlex.join(["cowfs", "import", wanted, place])
+        command = remedy.command("cowfs import", wanted, place)
         raise MountFailure(
             f"the volume {mount.mountpoint} ({mount.fstype}) cannot clone files (FICLONE): bring "
             "the source to XFS made with mkfs.xfs -m reflink=1, to btrfs or to bcachefs, for "
@@ -264,8 +281,8 @@ def _unusable(path: str, error: OSError) -> CowfsError:
         return UsageError(f"no permission to use the store {path}: run cowfs as root")
     if code == errno.ENOENT:
         return MountFailure(
-            f"the store {path} does not exist, nor does the directory for it: mkdir -p "
-            f"{os.path.dirname(path)}, or name another with -o store=DIR"
+            f"the store {path} does not exist, nor does the directory for it: name another with "
+            f"-o store=DIR, or make it with: {remedy.command('mkdir -p', os.path.dirname(path))}"
         )
     if code in (errno.ENOTDIR, errno.ELOOP):
         return MountFailure(
@@ -274,7 +291,8 @@ def _unusable(path: str, error: OSError) -> CowfsError:
         )
     if code == errno.EROFS:
         return MountFailure(
-            f"the store {path} cannot be made, its volume is read-only: mount -o remount,rw it"
+            f"the store {path} cannot be made, its volume is read-only: make it writable with: "
+            f"{remedy.command('mount -o remount,rw', volume_of(path))}"
         )
     if code in (errno.ENOSPC, errno.EDQUOT):
         return MountFailure(

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 
-from cowfs.store import garbage, templates
+from cowfs.store import garbage, remedies, templates
 from cowfs.store.directory import StoreDirectory
 from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, syscalls
@@ -91,7 +91,7 @@ def _open(store: StoreDirectory, source: str, links: Policy) -> Scanner:
     if store.contains(source):
         raise MountFailure(
             f"source {source} is in the store {store.path}: mount the directory that the template "
-            "was made of (cowfs list shows it)"
+            f"was made of, which {remedies.of_store('cowfs list', store.path)} shows"
         )
     try:
         return Scanner(source, store.identity, links=links)
@@ -208,7 +208,7 @@ def _no_space(store: StoreDirectory, source: str, volume: str, error: OSError) -
     return (
         f"no space left on the volume {volume}{quota} while sealing {source}: it needs about "
         f"{_mib(needed)} for names and inodes and has {_mib(free)}; free at least {_mib(missing)} "
-        "there, for instance with: cowfs rm COPY, cowfs gc"
+        f"there: {remedies.room(store.path)}"
     )
 
 

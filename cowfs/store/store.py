@@ -19,12 +19,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cowfs.store import copies, directory, garbage, lowers, runtime, seal, templates
+from cowfs.store import (
+    copies,
+    directory,
+    garbage,
+    lowers,
+    naming,
+    remedies,
+    runtime,
+    seal,
+    templates,
+)
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
 from cowfs.store.directory import STORE_NAME, StoreDirectory, volume_of
-from cowfs.store.names import check_name, default_name
+from cowfs.store.names import check_name, default_names
 from cowfs.store.templates import Template
-from cowfs.system import directories, mountinfo, processes
+from cowfs.system import directories, mountinfo, processes, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
 from cowfs.trees.links import Policy
@@ -36,11 +46,8 @@ __all__ = [
     "CopyInfo",
     "Store",
     "Template",
-    "default_name",
     "volume_of",
 ]
-
-_CLONING_FILESYSTEMS = frozenset({"xfs", "btrfs", "bcachefs"})
 
 
 class Collected(NamedTuple):
@@ -79,7 +86,7 @@ class Store(StoreDirectory):
         if mountinfo.is_within(source, os.path.realpath(path)):
             raise MountFailure(
                 f"source {source} is in the store {path}: mount the directory that the template "
-                "was made of (cowfs list shows it)"
+                f"was made of, which {remedies.of_store('cowfs list', path)} shows"
             )
         if exists and not _same_volume(source, path):
             raise MountFailure(
@@ -113,12 +120,7 @@ class Store(StoreDirectory):
     @staticmethod
     def discover() -> list[Store]:
         """The stores of all mounted volumes, and those of running mounts; each once."""
-        paths = [
-            os.path.join(mount.mountpoint, STORE_NAME)
-            for mount in mountinfo.read()
-            if mount.fstype in _CLONING_FILESYSTEMS
-        ]
-        paths += [record.store for record in runtime.all()]
+        paths = directory.of_volumes() + [record.store for record in runtime.all()]
         found: dict[tuple[int, int], Store] = {}
         for path in dict.fromkeys(paths):
             if not os.path.lexists(path):
@@ -168,41 +170,74 @@ class Store(StoreDirectory):
                 _log(str(error))
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is a copy of this name, damaged or not. CowfsError."""
+        check_name(name)
+        with _translated(self.path):
+            try:
+                os.stat(name, dir_fd=self.copies_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def read(self, name: str) -> CopyRecord | None:
+        """What copy.json of this copy holds; None when there is no such copy. CowfsError."""
+        with _translated(self.path):
+            try:
+                return copies.read(self, name)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def copy_of(self, mountpoint: str) -> str | None:
+        """The name of the copy that belongs to a canonical path; see naming.find. CowfsError."""
+        with _translated(self.path):
+            return naming.find(self, mountpoint)
+
     def acquire(
         self,
-        name: str,
+        name: str | None,
         source: str,
         *,
+        mountpoint: str = "",
         persistent: bool,
         prepare: Callable[[], Template],
         warn: Callable[[str], None] = _log,
     ) -> Copy:
-        """Take the copy of this name for a mount of `source`, and make it if need be.
+        """Take the copy of this name for a mount of `source`, and make it if need be; without a
+        name the one that belongs to this mountpoint (naming.py).
 
         `prepare` seals the source, or finds the template of its present state; it is called when
         one is needed. `warn` hears that a copy with changes does not show the source's present
         state. CowfsError: UsageError for an impossible name, MountFailure when the copy is in use,
         is another source's, is damaged, or when an ephemeral one would take a kept one's place.
         """
-        check_name(name)
+        if name is not None:
+            check_name(name)
         source = os.path.realpath(source)
+        named_after = mountpoint if name is None else ""
         with _translated(self.path):
             self.trash_leftovers()
             self._trash_stale()
             while True:
-                lock_fd = self._lock(name)
+                chosen = naming.choose(self, mountpoint) if name is None else name
+                lock_fd = self._lock(chosen)
                 if lock_fd is None:
-                    record = CopyRecord(name, source, "", persistent, time.time())
+                    record = CopyRecord(
+                        chosen, source, "", persistent, time.time(), named_after=named_after
+                    )
                     copy = self._make(record, prepare(), replace=False)
                 else:
                     try:
-                        copy = self._take(lock_fd, name, source, persistent, prepare, warn)
+                        copy = self._take(
+                            lock_fd, chosen, source, named_after, persistent, prepare, warn
+                        )
                     except BaseException:
                         os.close(lock_fd)
                         raise
                     if copy is None or copy.lock_fd != lock_fd:
                         os.close(lock_fd)
                 if copy is not None:
+                    self._say_unusual(copy, named_after, warn)
                     return copy
 
     def remove(self, name: str) -> None:
@@ -212,7 +247,8 @@ class Store(StoreDirectory):
             lock_fd = self._lock(name)
             if lock_fd is None:
                 raise MountFailure(
-                    f"there is no copy {name} in {self.path}: cowfs list shows those that are"
+                    f"there is no copy {name} in {self.path}: "
+                    f"{remedies.of_store('cowfs list', self.path)} shows those that are"
                 )
             try:
                 rubbish = self._drop(name)
@@ -275,22 +311,26 @@ class Store(StoreDirectory):
         lock_fd: int,
         name: str,
         source: str,
+        mountpoint: str,
         persistent: bool,
         prepare: Callable[[], Template],
         warn: Callable[[str], None],
     ) -> Copy | None:
         """Take an existing copy whose lock we have; None when it was dropped, or to try again.
 
-        The lock is the copy's when that has this `lock_fd`, else it stays the caller's.
+        The lock is the copy's when that has this `lock_fd`, else it stays the caller's. With a
+        `mountpoint` it has to be the copy of that.
         """
         record = copies.read(self, name)
+        if mountpoint and not naming.belongs(record, mountpoint):
+            return None  # it was exchanged just before it was locked
         if not record.persistent:  # its daemon was killed
             self._drop(name)
             return None
         if record.source != source:
             raise MountFailure(
                 f"the copy {name} is one of {record.source}, not of {source}: choose another name "
-                f"with -o copy=NAME, or discard it with: cowfs rm {name}"
+                f"with -o copy=NAME, or discard it with: {self._rm(name)}"
             )
         copy = Copy(self, record, copies.template_of(self, record), lock_fd)
         changed = copy.has_changes()
@@ -299,7 +339,7 @@ class Store(StoreDirectory):
                 raise MountFailure(
                     f"the copy {name} is kept and was written to, and an ephemeral mount would "
                     "discard that: mount it without -o ephemeral, choose another name with -o "
-                    f"copy=NAME, or discard it with: cowfs rm {name}"
+                    f"copy=NAME, or discard it with: {self._rm(name)}"
                 )
             self._drop(name)
             return None
@@ -311,6 +351,17 @@ class Store(StoreDirectory):
             self._compare(copy, warn)
         copies.recover(self, name)
         return copy
+
+    def _say_unusual(self, copy: Copy, mountpoint: str, warn: Callable[[str], None]) -> None:
+        """Tell of a name that nobody would guess, once."""
+        if not (copy.is_new and copy.persistent and mountpoint):
+            return
+        usual = default_names(mountpoint)[0]
+        if copy.name != usual:
+            warn(
+                f"the copy is called {copy.name}, since {usual} is another one; -o copy=NAME "
+                "gives it a name of your own"
+            )
 
     def _make(self, record: CopyRecord, template: Template, *, replace: bool) -> Copy | None:
         fresh = CopyRecord(**{**vars(record), "template": template.id})
@@ -332,6 +383,9 @@ class Store(StoreDirectory):
                 f"the copy {copy.name} has changes and stays with the state that its source "
                 f"{copy.source} had at {made}; the source has moved on since"
             )
+
+    def _rm(self, name: str) -> str:
+        return remedies.of_copy("cowfs rm", self.path, name)
 
     def _drop(self, name: str) -> str:
         """Discard a copy whose lock we have; returns its name in the trash."""
@@ -363,10 +417,11 @@ class Store(StoreDirectory):
         except copies.Busy:
             pass
         for record in runtime.all():
-            if record.copy == name and self._is(record.store):
+            if record.copy == name and self.is_at(record.store):
                 raise MountFailure(
                     f"the copy {name} is in use: it is mounted at {record.mountpoint} (daemon "
-                    f"{record.daemon_pid}); unmount that, or choose another name with -o copy=NAME"
+                    f"{record.daemon_pid}); choose another name with -o copy=NAME, or unmount it "
+                    f"with: {remedy.command('cowfs umount', record.mountpoint)}"
                 )
         raise MountFailure(
             f"the copy {name} is in use: {self._used(name)}, or choose another name with -o "
@@ -376,7 +431,7 @@ class Store(StoreDirectory):
     def _used(self, name: str) -> str:
         """Who uses a copy that is mounted nowhere that we see, and what to do about it."""
         for record in runtime.elsewhere():
-            if record.copy != name or not self._is(record.store):
+            if record.copy != name or not self.is_at(record.store):
                 continue
             if place := next(iter(processes.places(record.device)), None):
                 return f"it is still mounted {place}; unmount that, or end the container"
@@ -388,7 +443,8 @@ class Store(StoreDirectory):
                 return f"{process} is just making or ending a mount of it; try again"
         return "by a mount that is just being made or ended; try again"
 
-    def _is(self, path: str) -> bool:
+    def is_at(self, path: str) -> bool:
+        """Whether this path leads to the same store."""
         try:
             st = os.stat(path)
         except OSError:
@@ -419,8 +475,8 @@ def _translated(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MountFailure(
-                f"no space left on the volume {volume_of(path)} for the store {path}: free some, "
-                "for instance with: cowfs rm COPY, cowfs gc"
+                f"no space left on the volume {volume_of(path)} for the store {path}: "
+                f"{remedies.room(path)}"
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise UsageError(f"no permission to use the store {path}: run cowfs as root") from None

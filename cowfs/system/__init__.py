@@ -13,5 +13,6 @@ __all__ = [
     "mountinfo",
     "ondisk",
     "processes",
+    "remedy",
     "syscalls",
 ]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import Literal
 
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import CowfsError
 from cowfs.transfer import origin, staging
 from cowfs.transfer.staging import Staging
@@ -150,6 +149,6 @@ def _no_reflink(source: str, place: Staging, links: Policy) -> CowfsError:
         problem += " cannot cross them"
     else:
         problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
-    given = [] if links == "auto" else [f"--links={links}"]
-    command = shlex.join(["cowfs", "import", *given, source, place.destination])
-    return CowfsError(f"{problem}: copy the data with --reflink=auto, or with: {command}")
+    given = "" if links == "auto" else f" --links={links}"
+    command = remedy.command(f"cowfs clone --reflink=auto{given}", source, place.destination)
+    return CowfsError(f"{problem}: copy the data with: {command}")

@@ -9,13 +9,12 @@ with. Nothing is visible under the destination's name before the end.
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
-from cowfs.system import syscalls
+from cowfs.system import remedy, syscalls
 from cowfs.system.errors import CowfsError, SystemFailure, UsageError
 from cowfs.transfer import origin, plan, staging
 from cowfs.transfer.filecopy import DIFFERS, Copier, Piece, Region
@@ -112,13 +111,13 @@ def import_(
 
 def command(source: str, destination: str, links: Policy) -> str:
     """How to go on with an import."""
-    given = [] if links == "auto" else [f"--links={links}"]
-    return shlex.join(["cowfs", "import", "--resume", *given, source, destination])
+    given = "" if links == "auto" else f" --links={links}"
+    return remedy.command(f"cowfs import --resume{given}", source, destination)
 
 
 def _journal(source: str, place: Staging, options: Options) -> Journal:
     """The state in the hidden directory; a new one where there is none."""
-    discard = f"discard it with: rm -rf {shlex.quote(place.path)}"
+    discard = f"discard it with: {remedy.command('rm -rf', place.path)}"
     journal = Journal.read(place.fd, place.path) if place.found else None
     if journal is not None and not journal.holds_anything:
         journal.close()
@@ -150,7 +149,7 @@ def _with_ways_on(
     go_on = command(source, place.destination, options.links)
     return type(error)(
         f"{error}; nothing was published. When that is put right, go on with: {go_on}; or discard "
-        f"what is there with: rm -rf {shlex.quote(place.path)}"
+        f"what is there with: {remedy.command('rm -rf', place.path)}"
     )
 
 

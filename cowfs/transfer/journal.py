@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from cowfs.system import jsonfile
+from cowfs.system import jsonfile, remedy
 from cowfs.system.errors import CowfsError
 
 _STATE = "state.json"
@@ -68,7 +68,7 @@ class Journal:
         except (ValueError, KeyError, TypeError):
             raise CowfsError(
                 f"the state of an import in {path} is damaged, or of another version of cowfs: "
-                f"begin again after: rm -rf {path}"
+                f"begin again after: {remedy.command('rm -rf', path)}"
             ) from None
         journal._open(dir_fd)
         return journal

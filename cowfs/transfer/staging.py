@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 
 from cowfs.store.names import NAME_MAX
-from cowfs.system import directories, mountinfo, ondisk, syscalls
+from cowfs.system import directories, mountinfo, ondisk, remedy, syscalls
 from cowfs.system.errors import CowfsError, UsageError
 from cowfs.trees import removal
 
@@ -156,14 +156,14 @@ class Staging:
             st = os.fstat(fd)
             if st.st_uid != os.geteuid() or stat.S_IMODE(st.st_mode) & 0o077:
                 raise CowfsError(
-                    f"{self.path} was not made by this user for cowfs {doing}: look at what it is, "
+                    f"{self.path} was not made by this user's {doing}: look at what it is, "
                     "and remove it"
                 )
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CowfsError(
-                    f"another cowfs {doing} to {self.destination} is at work: wait for it"
+                    f"another {doing} to {self.destination} is at work: wait for it"
                 ) from None
         except BaseException:
             os.close(fd)
@@ -211,13 +211,16 @@ def _open_parent(parent: str) -> int:
 
 def _unusable(parent: str, error: OSError) -> CowfsError:
     if error.errno == errno.ENOENT:
-        return UsageError(f"there is no directory {parent}: make it with: mkdir -p {parent}")
+        make = remedy.command("mkdir -p", parent)
+        return UsageError(f"there is no directory {parent}: make it with: {make}")
     if error.errno == errno.ENOTDIR:
         return UsageError(f"{parent} is not a directory: name a destination in one")
     if error.errno in (errno.EACCES, errno.EPERM):
         return UsageError(f"no permission to write in {parent}: run cowfs as root")
     if error.errno == errno.EROFS:
-        return CowfsError(f"the volume that holds {parent} is read-only: mount -o remount,rw it")
+        volume = mountinfo.holding(os.path.realpath(parent)).mountpoint
+        change = remedy.command("mount -o remount,rw", volume)
+        return CowfsError(f"{volume} is read-only: make it writable with: {change}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CowfsError(f"the volume that holds {parent} is full: free some space on it")
     return CowfsError(f"nothing can be made in {parent}: {error.strerror}")

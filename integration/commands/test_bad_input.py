@@ -361,7 +361,7 @@ def test_name_of_a_copy_kept_from_another_source(
     (mounted / "mine").write_text("mine")
     mount_plain.unmount(mounted)
     (xfs / "other").mkdir()
-    says = [f"copy kept is one of {model}", str(xfs / "other"), "cowfs rm kept", "copy=NAME"]
+    says = [f"copy kept is one of {model}", str(xfs / "other"), "cowfs rm ", "copy=NAME"]
     refused("-o", "copy=kept", xfs / "other", refused.mountpoint, code=32, says=says)
     mount_plain(model, mounted, "copy=kept")
     assert (mounted / "mine").read_text() == "mine"

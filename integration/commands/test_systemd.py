@@ -671,8 +671,8 @@ def test_two_services_do_not_share_a_copy(machine: Machine, services: Services) 
     machine.sh(f"systemctl start {first}")
     daemon = daemon_of(machine, "/srv/first")
     assert journal_of_a_refusal(machine, second, 32) == (
-        f"the copy one is in use: it is mounted at /srv/first (daemon {daemon}); unmount that, "
-        "or choose another name with -o copy=NAME"
+        f"the copy one is in use: it is mounted at /srv/first (daemon {daemon}); choose "
+        "another name with -o copy=NAME, or unmount it with: cowfs umount /srv/first"
     )
     assert machine.sh("cat /srv/first/config.json") == "{}"
 

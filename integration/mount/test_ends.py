@@ -100,7 +100,7 @@ def test_an_aborted_connection_leaves_an_error_and_never_the_directory_below(
         with pytest.raises(OSError, match="not connected"):
             (root / "checkpoint").write_text("lost")
         assert os.listdir(covered) == []
-        assert f"unmount it with cowfs umount {root}" in mount_copy.log(root)
+        assert f"until it is unmounted with: cowfs umount {root}\n" in mount_copy.log(root)
         cowfs("umount", root)
     finally:
         os.close(covered)

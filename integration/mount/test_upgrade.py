@@ -234,7 +234,7 @@ def test_upgrade_of_what_is_no_mount(mount_plain: MountCopy, model: Path, tmp_pa
     mount_plain.orphan(root)
     dead = cowfs("upgrade", root, check=False)
     assert dead.returncode == 1
-    assert "unmount it with cowfs umount" in one_error(dead)
+    assert f"mount it again after: cowfs umount {root}" in one_error(dead)
 
 
 def test_only_root_may_upgrade(mount_copy: MountCopy, model: Path) -> None:

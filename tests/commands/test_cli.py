@@ -16,7 +16,8 @@ from cowfs import __version__
 from cowfs.commands import cli
 from cowfs.mount import launch
 from cowfs.mount.options import parse
-from cowfs.store import copies, runtime
+from cowfs.store import runtime
+from cowfs.store.names import default_names
 from cowfs.system.errors import InternalError, Interrupted, MountFailure, SystemFailure, UsageError
 
 
@@ -27,6 +28,13 @@ class FakeStore:
         self.path = path
         self.names = list(names)
         self.collected = False
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def copy_of(self, mountpoint: str) -> str | None:
+        name = default_names(mountpoint)[0]
+        return name if name in self.names else None
 
     def copies(self) -> list[Any]:
         return [
@@ -56,7 +64,6 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[FakeStore]:
 
     monkeypatch.setattr(cli, "_stores", choose)
     monkeypatch.setattr(runtime, "all", list)
-    monkeypatch.setattr(copies, "names", lambda store: store.names)
     return found
 
 
@@ -241,7 +248,7 @@ def test_rm_of_an_unknown_name_goes_on_with_the_others(
 ) -> None:
     stores.append(FakeStore("/a/.cowfs", "one"))
     assert cli.main(["rm", "none", "one"]) == 1
-    assert "no copy 'none'" in capsys.readouterr().err
+    assert "no copy none: cowfs list shows" in capsys.readouterr().err
     assert stores[0].names == []
 
 
@@ -251,10 +258,25 @@ def test_rm_of_a_name_that_two_stores_have_asks_which(
     stores += [FakeStore("/a/.cowfs", "one"), FakeStore("/b/.cowfs", "one")]
     assert cli.main(["rm", "one"]) == 1
     err = capsys.readouterr().err
-    assert "/a/.cowfs, /b/.cowfs" in err
-    assert "--store" in err
+    assert "say which with --store /a/.cowfs or --store /b/.cowfs" in err
     assert cli.main(["rm", "--store", "/b/.cowfs", "one"]) == 0
     assert [store.names for store in stores] == [["one"], []]
+
+
+def test_rm_takes_the_mountpoint_that_a_copy_is_named_after(stores: list[FakeStore]) -> None:
+    stores.append(FakeStore("/a/.cowfs", "none-of-these", "two"))
+    assert cli.main(["rm", "/none/of/../of/these/"]) == 0
+    assert stores[0].names == ["two"]
+
+
+@pytest.mark.parametrize("word", ["/none/such", "./such", ".", ".."])
+def test_rm_of_another_mountpoint_says_so(
+    stores: list[FakeStore], capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    stores.append(FakeStore("/a/.cowfs", "such"))
+    assert cli.main(["rm", word]) == 1
+    assert f"no copy for the mountpoint {word}:" in capsys.readouterr().err
+    assert stores[0].names == ["such"]
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:

@@ -181,7 +181,7 @@ def test_an_unknown_option_is_named_with_what_may_be_meant(option: str, meant: s
         ("ephemeral=1", "takes no value"),
         ("ro=1", "takes no value"),
         ("remount", "unmount"),
-        ("bind", "mount --bind"),
+        ("bind", "mount(8)"),
     ],
 )
 def test_a_malformed_option_is_named_with_its_right_form(option: str, says: str) -> None:

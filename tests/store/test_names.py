@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowfs.store.names import NAME_MAX, check_name, default_name
+from cowfs.store.names import NAME_MAX, check_name, default_names, former_name
 from cowfs.system.errors import UsageError
+
+paths = st.lists(st.binary(min_size=1, max_size=255), max_size=20).map(
+    lambda parts: os.fsdecode(b"/" + b"/".join(parts))
+)
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "name"),
+    [
+        ("/mnt/job-42", "mnt-job-42"),
+        ("/mnt", "mnt"),
+        ("/srv/models/llama_70b.v2", "srv-models-llama_70b.v2"),
+        ("/mnt/my copy", "mnt-my-copy"),
+        ("/mnt/it's $HOME", "mnt-it-s-HOME"),
+        ("/mnt/-x/--y--", "mnt-x-y"),
+        ("/.hidden/.x", "hidden-x"),
+        ("/dev:1/a\\b", "dev-1-a-b"),
+        ("/mnt/größe", "mnt-größe"),
+        ("/mnt/模型", "mnt-模型"),
+        ("/mnt/\udcff\x1b[31m", "mnt-31m"),
+        ("/", "root"),
+        ("/...", "root"),
+    ],
+)
+def test_a_mountpoint_gives_its_copy_a_name_that_can_be_typed(mountpoint: str, name: str) -> None:
+    assert default_names(mountpoint)[0] == name
+
+
+@given(paths)
+def test_no_default_name_means_anything_to_a_shell_or_is_taken_for_an_option(path: str) -> None:
+    for name in default_names(path):
+        check_name(name)
+        assert re.fullmatch(r"\w[\w.-]*", name)
+
+
+@given(paths, paths)
+def test_no_two_mountpoints_have_all_their_names_in_common(one: str, other: str) -> None:
+    if one != other:
+        assert not set(default_names(one)[1:]) & set(default_names(other)[1:])
 
 
 @pytest.mark.parametrize(
@@ -29,19 +69,23 @@ from cowfs.system.errors import UsageError
         ("/\udcff", r"\xff"),
     ],
 )
-def test_default_name_is_what_systemd_escape_makes_of_a_path(mountpoint: str, name: str) -> None:
-    assert default_name(mountpoint) == name
+def test_names_of_earlier_versions_are_what_systemd_escape_makes_of_a_path(
+    mountpoint: str, name: str
+) -> None:
+    assert former_name(mountpoint) == name
 
 
-@given(st.lists(st.binary(min_size=1, max_size=255), max_size=20))
-def test_every_mountpoint_has_a_name_that_is_allowed(parts: list[bytes]) -> None:
-    check_name(default_name(os.fsdecode(b"/" + b"/".join(parts))))
+@given(paths)
+def test_every_mountpoint_had_a_name_that_is_allowed(path: str) -> None:
+    check_name(former_name(path))
 
 
-def test_long_mountpoints_that_differ_have_names_that_differ() -> None:
-    one, other = default_name("/" + "x" * 300), default_name("/" + "x" * 301)
+@pytest.mark.parametrize("name_of", [former_name, lambda path: default_names(path)[1]])
+def test_long_mountpoints_that_differ_have_names_that_differ(name_of: object) -> None:
+    assert callable(name_of)
+    one, other = name_of("/" + "x" * 300), name_of("/" + "x" * 301)
     assert one != other
-    assert len(one) == len(other) == NAME_MAX
+    assert len(one) == len(other) <= NAME_MAX
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "/", ".", "..", "a\0b", "x" * 256, "ä" * 128])
