@@ -71,10 +71,15 @@ def seal(
 
 def fingerprint(store: StoreDirectory, source: str) -> str:
     """The id that the template of the source's present state has or would have. CowfsError."""
+    return templates.id_of(os.path.realpath(source), scanned(store, source).digest)
+
+
+def scanned(store: StoreDirectory, source: str) -> Scan:
+    """What is in the source at present. CowfsError."""
     source = os.path.realpath(source)
     try:
         with _open(store, source) as scanner:
-            return templates.id_of(source, scanner.scan().digest)
+            return scanner.scan()
     except SourceChanged as change:
         raise MountFailure(f"source {_join(source, change.path)} is being changed") from None
     except OSError as error:
