@@ -38,13 +38,15 @@ def missing(source: str, record: CopyRecord) -> str:
 def another(store: StoreDirectory, copy: Copy, source: str) -> str:
     """That a copy with changes is one of another source, what is in it, and the ways out."""
     if os.path.lexists(copy.source):
-        ways = f"mount {copy.source} to go on with it"
+        way = f"mount {copy.source} to go on with it"
     else:
         command = shlex.join(["cowfs", "set-source", copy.name, source])
-        ways = f"that is gone; if it is {source} by now, say so with: {command}; or else"
+        way = (
+            f"{copy.source} is gone, and if it has become {source}, say so with: {command}; or else"
+        )
     return (
         f"the copy {copy.name} is one of {copy.source}, not of {source}, and has changes "
-        f"({_contents(store, copy.name)}): {ways}, choose another name with -o copy=NAME, or "
+        f"({_contents(store, copy.name)}): {way}, choose another name with -o copy=NAME, or "
         f"discard it with: cowfs rm {copy.name}"
     )
 
@@ -61,7 +63,7 @@ def elsewhere(store: StoreDirectory, record: CopyRecord, source: str) -> str:
 
 def require_the_same(store: StoreDirectory, copy: Copy, source: str) -> None:
     """MountFailure when a directory is not as a copy's template has it. CowfsError, OSError."""
-    path = difference(store, copy.template, source)
+    path = _difference(store, copy.template, source)
     if path is None:
         return
     command = shlex.join(["cowfs", "set-source", "--force", copy.name, source])
@@ -70,6 +72,32 @@ def require_the_same(store: StoreDirectory, copy: Copy, source: str) -> None:
         f"that the copy {copy.name} is based on and goes on with: {path} differs; if it is the "
         f"right one all the same: {command}"
     )
+
+
+def compare(store: StoreDirectory, copy: Copy, warn: Callable[[str], None]) -> None:
+    """Say so when a copy that is mounted again is not based on its source's present state."""
+    if not os.path.lexists(copy.source):
+        warn(f"the copy {copy.name} goes on without its source {copy.source}, which is gone")
+        return
+    try:
+        moved_on = has_moved_on(store, copy.template, copy.source)
+    except CowfsError as error:
+        warn(f"the copy {copy.name} goes on, but its source cannot be compared: {error}")
+        return
+    if moved_on:
+        warn(
+            f"the copy {copy.name} has changes and stays with the state that its source "
+            f"{copy.template.source} had at {_sealed_at(copy.template)}; the source has moved on "
+            "since"
+        )
+
+
+def has_moved_on(store: StoreDirectory, template: Template, source: str) -> bool:
+    """Whether a source has another state by now than the template of a copy of it. CowfsError;
+    OSError of the template."""
+    if source == template.source:
+        return seal.fingerprint(store, source) != template.id
+    return _difference(store, template, source) is not None
 
 
 def _contents(store: StoreDirectory, name: str) -> str:
@@ -83,36 +111,12 @@ def _contents(store: StoreDirectory, name: str) -> str:
     return ", ".join(counts) or "of directories alone"
 
 
-def compare(store: StoreDirectory, copy: Copy, warn: Callable[[str], None]) -> None:
-    """Say so when a copy that is mounted again is not based on its source's present state."""
-    if not os.path.lexists(copy.source):
-        warn(f"the copy {copy.name} goes on without its source {copy.source}, which is gone")
-        return
-    try:
-        moved_on = _has_moved_on(store, copy)
-    except CowfsError as error:
-        warn(f"the copy {copy.name} goes on, but its source cannot be compared: {error}")
-        return
-    if moved_on:
-        warn(
-            f"the copy {copy.name} has changes and stays with the state that its source "
-            f"{copy.template.source} had at {_sealed_at(copy.template)}; the source has moved on "
-            "since"
-        )
-
-
 def _sealed_at(template: Template) -> str:
     """When a template was made, for people."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(template.created))
 
 
-def _has_moved_on(store: StoreDirectory, copy: Copy) -> bool:
-    if copy.source == copy.template.source:
-        return seal.fingerprint(store, copy.source) != copy.template.id
-    return difference(store, copy.template, copy.source) is not None
-
-
-def difference(store: StoreDirectory, template: Template, source: str) -> str | None:
+def _difference(store: StoreDirectory, template: Template, source: str) -> str | None:
     """The path of an entry in which a directory, wherever it is, differs from a template; None when
     there is none. CowfsError; OSError of the template."""
     found = seal.scanned(store, source)

@@ -34,6 +34,8 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT = 64  # directories, of three descriptors at most
 _TRIES = 10  # for a file that others replace again and again
 _NOTHING = -1
+# Of a name, or of a damaged redirect (which counts as one that leads to nothing).
+_NO_SUCH_PATH = CHANGED | {errno.EXDEV, errno.ENAMETOOLONG}
 
 
 class Layers(NamedTuple):
@@ -239,7 +241,7 @@ def _step(above: Layers, name: bytes, template: int) -> Layers:
             try:
                 fd = syscalls.open_below(dir_fd, path, _DIRECTORY)
             except OSError as error:
-                if error.errno in CHANGED:  # nothing of that name, or no directory
+                if error.errno in _NO_SUCH_PATH:
                     return _NOTHING
                 raise
             opened.callback(os.close, fd)
