@@ -131,7 +131,8 @@ def clone(reflink: Literal["always", "auto"], links: Policy, source: str, destin
     """Copy SOURCE, a directory or file, to DESTINATION on the same volume by sharing its blocks.
 
     As cp -a --reflink=always, on all cores. DESTINATION must not exist; it appears when the copy
-    is whole.
+    is whole. For root SOURCE may be in a mounted copy, and DESTINATION on its volume, where the
+    kernel alone would clone nothing.
     """
     from cowfs.system.interrupts import Interrupts
     from cowfs.transfer import clone as clones
@@ -316,6 +317,25 @@ def rm(store: str | None, names: tuple[str, ...]) -> int:
             _say_error(str(error))
             code = max(code, error.exit_code)
     return code
+
+
+@cowfs.command("set-source", short_help="Say which directory a copy is one of.")
+@click.option("--force", is_flag=True, help="Also when SOURCE is not as the copy's template.")
+@_store_option
+@click.argument("name")
+@click.argument("source")
+def set_source(force: bool, store: str | None, name: str, source: str) -> None:
+    """Let the copy NAME, which is not mounted, be one of SOURCE: its source was moved there.
+
+    SOURCE is on the volume of the copy. One that differs from the state that a copy with changes is
+    based on is refused without --force. The copy keeps that state; without changes, it follows
+    SOURCE at the next mount.
+    """
+    from cowfs.commands import setsource
+
+    found = which.which(name, _stores(store))
+    line = setsource.set_source(found.store, found.name, source, force=force)
+    click.echo(report.printable(line))
 
 
 @cowfs.command(short_help="Delete what no copy needs.")

@@ -376,7 +376,7 @@ class _Launch:
         wanted, made = self.options.links, copy.template.links
         if wanted != made and f"links={wanted}" in self.options.given:
             self.warn(
-                f"the copy {self.name} has changes and stays as it was made, with links={made}: "
+                f"the copy {copy.name} has changes and stays as it was made, with links={made}: "
                 "for another one choose another name with -o copy=NAME"
             )
 

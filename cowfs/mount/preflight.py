@@ -13,7 +13,7 @@ import os
 import stat
 
 from cowfs.mount import privileges
-from cowfs.system import mountinfo, remedy
+from cowfs.system import mountinfo, nearby, remedy
 from cowfs.system.errors import CowfsError, MountFailure, SystemFailure, UsageError
 
 FUSE_DEVICE = "/dev/fuse"
@@ -90,8 +90,8 @@ def check_source(source: str) -> str:
         # before any look into it: its daemon may be dead or hang
         raise MountFailure(
             f"source {source} is in the cowfs copy mounted at {mount.mountpoint}, and copies of "
-            f"copies are not supported yet: mount its source {mount.source} instead, or copy it "
-            "out with cp -a first"
+            f"copies are not supported yet: mount its source {mount.source} instead, or make a "
+            "directory of it on its volume with cowfs clone, and mount that"
         )
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
@@ -153,12 +153,21 @@ def _require_name(role: str, path: str) -> None:
     raise UsageError(f"the {role} has no name: {way}")
 
 
+def _missing(source: str) -> str:
+    """That there is no such source, and what may be meant."""
+    place = os.path.realpath(source)
+    leads = f" (it leads to {place})" if os.path.islink(source) else ""
+    meant = nearby.directory(place)
+    way = "name an existing directory" if meant is None else f"did you mean {meant}?"
+    return f"source {source} does not exist{leads}: {way}"
+
+
 def _unusable(role: str, path: str, error: OSError) -> CowfsError:
     if error.errno == errno.ENOENT:
         if role == "mountpoint":
             make = remedy.command("mkdir -p", path)
             return MountFailure(f"mountpoint {path} does not exist: make it with: {make}")
-        return SourceMissing(f"source {path} does not exist: name an existing directory")
+        return SourceMissing(_missing(path))
     if error.errno == errno.ENOTDIR:
         return MountFailure(f"{role} {path} is not a directory: a part of its path is a file")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -127,6 +127,13 @@ class Copy:
         """A descriptor of the copy's own directory, for the caller. OSError."""
         return os.open(self.name, _DIRECTORY, dir_fd=self._store.copies_fd)
 
+    def note_source(self, source: str) -> None:
+        """Let it be a copy of this directory from now on, or not at all. OSError."""
+        record = CopyRecord(self.name, source, self.template.id, self.persistent, self.created)
+        with _opened(self._store.copies_fd, self.name) as copy:
+            record.write(copy)
+        self.source = source
+
     def note_overlayfs(self) -> None:
         """Before overlayfs gets the copy: it may outlive all who have the lock. OSError."""
         with _opened(self._store.copies_fd, self.name) as copy:

@@ -11,9 +11,9 @@ from cowfs.system import remedy
 from cowfs.system.errors import CowfsError
 
 
-def of_copy(words: str, store: str, name: str) -> str:
+def of_copy(words: str, store: str, name: str, *operands: str) -> str:
     """The command that these words begin, such as "cowfs rm", for a copy of the store there."""
-    return remedy.command(words, name, store=_option(store, name))
+    return remedy.command(words, name, *operands, store=_option(store, name))
 
 
 def of_store(words: str, store: str) -> str:

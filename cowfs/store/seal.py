@@ -77,10 +77,15 @@ def seal(
 
 def fingerprint(store: StoreDirectory, source: str, links: Policy = "auto") -> str:
     """The id that the template of the source's present state has or would have. CowfsError."""
+    return templates.id_of(os.path.realpath(source), scanned(store, source, links).digest)
+
+
+def scanned(store: StoreDirectory, source: str, links: Policy) -> Scan:
+    """What is in the source at present, with what `links` makes of those out of it. CowfsError."""
     source = os.path.realpath(source)
     try:
         with _open(store, source, links) as scanner:
-            return templates.id_of(source, scanner.scan().digest)
+            return scanner.scan()
     except SourceChanged as change:
         raise MountFailure(f"source {_join(source, change.path)} is being changed") from None
     except OSError as error:

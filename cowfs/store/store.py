@@ -1,7 +1,8 @@
 """The store: which copy a mount gets, on which template, and what may be removed.
 
-These are the rules, and nothing else: a kept copy is resumed, follows its source while nothing was
-written to it, and is never dropped unasked; an ephemeral one goes.
+These are the rules, and nothing else: a kept copy is resumed; while nothing was written to it, it
+follows its source, or gives way to a copy of another; else it is never dropped unasked. An
+ephemeral one goes.
 What lies on disk is in directory.py, templates.py and copies.py; how a template is made in seal.py.
 
 Locks, always taken in this order: a copy's `lock`, held as long as it is served; a template's
@@ -28,6 +29,7 @@ from cowfs.store import (
     remedies,
     runtime,
     seal,
+    sources,
     templates,
 )
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
@@ -246,15 +248,38 @@ class Store(StoreDirectory):
         with _translated(self.path):
             lock_fd = self._lock(name)
             if lock_fd is None:
-                raise MountFailure(
-                    f"there is no copy {name} in {self.path}: "
-                    f"{remedies.of_store('cowfs list', self.path)} shows those that are"
-                )
+                raise self._no_copy(name)
             try:
                 rubbish = self._drop(name)
             finally:
                 os.close(lock_fd)
             removal.remove(self.trash_fd, rubbish)
+
+    def set_source(self, name: str, source: str, *, force: bool) -> str:
+        """Let a copy that is not mounted be one of this directory; which one it was of. CowfsError.
+
+        The template stays what it is. A copy with changes is refused to a directory that is not as
+        its template, unless `force`.
+        """
+        check_name(name)
+        source = os.path.realpath(source)
+        with _translated(self.path):
+            lock_fd = self._lock(name)
+            if lock_fd is None:
+                raise self._no_copy(name)
+            try:
+                record = copies.read(self, name)
+                if self.contains(source):
+                    raise MountFailure(f"{source} is in the store {self.path}: name another one")
+                if not _same_volume(source, self.path):
+                    raise MountFailure(sources.elsewhere(self, record, source))
+                copy = Copy(self, record, copies.template_of(self, record), lock_fd)
+                if not force and copy.has_changes():
+                    sources.require_the_same(self, copy, source)
+                copy.note_source(source)
+            finally:
+                os.close(lock_fd)
+        return record.source
 
     def settle(self, name: str) -> None:
         """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
@@ -318,6 +343,8 @@ class Store(StoreDirectory):
     ) -> Copy | None:
         """Take an existing copy whose lock we have; None when it was dropped, or to try again.
 
+        One without changes follows its source, or gives way to a copy of another one.
+
         The lock is the copy's when that has this `lock_fd`, else it stays the caller's. With a
         `mountpoint` it has to be the copy of that.
         """
@@ -327,28 +354,25 @@ class Store(StoreDirectory):
         if not record.persistent:  # its daemon was killed
             self._drop(name)
             return None
-        if record.source != source:
-            raise MountFailure(
-                f"the copy {name} is one of {record.source}, not of {source}: choose another name "
-                f"with -o copy=NAME, or discard it with: {self._rm(name)}"
-            )
+        if record.source != source and not os.path.lexists(source):
+            raise MountFailure(sources.missing(source, record))
         copy = Copy(self, record, copies.template_of(self, record), lock_fd)
-        changed = copy.has_changes()
-        if not persistent:
-            if changed:
+        if copy.has_changes():
+            if record.source != source:
+                raise MountFailure(sources.another(self, copy, source))
+            if not persistent:
                 raise MountFailure(
                     f"the copy {name} is kept and was written to, and an ephemeral mount would "
                     "discard that: mount it without -o ephemeral, choose another name with -o "
                     f"copy=NAME, or discard it with: {self._rm(name)}"
                 )
-            self._drop(name)
-            return None
-        if not changed:
-            template = prepare()
-            if template.id != record.template:
-                return self._make(record, template, replace=True)
+            sources.compare(self, copy, warn)
+        elif persistent and not os.path.lexists(source):
+            sources.compare(self, copy, warn)
         else:
-            self._compare(copy, warn)
+            template = prepare()
+            if (source, persistent, template.id) != (record.source, True, record.template):
+                return self._renew(record, source, persistent, template, warn)
         copies.recover(self, name)
         return copy
 
@@ -363,26 +387,37 @@ class Store(StoreDirectory):
                 "gives it a name of your own"
             )
 
+    def _renew(
+        self,
+        record: CopyRecord,
+        source: str,
+        persistent: bool,
+        template: Template,
+        warn: Callable[[str], None],
+    ) -> Copy | None:
+        """Make a new copy in the place of one without changes, whose lock we have.
+
+        It gets its place in one step (copies.make): a crash leaves one of the two.
+        """
+        created = record.created if persistent and source == record.source else time.time()
+        fresh = CopyRecord(
+            record.name, source, "", persistent, created, named_after=record.named_after
+        )
+        made = self._make(fresh, template, replace=True)
+        if made is not None and source != record.source:
+            warn(
+                f"the copy {record.name} of {record.source} had no changes, and is replaced by one "
+                f"of {source}"
+            )
+        return made
+
     def _make(self, record: CopyRecord, template: Template, *, replace: bool) -> Copy | None:
         fresh = CopyRecord(**{**vars(record), "template": template.id})
         return copies.make(self, fresh, template, replace=replace)
 
-    def _compare(self, copy: Copy, warn: Callable[[str], None]) -> None:
-        """Say so when a copy with changes is not based on the source's present state."""
-        if not os.path.lexists(copy.source):
-            warn(f"the copy {copy.name} goes on without its source {copy.source}, which is gone")
-            return
-        try:
-            found = seal.fingerprint(self, copy.source, copy.template.links)
-        except CowfsError as error:
-            warn(f"the copy {copy.name} goes on, but its source cannot be compared: {error}")
-            return
-        if found != copy.template.id:
-            made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(copy.template.created))
-            warn(
-                f"the copy {copy.name} has changes and stays with the state that its source "
-                f"{copy.source} had at {made}; the source has moved on since"
-            )
+    def _no_copy(self, name: str) -> MountFailure:
+        shown = remedies.of_store("cowfs list", self.path)
+        return MountFailure(f"there is no copy {name} in {self.path}: {shown} shows those that are")
 
     def _rm(self, name: str) -> str:
         return remedies.of_copy("cowfs rm", self.path, name)

@@ -11,6 +11,7 @@ __all__ = [
     "interrupts",
     "jsonfile",
     "mountinfo",
+    "nearby",
     "ondisk",
     "processes",
     "remedy",

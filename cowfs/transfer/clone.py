@@ -17,9 +17,10 @@ from typing import Literal
 from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import CowfsError
 from cowfs.transfer import origin, staging
+from cowfs.transfer.behind import Behind, MountedPair
 from cowfs.transfer.staging import Staging
 from cowfs.trees import cloning, filedata, workers
-from cowfs.trees.cloning import Chunk, Cloner, Progress
+from cowfs.trees.cloning import Chunk, Cloner, Pair, Progress
 from cowfs.trees.links import Links, Policy
 from cowfs.trees.scan import Directory, Scanner, SourceChanged, warn_of_left_out, warn_of_links
 
@@ -28,19 +29,46 @@ Reflink = Literal["always", "auto"]
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL)
 
 
+Kind = Callable[[int, int, int, Links], Cloner]
+
+
 class _PlainCloner(Cloner):
-    """Clones, or gives up."""
+    """Clones, or gives up. `behind` has the data, if the source is in a mounted copy."""
 
     seals = False
+
+    def __init__(
+        self,
+        source_fd: int,
+        tree_fd: int,
+        umask: int,
+        links: Links | None = None,
+        behind: Behind | None = None,
+    ) -> None:
+        super().__init__(source_fd, tree_fd, umask, links)
+        self._behind = behind
+
+    def pair(self, directory: Directory) -> Pair:
+        if self._behind is None:
+            return super().pair(directory)
+        return MountedPair(self, directory, self._behind)
+
+    def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:
+        return names if self._behind else super().clone_plain(source, target, names)
 
 
 class _AnyCloner(_PlainCloner):
     """Clones what can be cloned, and copies the rest."""
 
     def __init__(
-        self, source_fd: int, tree_fd: int, umask: int, links: Links | None = None
+        self,
+        source_fd: int,
+        tree_fd: int,
+        umask: int,
+        links: Links | None = None,
+        behind: Behind | None = None,
     ) -> None:
-        super().__init__(source_fd, tree_fd, umask, links)
+        super().__init__(source_fd, tree_fd, umask, links, behind)
         self._mover = filedata.Mover()
 
     def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:  # noqa: ARG002
@@ -66,29 +94,34 @@ def clone(
     gets one line for each kind of thing that is left out, and one for links that lead out. In what
     `interruptible` encloses an exception may come at any moment.
     """
-    path = origin.canonical(source, follow=False)
-    kind = _PlainCloner if reflink == "always" else _AnyCloner
+    path = base = origin.canonical(source, follow=False)
     opened = partial(origin.open_tree, links=links, volumes=reflink == "auto")
+    is_reached = True
     with Staging(destination, "clone", path) as place:
         try:
             with interruptible():
                 place.empty()  # what a crash has left
-                if origin.is_directory(path):
-                    with opened(path) as scanner:
+                is_tree = origin.is_directory(path)
+                base = path if is_tree else os.path.dirname(path)
+                with _behind(base, place) as behind, opened(base) as scanner:
+                    is_reached = behind is not None
+                    kind = partial(
+                        _PlainCloner if reflink == "always" else _AnyCloner, behind=behind
+                    )
+                    if is_tree:
                         made = _tree(scanner, place, kind, warn, progress)
-                else:
-                    with opened(os.path.dirname(path)) as scanner:
+                    else:
                         made = _single(scanner, path, place, kind)
             place.publish(made)
         except SourceChanged as change:
             raise CowfsError(
-                f"source {os.path.join(path, change.path)} was changed while it was copied: stop "
+                f"source {os.path.join(base, change.path)} was changed while it was copied: stop "
                 "what writes to it, and try again"
             ) from None
         except OSError as error:
             if reflink == "always" and error.errno in _NO_REFLINK:
-                raise _no_reflink(path, place, links) from None
-            raise origin.failure(path, place.destination, error) from None
+                raise _no_reflink(path, place, links, is_reached) from None
+            raise origin.failure(base, place.destination, error) from None
         finally:
             place.discard()
 
@@ -96,7 +129,7 @@ def clone(
 def _tree(
     scanner: Scanner,
     place: Staging,
-    kind: type[Cloner],
+    kind: Kind,
     warn: Callable[[str], None],
     progress: Progress | None,
 ) -> str:
@@ -124,7 +157,7 @@ def _tree(
     return staging.TREE
 
 
-def _single(scanner: Scanner, path: str, place: Staging, kind: type[Cloner]) -> str:
+def _single(scanner: Scanner, path: str, place: Staging, kind: Kind) -> str:
     """Copy one file, symlink, fifo or device; its name in the hidden directory."""
     name = os.path.basename(path)
     mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
@@ -142,13 +175,31 @@ def _single(scanner: Scanner, path: str, place: Staging, kind: type[Cloner]) -> 
     return name
 
 
-def _no_reflink(source: str, place: Staging, links: Policy) -> CowfsError:
+@contextmanager
+def _behind(directory: str, place: Staging) -> Iterator[Behind | None]:
+    """What is behind a directory of a mounted copy, from which something goes to a volume."""
+    behind = None
+    if os.lstat(directory).st_dev != place.device:
+        behind = Behind.below(directory)
+    with nullcontext() if behind is None else closing(behind):
+        yield behind
+
+
+def _no_reflink(source: str, place: Staging, links: Policy, is_reached: bool) -> CowfsError:
+    """Why nothing could be cloned; is_reached: what is behind the copy that the source is in."""
+    mount = mountinfo.holding(source)
     target = mountinfo.holding(os.path.dirname(place.destination))
-    if os.lstat(source).st_dev != place.device:
+    if os.lstat(source).st_dev == place.device:
+        problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
+    elif mount.is_cowfs and not is_reached:
+        return CowfsError(
+            f"the kernel clones nothing from the copy at {mount.mountpoint} to its volume: run "
+            "cowfs as root, outside of containers, where it reaches the files behind the copy; or "
+            "copy the data with --reflink=auto"
+        )
+    else:
         problem = f"{source} and {place.destination} are on different volumes, and clones"
         problem += " cannot cross them"
-    else:
-        problem = f"the volume {target.mountpoint} ({target.fstype}) cannot clone files (FICLONE)"
     given = "" if links == "auto" else f" --links={links}"
     command = remedy.command(f"cowfs clone --reflink=auto{given}", source, place.destination)
     return CowfsError(f"{problem}: copy the data with: {command}")

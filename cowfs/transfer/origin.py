@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, nearby
 from cowfs.system.errors import CowfsError, UsageError
 from cowfs.trees.links import Policy
 from cowfs.trees.scan import Scanner
@@ -51,7 +51,9 @@ def open_tree(path: str, links: Policy, *, volumes: bool) -> Scanner:
 def unreadable(source: str, error: OSError) -> CowfsError:
     """What it means that a source cannot be opened."""
     if error.errno == errno.ENOENT:
-        return UsageError(f"source {source} does not exist: name what is to be copied")
+        meant = nearby.directory(os.path.realpath(source))
+        way = "name what is to be copied" if meant is None else f"did you mean {meant}?"
+        return UsageError(f"source {source} does not exist: {way}")
     if error.errno == errno.ENOTDIR:
         return UsageError(f"source {source} is not a directory: name an existing directory")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -109,6 +109,10 @@ class Cloner:
         """Make all of the files, of two open directories, that are quickly made; the names left."""
         return copying.clone_files(source, target, names, self.owner, self.dropped, self.seals)
 
+    def pair(self, directory: Directory) -> Pair:
+        """A directory of the source and its counterpart. SourceChanged, OSError."""
+        return Pair(self, directory)
+
     def make_directories(self, directories: list[Directory]) -> None:
         """Make all directories, parents first, and what stands in for mounts."""
         for directory in directories:
@@ -135,7 +139,7 @@ class Cloner:
 
     def clone_chunk(self, chunk: Chunk) -> None:
         """Do one piece of work. SourceChanged, OSError."""
-        with Pair(self, chunk.directory) as pair:
+        with self.pair(chunk.directory) as pair:
             pair.clone_files(chunk.files)
             for name in chunk.special:
                 pair.make_special(name)
@@ -144,12 +148,12 @@ class Cloner:
 
     def finish(self, directory: Directory) -> None:
         """Give a directory its attributes, times included, once everything in it is made."""
-        with Pair(self, directory) as pair:
+        with self.pair(directory) as pair:
             pair.finish()
 
     def clone_links(self, places: list[Place]) -> None:
         """Make one file with all its names."""
-        with Pair(self, places[0].directory) as pair:
+        with self.pair(places[0].directory) as pair:
             regular = pair.make_linked(places[0].name)
             self.link(pair, places)
             if regular and self.seals:
@@ -233,7 +237,7 @@ class Pair:
         seals = self._cloner.seals
         for name in left:
             try:
-                self._clone_file(name, immutable=seals)
+                self.clone_file(name, immutable=seals)
             except OSError as error:
                 raise changed_or_located(error, self._directory.path_of(name)) from None
 
@@ -255,7 +259,7 @@ class Pair:
             if not stat.S_ISREG(st.st_mode):
                 self.make_special(name)
                 return False
-            self._clone_file(name, immutable=False)
+            self.clone_file(name, immutable=False)
         except OSError as error:
             raise changed_or_located(error, self._directory.path_of(name)) from None
         return True
@@ -279,8 +283,11 @@ class Pair:
         except OSError as error:
             raise changed_or_located(error, self._directory.path) from None
 
-    def _clone_file(self, name: str, immutable: bool) -> None:
-        # The way of files with attributes, and of those whose data needs more than one call.
+    def clone_file(self, name: str, immutable: bool) -> None:
+        """Make a clone of one regular file. SourceChanged, OSError.
+
+        The way of files with attributes, and of those whose data needs more than one call.
+        """
         source, st = self.open_source(name)
         try:
             target = self.create(name, st)
@@ -318,8 +325,8 @@ class Pair:
         """Its counterpart: a new file, open for writing. OSError."""
         return os.open(name, _NEW, st.st_mode & 0o777, dir_fd=self.target)
 
-    def give_attributes(self, source: int, target: int, st: os.stat_result) -> None:
-        """Give a file that has its data everything else. OSError."""
+    def give_attributes(self, source: int | bytes, target: int, st: os.stat_result) -> None:
+        """Give a file that has its data everything else; `source` as for xattrs. OSError."""
         # After the data and in this order: chown(2) clears set-id bits and capabilities, an
         # access ACL sets the group's bits, and all of them set times.
         if (st.st_uid, st.st_gid) != self._cloner.owner:

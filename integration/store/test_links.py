@@ -349,6 +349,27 @@ def test_one_file_of_a_snapshot_is_cloned_as_a_file(snapshot: Path, xfs: Path) -
     assert os.readlink(xfs / "link") == "../../blobs/weights"
 
 
+@pytest.mark.parametrize("engine", ["fuse", "overlay"])
+def test_a_snapshot_in_a_mounted_cache_is_cloned_as_its_files(
+    snapshot: Path, xfs: Path, mount_plain: MountCopy, engine: str
+) -> None:
+    copy = mount_plain(xfs / "hub", None, f"engine={engine}")
+    changed = copy / snapshot.relative_to(xfs / "hub")
+    with (changed / "config.json").open("ab") as file:
+        file.write(b"mine")
+    cowfs("clone", changed, xfs / "plain")
+    config = CONFIG + b"mine"
+    assert contents(xfs / "plain") == {
+        **EXPECTED,
+        "config.json": config,
+        "onnx/config.json": config,
+    }
+    shared = physical((snapshot / "model.safetensors").resolve())
+    assert physical(xfs / "plain" / "model.safetensors") == shared
+    cowfs("clone", changed / "model.safetensors", xfs / "weights")
+    assert physical(xfs / "weights") == shared
+
+
 def test_a_cache_of_another_volume_is_imported_in_regions_and_verified(
     outside: Path, xfs: Path
 ) -> None:
