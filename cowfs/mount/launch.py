@@ -358,6 +358,8 @@ class _Launch:
             prepare=prepare,
             warn=self.warn,
         )
+        if self.options.store is not None:
+            store.remember(self.warn)
         self.interrupts.check()
 
     def _hand_over(self) -> None:
