@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from cowfs.commands import report
+from cowfs.commands import columns, report
 from cowfs.commands.report import human_size
 from cowfs.system import syscalls
 
@@ -135,7 +135,8 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
     for copy, (shared, private), rate in zip(copies, blocks, rates[1:], strict=True):
         numbers = [f"{copy.seconds:.2f} s", human_size(shared), human_size(private)]
         rows.append([copy.mountpoint.name, *numbers, gigabytes(rate)])
-    report.table(["", "time to copy", "shared", "private", "read rate"], rows)
+    headers = ("", "time to copy", "shared", "private", "read rate")
+    columns.table([columns.Column(header) for header in headers], rows)
     print("\nThe time is that of the mount command; it does not grow with the size of the files.")
     print("Read from the page cache, which holds what is shared once for all copies.")
     if keep:

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from gc import freeze
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -34,8 +34,7 @@ from cowfs.system.errors import (
 
 if TYPE_CHECKING:
     from cowfs.check.findings import Report
-    from cowfs.store.runtime import Record
-    from cowfs.store.store import CopyInfo, Store
+    from cowfs.store.store import Store
     from cowfs.trees.links import Policy
     from cowfs.warm.filling import Outcome
 
@@ -268,51 +267,63 @@ def upgrade(everything: bool, mountpoint: str | None) -> int:
 
 
 @cowfs.command("list", short_help="List the copies.")
+@click.option("--mounted", is_flag=True, help="Only those that are mounted.")
+@click.option(
+    "--sources",
+    is_flag=True,
+    help="Walk whole sources and templates, however large. Without it STATE says of a source what "
+    "its top shows, and FREES leaves out a template of more than 2000 entries (>).",
+)
 @_json_option
 @_store_option
-def list_(as_json: bool, store: str | None) -> None:
-    """List the copies, with their template, mountpoint, private bytes and age.
+def list_(mounted: bool, sources: bool, as_json: bool, store: str | None) -> None:
+    """List the copies: their state, when they were last in use, and what removing one would free.
 
-    PRIVATE is what a copy costs: the bytes of its own files that share no blocks with any other
-    file (FIEMAP).
+    STATE is rw, ro or not mounted, and says what became of the source. USED is how long ago a copy
+    was mounted or unmounted. FREES is what cowfs rm would free: bytes that the copy shares with no
+    other file, and those of its template if no other copy needs that. On a terminal each copy has
+    one line, and long names are cut; --json has everything.
+
+    An ordinary user sees what is mounted.
     """
-    rows = _copies(store)
+    from cowfs.commands import listing
+
+    try:
+        stores = _stores(store)
+    except UsageError:
+        if store is not None:
+            raise
+        _warn("only root may look into the stores: what is mounted is shown, and no more")
+        stores = []
+    rows = listing.rows(stores, walk=sources, everywhere=store is None)
+    rows = [row for row in rows if row["mountpoint"] or not mounted]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    now = time.time()
-    report.table(
-        ("NAME", "SOURCE", "TEMPLATE", "MOUNTED AT", "ENGINE", "PRIVATE", "AGE", "PID"),
-        [
-            (
-                row["name"] if row["persistent"] else f"{row['name']} (ephemeral)",
-                row["source"],
-                row["template"] or "-",
-                row["mountpoint"] or "-",
-                row["engine"] or "-",
-                report.human_size(row["private_bytes"]),
-                report.age(now - row["created"]),
-                str(row["daemon_pid"] or "-"),
-            )
-            for row in rows
-        ],
-    )
+    listing.show(rows)
+    listing.show_templates(stores, walk=sources)
 
 
 @cowfs.command(short_help="Discard copies that are not mounted.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal about changed copies.")
 @_store_option
 @click.argument("names", metavar="NAME|MOUNTPOINT...", nargs=-1, required=True)
-def rm(store: str | None, names: tuple[str, ...]) -> int:
+def rm(yes: bool, store: str | None, names: tuple[str, ...]) -> int:
     """Discard copies that are not mounted, and what was written to them.
 
-    A copy that has its name from a mountpoint can be named by that.
+    A copy that has its name from a mountpoint can be named by that. The template goes with the last
+    copy that needs it. Says what that frees. On a terminal it asks before it discards a copy with
+    changes.
     """
+    from cowfs.commands import removing
+
     stores = _stores(store)
     code = 0
     for name in dict.fromkeys(names):
         try:
             found = which.which(name, stores)
-            found.store.remove(found.name)
+            said = removing.remove(found.store, found.name, yes=yes)
+            click.echo(report.printable(said))
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
@@ -342,14 +353,67 @@ def set_source(force: bool, store: str | None, name: str, source: str) -> None:
 @_store_option
 def gc(store: str | None) -> None:
     """Delete what no copy needs: old templates, and what a crash left behind."""
+    from cowfs.commands import removing
+
     for found in _stores(store):
-        removed = found.collect()
-        click.echo(
-            report.printable(
-                f"{found.path}: removed {report.count(len(removed.templates), 'template')} and "
-                f"{report.count(len(removed.copies), 'ephemeral copy', 'ephemeral copies')}"
-            )
-        )
+        click.echo(report.printable(removing.collected(found, found.collect())))
+
+
+@cowfs.group(short_help="List the stores, or remove one.", invoke_without_command=True)
+@_json_option
+@click.pass_context
+def store(context: click.Context, as_json: bool) -> None:
+    """List the stores: where they are, and what they hold.
+
+    A store is the directory .cowfs of a volume, or what a mount has named with store=. HOLDS is
+    what removing it would free.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from cowfs.commands import stores
+
+    rows = stores.rows(_stores(None))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        stores.show(rows)
+
+
+@store.command("rm", short_help="Remove a store for good.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, also when it has kept copies.")
+@click.argument("path")
+def store_rm(yes: bool, path: str) -> None:
+    """Remove the store PATH for good, with its copies and templates.
+
+    Refused while one of its copies is mounted, and, where nobody can be asked, without --yes when
+    it has kept ones. A store that is not there any more is forgotten.
+    """
+    from cowfs.commands import stores
+
+    messages.show_log(PROGRAM)
+    click.echo(report.printable(stores.remove(path, yes=yes)))
+
+
+@cowfs.command(short_help="Show what the daemon of a mount has to say.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the mount ends.")
+@click.option(
+    "-n", "--lines", metavar="N", type=click.IntRange(0), help="The last N lines (default: all)."
+)
+@click.argument("mountpoint")
+def logs(follow: bool, lines: int | None, mountpoint: str) -> None:
+    """Show the log of the mount at MOUNTPOINT: that of its keeper, daemon or attendant.
+
+    It is a file in /run/cowfs, which goes on as long as the mount. Under a unit of systemd it is in
+    the journal, and journalctl shows it.
+    """
+    from cowfs.commands import logs as showing
+
+    showing.show(
+        mountpoint,
+        lines=lines,
+        follow=follow,
+        out=lambda line: click.echo(report.printable(line)),
+    )
 
 
 @cowfs.command(
@@ -523,38 +587,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
 
     return messages.told(PROGRAM, run)
-
-
-def _copies(store: str | None) -> list[dict[str, Any]]:
-    """Every copy as `cowfs list --json` shows it, by name."""
-    from cowfs.store import runtime
-
-    records = {(record.store, record.copy): record for record in runtime.all()}
-    rows = [
-        _row(found, copy, records.get((found.path, copy.name)))
-        for found in _stores(store)
-        for copy in found.copies()
-    ]
-    return sorted(rows, key=lambda row: (row["name"], row["store"]))
-
-
-def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
-    from cowfs.store import runtime
-
-    return {
-        "name": copy.name,
-        "source": copy.source,
-        "template": copy.template,
-        "mountpoint": None if record is None else record.mountpoint,
-        "engine": None if record is None else record.engine,
-        "persistent": copy.persistent,
-        "private_bytes": copy.private_bytes,
-        "created": copy.created,
-        "daemon_pid": None if record is None else runtime.living(record.daemon_pid),
-        "keeper_pid": None if record is None else runtime.living(record.keeper_pid),
-        "options": None if record is None else record.options,
-        "store": store.path,
-    }
 
 
 def _check_lines(found: Report) -> Iterator[str]:

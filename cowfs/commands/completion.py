@@ -133,17 +133,22 @@ def bash(top: Command) -> str:
     """A script for bash-completion."""
     values, words, arguments = [], [], []
     for command in top.commands:
-        for option in command.options:
+        for option in _options(command):
             if option.value:
                 pattern = "|".join(f"{command.name}:{flag}" for flag in option.flags)
                 values.append(f"    {pattern}) {_bash_value(option)}; return ;;")
-        flags = " ".join(flag for option in command.options for flag in option.flags)
+        flags = " ".join(flag for option in _options(command) for flag in option.flags)
         words.append(f"        {command.name}) word={shlex.quote(flags)} ;;")
         arguments += [
             f"    {command.name}) _cowfs_lines < <(_cowfs_{kind}) ;;"
             for argument in command.arguments
             if (kind := _kind(command, argument)) is not None
         ]
+        if below := " ".join(inner.name for inner in command.commands):
+            arguments.append(
+                f"    {command.name}) compopt -o filenames; mapfile -t COMPREPLY < "
+                f'<(compgen -W {shlex.quote(below)} -- "$cur"; compgen -d -- "$cur") ;;'
+            )
     names = [command.name for command in top.commands]
     own = [flag for option in top.options for flag in option.flags]
     words.append(f"        '') word={shlex.quote(' '.join([*names, *own]))} ;;")
@@ -161,8 +166,10 @@ def zsh(top: Command) -> str:
     """A function for the directories that zsh's compinit reads."""
     arguments = []
     for command in top.commands:
-        specs = [spec for option in command.options for spec in _zsh_option(option)]
+        specs = [spec for option in _options(command) for spec in _zsh_option(option)]
         specs += [_zsh_argument(command, argument) for argument in command.arguments]
+        if below := " ".join(inner.name for inner in command.commands):
+            specs += [shlex.quote(f"1:command:({below})"), shlex.quote("*:path:_files")]
         lines = " \\\n".join(f"            {spec}" for spec in specs)
         arguments.append(f"        {command.name}) _arguments \\\n{lines} ;;")
     described = [
@@ -186,7 +193,10 @@ def fish(top: Command) -> str:
         summary = _fish_quoted(command.summary)
         lines.append(f"complete -c cowfs -n {first} -a {command.name} -d {summary}")
         condition = f"'__cowfs_is {command.name}'"
-        lines += [_fish_option(condition, option) for option in command.options]
+        lines += [_fish_option(condition, option) for option in _options(command)]
+        for inner in command.commands:
+            summary = _fish_quoted(inner.summary)
+            lines.append(f"complete -c cowfs -n {condition} -a {inner.name} -d {summary} -F")
         kinds = {_kind(command, argument) for argument in command.arguments}
         if None in kinds:
             lines.append(f"complete -c cowfs -n {condition} -F")
@@ -208,11 +218,19 @@ def _filled(template: str, **parts: str) -> str:
     return template
 
 
+def _options(command: Command) -> list[Option]:
+    """Those of a command, and of its subcommands."""
+    of_all = [command, *command.commands]
+    return list({option.flags: option for one in of_all for option in one.options}.values())
+
+
 def _kind(command: Command, argument: Argument) -> str | None:
     """What an argument is, when it is no path."""
     if argument.name == "names":
         return _COPIES
-    return _MOUNTS if (command.name, argument.name) == ("umount", "mountpoint") else None
+    if argument.name == "mountpoint" and command.name in ("logs", "umount"):
+        return _MOUNTS
+    return None
 
 
 def _option_words() -> list[str]:

@@ -41,6 +41,7 @@ FILES = {
     "/run/cowfs/MAJOR:MINOR.json": "The record of a running mount, named after its device.",
     "/run/cowfs/MAJOR:MINOR.overlay": "The same, where overlayfs serves it.",
     "/run/cowfs/MAJOR:MINOR.log": "What its daemon has to say.",
+    "/var/lib/cowfs/stores/": "Stores that mounts have named with store=, one file for each.",
 }
 
 STORE = {
@@ -78,7 +79,7 @@ def _cowfs_1(top: Command) -> str:
     page = _Page("cowfs", 1)
     page.section("NAME").text("cowfs - instant copy-on-write copies of directories")
     page.section("SYNOPSIS")
-    for command in top.commands:
+    for command in top.below():
         page.call(f"cowfs {command.name}", command.usage)
     page.section("DESCRIPTION")
     for paragraph in top.text:
@@ -91,7 +92,7 @@ def _cowfs_1(top: Command) -> str:
     for option in top.options:
         _option(page, option)
     page.section("COMMANDS")
-    for command in top.commands:
+    for command in top.below():
         page.subsection(f"cowfs {command.name} {command.usage}".rstrip())
         for paragraph in command.text:
             page.text(paragraph)

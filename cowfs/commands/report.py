@@ -1,4 +1,4 @@
-"""What the commands show people: numbers, ages, tables, a progress bar, text that is safe to print.
+"""What the commands show people: numbers, ages, a progress bar, text that is safe to print.
 
 Knows nothing about copies or mounts. rich is imported only where a terminal shows what it draws: it
 takes longer to import than a mount takes.
@@ -10,8 +10,7 @@ import contextlib
 import json
 import sys
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -43,6 +42,14 @@ def human_size(amount: int) -> str:
         value /= 1024
         unit = next(units)
     return f"{value:.1f} {unit}"
+
+
+def compact_size(amount: int) -> str:
+    """The same in a column, at most five characters: "0", "1023", "1.0K", "139G"."""
+    number, _, unit = human_size(amount).partition(" ")
+    if unit == "B":
+        return number
+    return (number if float(number) < 10 else f"{float(number):.0f}") + unit[0]
 
 
 def age(seconds: float) -> str:
@@ -275,35 +282,6 @@ def import_progress(as_json: bool) -> Iterator[ImportBar | ImportLines | None]:
         bar.close()
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO | None = None) -> None:
-    """Print rows in columns; cells may hold anything. On a terminal long cells are folded."""
-    out = out if out is not None else sys.stdout
-    safe = [[printable(cell) for cell in row] for row in rows]
-    if out.isatty():
-        _rich_table(headers, safe, out)
-        return
-    lines = [list(headers), *safe]
-    widths = [max(_width(line[column]) for line in lines) for column in range(len(headers))]
-    for line in lines:
-        padded = (
-            cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)
-        )
-        out.write("  ".join(padded).rstrip() + "\n")
-
-
-def _rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(*headers, box=None, pad_edge=False, header_style="bold")
-    for column in drawn.columns:
-        column.overflow = "fold"  # a cut path is of no use
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: a name like "[red]" is no markup
-    Console(file=out).print(drawn)
-
-
 def _escaped(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
@@ -311,11 +289,3 @@ def _escaped(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _width(text: str) -> int:
-    """Cells that it takes on a terminal."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )

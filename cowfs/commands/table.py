@@ -43,6 +43,16 @@ class Command(NamedTuple):
         words = ["[OPTIONS]"] if self.options else []
         return " ".join([*words, *(argument.shown for argument in self.arguments)])
 
+    def below(self) -> list[Command]:
+        """Its subcommands, each followed by its own, which have both names: "store rm"."""
+        found = []
+        for command in self.commands:
+            found.append(command)
+            found += [
+                inner._replace(name=f"{command.name} {inner.name}") for inner in command.below()
+            ]
+        return found
+
 
 def table(program: str, command: click.Command) -> Command:
     """A program of this name, with all its subcommands."""

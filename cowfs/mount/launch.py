@@ -369,6 +369,8 @@ class _Launch:
         )
         if not asked:
             self._compare_links(self.copy)
+        if self.options.store is not None:
+            store.remember(self.warn)
         self.interrupts.check()
 
     def _compare_links(self, copy: Copy) -> None:

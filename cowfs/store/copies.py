@@ -3,7 +3,8 @@
     <store>/copies/<name>/upper/      what changed, an overlayfs upper layer
     <store>/copies/<name>/work/       on the same filesystem, for what is not finished
     <store>/copies/<name>/copy.json   whose copy it is
-    <store>/copies/<name>/lock        locked (flock) while the copy is served
+    <store>/copies/<name>/lock        locked (flock) while the copy is served; its mtime is when
+                                      that began or ended
     <store>/copies/<name>/overlayfs   there while overlayfs may have it, locked or not
 
 Whether a copy may be taken, followed or dropped is decided in store.py.
@@ -74,7 +75,7 @@ class CopyRecord:
 
 @dataclass(frozen=True)
 class CopyInfo:
-    """A copy as a list shows it. `created` in seconds since the epoch.
+    """A copy as a list shows it. `created` and `last_mounted` in seconds since the epoch.
 
     private_bytes: on the disk, of the copy's own files, shared with no other file.
     """
@@ -86,6 +87,7 @@ class CopyInfo:
     created: float
     private_bytes: int
     mounted: bool
+    last_mounted: float
     named_after: str | None = None
 
 
@@ -202,8 +204,14 @@ class Copy:
             self.release()
         removal.remove(self._store.trash_fd, rubbish)
 
+    def note_use(self) -> None:
+        """Note that the copy is in use, or was until now: `last_mounted`."""
+        with contextlib.suppress(OSError):  # a list would show an earlier time
+            os.utime(self.lock_fd)
+
     def release(self) -> None:
         """Close our descriptor of the lock, and end this object. The copy stays."""
+        self.note_use()
         os.close(self.lock_fd)
 
 
@@ -436,6 +444,23 @@ def changes(store: StoreDirectory, name: str) -> tuple[int, int]:
         else:
             files += 1
     return files, deleted
+
+
+def counted(store: StoreDirectory, name: str) -> tuple[int, int] | None:
+    """The same; None for a copy whose upper layer cannot be read."""
+    try:
+        return changes(store, name)
+    except OSError:
+        return None
+
+
+def last_mounted(store: StoreDirectory, name: str) -> float:
+    """When it was last mounted or unmounted; when it was made, if it was neither. OSError."""
+    with _opened(store.copies_fd, name) as copy:
+        try:
+            return os.stat(LOCK, dir_fd=copy, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return os.fstat(copy).st_mtime
 
 
 def private_bytes(store: StoreDirectory, name: str) -> int:

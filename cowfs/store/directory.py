@@ -243,6 +243,12 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     return fd, created
 
 
+def is_store(fd: int) -> bool:
+    """Whether a directory is a store, also one in the making, and not just root's and closed."""
+    found = set(directories.names(fd))
+    return found >= set(PARTS) or found <= {*PARTS, LOWERS}
+
+
 def probe_clone(fd: int, path: str, wanted: str) -> None:
     """Clone a small unnamed file in the store. CowfsError unless its volume can do that.
 

@@ -23,18 +23,22 @@ from typing import NamedTuple
 from cowfs.store import (
     copies,
     directory,
+    emptying,
     garbage,
     lowers,
     naming,
+    registry,
     remedies,
     runtime,
     seal,
     sources,
+    space,
     templates,
 )
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
 from cowfs.store.directory import STORE_NAME, StoreDirectory, volume_of
 from cowfs.store.names import check_name, default_names
+from cowfs.store.space import Weight
 from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, processes, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
@@ -46,6 +50,7 @@ __all__ = [
     "Collected",
     "Copy",
     "CopyInfo",
+    "Removed",
     "Store",
     "Template",
     "volume_of",
@@ -57,6 +62,20 @@ class Collected(NamedTuple):
 
     templates: list[str]  # ids
     copies: list[str]  # names of ephemeral copies that a crash had left
+    kept: int  # templates that no copy needs, of sources that are as they were
+    freed: Weight
+
+
+class Removed(NamedTuple):
+    """What `Store.remove` has removed. counts: its files and deletions; None: it was damaged.
+
+    template: whether its template went with it. others: how many copies need that yet.
+    """
+
+    counts: tuple[int, int] | None
+    freed: Weight
+    template: bool
+    others: int
 
 
 def _log(message: str) -> None:
@@ -112,16 +131,34 @@ class Store(StoreDirectory):
     def open(cls, path: str) -> Store:
         """An existing store. CowfsError."""
         fd, _ = directory.open_directory(path, create=False)
+        return cls._of(path, fd)
+
+    @classmethod
+    def _of(cls, path: str, fd: int) -> Store:
+        """The store whose directory is open. Takes over `fd`. CowfsError."""
         try:
             with _translated(path):
+                if not directory.is_store(fd):
+                    raise MountFailure(f"{path} is not a store: cowfs store shows those that are")
                 return cls(path, fd)
         except BaseException:
             os.close(fd)
             raise
 
+    def remember(self, warn: Callable[[str], None] = _log) -> None:
+        """See that commands find it later, wherever it is; `warn` hears that this cannot be."""
+        try:
+            registry.remember(self)
+        except OSError as error:
+            warn(
+                f"the store {self.path} cannot be remembered in {registry.STATE_DIR}: "
+                f"{error.strerror}; name it with --store DIR where a command does not find it"
+            )
+
     @staticmethod
     def discover() -> list[Store]:
-        """The stores of all mounted volumes, and those of running mounts; each once."""
+        """The stores of all mounted volumes, of running mounts, and those elsewhere that mounts
+        have used; each once."""
         paths = directory.of_volumes() + [record.store for record in runtime.all()]
         found: dict[tuple[int, int], Store] = {}
         for path in dict.fromkeys(paths):
@@ -137,6 +174,20 @@ class Store(StoreDirectory):
             if store.identity in found:
                 store.close()
             else:
+                found[store.identity] = store
+        for entry in registry.entries():
+            try:
+                fd = registry.opened(entry)
+                if fd is None:
+                    continue
+                store = Store._of(entry.path, fd)
+            except CowfsError as error:
+                _log(str(error))
+                continue
+            if store.identity in found:
+                store.close()
+            else:
+                store.remember()
                 found[store.identity] = store
         return list(found.values())
 
@@ -164,6 +215,7 @@ class Store(StoreDirectory):
                         **vars(record),
                         private_bytes=copies.private_bytes(self, name),
                         mounted=copies.is_locked(self, name),
+                        last_mounted=copies.last_mounted(self, name),
                     )
                 )
             except (FileNotFoundError, NotADirectoryError):
@@ -239,21 +291,35 @@ class Store(StoreDirectory):
                     if copy is None or copy.lock_fd != lock_fd:
                         os.close(lock_fd)
                 if copy is not None:
+                    copy.note_use()
                     self._say_unusual(copy, named_after, warn)
                     return copy
 
-    def remove(self, name: str) -> None:
-        """Discard a copy that is not mounted, and what was written to it. CowfsError."""
+    def remove(self, name: str) -> Removed:
+        """Discard a copy that is not mounted, what was written to it, and its template if no other
+        copy needs that. CowfsError.
+
+        A mount that begins just now with the same template has a lock on it, or finds it gone and
+        seals it anew: garbage.py.
+        """
         check_name(name)
         with _translated(self.path):
             lock_fd = self._lock(name)
             if lock_fd is None:
                 raise self._no_copy(name)
             try:
+                scales = space.Scales(self, space.AT_LEISURE)
+                template, others = scales.template_of(name), scales.others(name)
+                alone, both = scales.copy(name, None), scales.copy(name, template)
+                counts = copies.counted(self, name)
                 rubbish = self._drop(name)
             finally:
                 os.close(lock_fd)
             removal.remove(self.trash_fd, rubbish)
+            gone = template is not None and bool(garbage.trash_unused(self, [template.id]))
+            if gone:
+                emptying.empty(self.trash_fd)
+        return Removed(counts, both if gone else alone, gone, others)
 
     def set_source(self, name: str, source: str, *, force: bool) -> str:
         """Let a copy that is not mounted be one of this directory; which one it was of. CowfsError.
@@ -319,17 +385,18 @@ class Store(StoreDirectory):
             for source, links in {(template.source, template.links) for template in unused}:
                 with contextlib.suppress(CowfsError):
                     present[source, links] = seal.fingerprint(self, source, links)
-            trashed = garbage.trash_unused(
-                self,
-                [
-                    template.id
-                    for template in unused
-                    if present.get((template.source, template.links)) != template.id
-                ],
-            )
+            old = [
+                template
+                for template in unused
+                if present.get((template.source, template.links)) != template.id
+            ]
+            freed = space.Scales(self, space.AT_LEISURE).rubbish(old)
+            trashed = garbage.trash_unused(self, [template.id for template in old])
+            if len(trashed) < len(old):  # a mount has just begun with one
+                freed = Weight(0, exact=False)
             lowers.trash_orphans(self)
             self.remove_rubbish()
-        return Collected(trashed, dropped)
+        return Collected(trashed, dropped, len(unused) - len(trashed), freed)
 
     def _take(
         self,
@@ -479,7 +546,7 @@ class Store(StoreDirectory):
         return "by a mount that is just being made or ended; try again"
 
     def is_at(self, path: str) -> bool:
-        """Whether this path leads to the same store."""
+        """Whether a path leads to this store."""
         try:
             st = os.stat(path)
         except OSError:

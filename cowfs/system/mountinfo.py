@@ -27,7 +27,8 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 class Mount(NamedTuple):
     """One line. Paths are os.fsdecode'd; device is "major:minor"; options are this mount's own.
 
-    template: its id where overlayfs serves a copy, else empty.
+    template: its id where overlayfs serves a copy, else empty. read_only: this mount, or all of its
+    filesystem.
     """
 
     mount_id: int
@@ -37,6 +38,7 @@ class Mount(NamedTuple):
     source: str
     options: str = ""
     template: str = ""
+    read_only: bool = False
 
     @property
     def is_cowfs(self) -> bool:
@@ -82,15 +84,18 @@ def _parse(line: bytes) -> Mount:
     # optional fields end at "-"; a mountpoint cannot be taken for it, it starts with "/"
     separator = fields.index(b"-", 6)
     fstype = _unescape(fields[separator + 1])
-    layers = _LAYERS.search(_unescape(fields[separator + 3])) if fstype == OVERLAY else None
+    of_filesystem = _unescape(fields[separator + 3])
+    layers = _LAYERS.search(of_filesystem) if fstype == OVERLAY else None
+    options = _unescape(fields[5])
     return Mount(
         mount_id=int(fields[0]),
         device=fields[2].decode("ascii"),
         mountpoint=_unescape(fields[4]),
         fstype=fstype,
         source=_unescape(fields[separator + 2]),
-        options=_unescape(fields[5]),
+        options=options,
         template="" if layers is None else layers[1],
+        read_only=any("ro" in words.split(",") for words in (options, of_filesystem)),
     )
 
 

@@ -423,7 +423,7 @@ def test_list_knows_kept_and_mounted_copies(
     assert abs(rows["second"]["created"] - started) < 10
     assert rows["first"]["template"] == rows["second"]["template"]
     lines = cowfs("list", "--store", xfs_volume.mountpoint / ".cowfs").stdout.splitlines()
-    assert lines[0].split()[:3] == ["NAME", "SOURCE", "TEMPLATE"]
+    assert lines[0].split()[:3] == ["NAME", "STATE", "USED"]
     assert {line.split()[0] for line in lines[1:]} == {"first", "second"}
 
 

@@ -95,6 +95,10 @@ def fish(tmp_path: Path, path: str) -> Callable[[str], list[str]]:
         ("cowfs check sp", r"cowfs check spare\ \"one\" "),
         ("cowfs doctor /usr/shar", "cowfs doctor /usr/share/"),
         ("cowfs rm --store /usr/shar", "cowfs rm --store /usr/share/"),
+        ("cowfs logs /mnt/p", "cowfs logs /mnt/plain "),
+        ("cowfs store r", "cowfs store rm "),
+        ("cowfs store rm --y", "cowfs store rm --yes "),
+        ("cowfs store rm /usr/shar", "cowfs store rm /usr/share/"),
         ("cowfs mount -o store=/usr/shar", "cowfs mount -o store=/usr/share"),
     ],
 )
@@ -131,6 +135,8 @@ def test_tab_lists_every_command_and_option(tab: Callable[[str], shells.Complete
         ("cowfs doctor /usr/shar", ["/usr/share/"]),
         ("cowfs rm --store /usr/shar", ["/usr/share/"]),
         ("cowfs list ", []),
+        ("cowfs store rm --y", ["--yes"]),
+        ("cowfs store rm /usr/shar", ["/usr/share/"]),
     ],
 )
 def test_fish_offers_the_word(

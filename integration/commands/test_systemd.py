@@ -701,3 +701,13 @@ def test_a_mount_is_refused_for_its(
     )
     assert journal_of_a_refusal(machine, mount, code).startswith(says)
     assert not is_mounted(machine, f"/srv/{case}")
+
+
+def test_logs_of_a_service_are_those_of_the_journal(machine: Machine, services: Services) -> None:
+    unit = services.add("told")
+    machine.sh(f"systemctl start {unit}")
+    daemon = daemon_of(machine, "/srv/told")
+    machine.sh(f"kill -9 {daemon}")
+    machine.wait_until(f"cowfs logs /srv/told | grep -q 'the daemon {daemon} ended'")
+    machine.wait_until("cowfs logs -n 1 /srv/told | grep -q 'served by cowfs'")
+    assert len(machine.sh("cowfs logs -n 1 /srv/told").splitlines()) == 1

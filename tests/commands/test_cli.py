@@ -16,8 +16,11 @@ from cowfs import __version__
 from cowfs.commands import cli
 from cowfs.mount import launch
 from cowfs.mount.options import parse
-from cowfs.store import runtime
+from cowfs.store import copies, glance, runtime, space
 from cowfs.store.names import default_names
+from cowfs.store.space import Weight
+from cowfs.store.store import Removed
+from cowfs.system import mountinfo
 from cowfs.system.errors import InternalError, Interrupted, MountFailure, SystemFailure, UsageError
 
 
@@ -41,17 +44,22 @@ class FakeStore:
             SimpleNamespace(
                 name=name,
                 source="/data/model",
-                template="abc",
+                template="abcdef0123456789",
                 persistent=name != "job",
                 created=time.time() - 7200,
                 private_bytes=1258291,
                 mounted=False,
+                last_mounted=time.time() - 3700,
             )
             for name in self.names
         ]
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> Removed:
         self.names.remove(name)
+        return Removed((2, 0), Weight(4096), template=False, others=1)
+
+    def is_at(self, path: str) -> bool:
+        return path == self.path
 
 
 @pytest.fixture
@@ -64,6 +72,12 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[FakeStore]:
 
     monkeypatch.setattr(cli, "_stores", choose)
     monkeypatch.setattr(runtime, "all", list)
+    monkeypatch.setattr(mountinfo, "read", list)
+    weighed = Weight(1258291)
+    scales = SimpleNamespace(template_of=lambda _: None, copy=lambda *_: weighed)
+    monkeypatch.setattr(space, "Scales", lambda *_: scales)
+    monkeypatch.setattr(glance, "state", lambda *_, **__: "")
+    monkeypatch.setattr(copies, "names", lambda store: store.names)
     return found
 
 
@@ -199,6 +213,7 @@ def test_list_shows_copies_and_where_they_are_mounted(
 ) -> None:
     stores += [FakeStore("/b/.cowfs", "two"), FakeStore("/a/.cowfs", "job", "one")]
     record = SimpleNamespace(
+        device="0:99",
         store="/a/.cowfs",
         copy="one",
         mountpoint="/mnt/\x1b[1m",
@@ -206,16 +221,17 @@ def test_list_shows_copies_and_where_they_are_mounted(
         keeper_pid=None,
         options="ro",
         engine="overlay",
+        version="1.2.3",
     )
     monkeypatch.setattr(runtime, "all", lambda: [record])
     monkeypatch.setattr(runtime, "living", lambda pid: pid)
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["NAME", "SOURCE", "TEMPLATE", "MOUNTED", "AT", "ENGINE", "PRIVATE", "AGE", "PID"],
-        ["job", "(ephemeral)", "/data/model", "abc", "-", "-", "1.2", "MiB", "2h", "-"],
-        ["one", "/data/model", "abc", "/mnt/\\x1b[1m", "overlay", "1.2", "MiB", "2h", "12"],
-        ["two", "/data/model", "abc", "-", "-", "1.2", "MiB", "2h", "-"],
+        ["NAME", "STATE", "USED", "FREES", "TEMPLATE", "SOURCE", "MOUNTED", "AT"],
+        ["job", "ephemeral", "1h", "1.2M", "abcdef01", "/data/model", "-"],
+        ["one", "ro", "now", "1.2M", "abcdef01", "/data/model", "/mnt/\\x1b[1m"],
+        ["two", "not", "mounted", "1h", "1.2M", "abcdef01", "/data/model", "-"],
     ]
     assert cli.main(["list", "--json", "--store", "/a/.cowfs"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -223,10 +239,14 @@ def test_list_shows_copies_and_where_they_are_mounted(
     assert rows[1]["mountpoint"] == "/mnt/\x1b[1m"
     assert (rows[1]["daemon_pid"], rows[1]["keeper_pid"]) == (12, None)
     assert (rows[1]["options"], rows[0]["options"]) == ("ro", None)
+    assert (rows[1]["version"], rows[0]["version"]) == ("1.2.3", None)
     assert rows[0]["mountpoint"] is None
     assert rows[0]["daemon_pid"] is None
-    wanted = {"name", "source", "template", "mountpoint", "persistent", "private_bytes", "created"}
+    assert rows[0]["template"] == "abcdef0123456789"
+    wanted = {"source", "persistent", "private_bytes", "created", "last_mounted", "frees", "state"}
     assert wanted <= set(rows[0])
+    assert cli.main(["list", "--mounted"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["NAME", "one"]
 
 
 def test_list_of_nothing_is_an_empty_list(
@@ -237,10 +257,17 @@ def test_list_of_nothing_is_an_empty_list(
     assert cli.main(["list"]) == 0
 
 
-def test_rm_removes_each_name_once(stores: list[FakeStore]) -> None:
+def test_rm_removes_each_name_once(
+    stores: list[FakeStore], capsys: pytest.CaptureFixture[str]
+) -> None:
     stores.append(FakeStore("/a/.cowfs", "one", "two", "three"))
     assert cli.main(["rm", "one", "three", "one"]) == 0
     assert stores[0].names == ["two"]
+    assert capsys.readouterr().out == "".join(
+        f"discarded copy {name} (2 files): frees 4.0 KiB; its template stays, 1 other copy needs "
+        "it\n"
+        for name in ("one", "three")
+    )
 
 
 def test_rm_of_an_unknown_name_goes_on_with_the_others(

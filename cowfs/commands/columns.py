@@ -1,0 +1,101 @@
+"""Tables for people: one line for each row, whatever is in it and however narrow the terminal is.
+
+On a terminal the columns that may be cut share what the others leave, and what is cut shows an
+ellipsis. Elsewhere nothing is cut.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TextIO
+
+from cowfs.commands.report import printable
+
+_GAP = "  "
+_LEAST = 8  # cells that are left of what is cut
+
+
+class Column(NamedTuple):
+    """cut: where its cells lose what has no room; None: they are never cut."""
+
+    header: str
+    cut: Callable[[str, int, str], str] | None = None
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], out: TextIO | None = None
+) -> None:
+    """Print rows in columns; cells may hold anything."""
+    out = out if out is not None else sys.stdout
+    safe = [[printable(cell) for cell in row] for row in rows]
+    lines = [[column.header for column in columns], *safe]
+    widths = [max(width(line[index]) for line in lines) for index in range(len(columns))]
+    if out.isatty():
+        _narrow(widths, columns, shutil.get_terminal_size().columns)
+    mark = _ellipsis(out)
+    for line in lines:
+        cells = [
+            cell if column.cut is None or width(cell) <= room else column.cut(cell, room, mark)
+            for cell, column, room in zip(line, columns, widths, strict=True)
+        ]
+        padded = (
+            cell + " " * (room - width(cell)) for cell, room in zip(cells, widths, strict=True)
+        )
+        out.write(_GAP.join(padded).rstrip() + "\n")
+
+
+def _narrow(widths: list[int], columns: Sequence[Column], room: int) -> None:
+    """Take cells from the widest columns that may be cut, until all fit or nothing can go."""
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
+    cut = [index for index, column in enumerate(columns) if column.cut is not None]
+    while excess > 0:
+        widest = max(cut, key=lambda index: widths[index], default=None)
+        if widest is None or widths[widest] <= _LEAST:
+            return
+        widths[widest] -= 1
+        excess -= 1
+
+
+def at_the_left(text: str, room: int, mark: str) -> str:
+    """For paths: their ends tell them apart."""
+    return mark + _last(text, room - width(mark))
+
+
+def in_the_middle(text: str, room: int, mark: str) -> str:
+    """For names: begin and end may both tell."""
+    left = (room - width(mark) + 1) // 2
+    begin = ""
+    for character in text:
+        if width(begin + character) > left:
+            break
+        begin += character
+    return begin + mark + _last(text, room - width(mark) - width(begin))
+
+
+def width(text: str) -> int:
+    """Cells that it takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _last(text: str, room: int) -> str:
+    """As much of its end as there is room for."""
+    end = ""
+    for character in reversed(text):
+        if width(character + end) > room:
+            break
+        end = character + end
+    return end
+
+
+def _ellipsis(out: TextIO) -> str:
+    try:
+        "…".encode(out.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "..."
+    return "…"

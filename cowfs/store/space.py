@@ -1,0 +1,236 @@
+"""What a copy, a template or a whole store has for itself: what removing it would free.
+
+A template shares its blocks with its source until the source is changed or removed, and from then
+on has them alone. FIEMAP says of an extent that it is shared, and not with whom. So extents that
+are not shared count; and of the shared ones those that several of the trees have that go together
+(a template, its tree for overlayfs, files of the copy that were cloned from it), unless the file of
+that path has them in a tree that stays: the source, or another template of it.
+
+A clone that somebody has made of a file by hand, under another name, is not known: then less is
+freed than was said.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from cowfs.store import copies, templates
+from cowfs.system import directories, ondisk, syscalls
+from cowfs.system.errors import MountFailure
+from cowfs.trees.walk import walk
+
+if TYPE_CHECKING:
+    from cowfs.store.directory import StoreDirectory
+    from cowfs.store.templates import Template
+
+# How many entries of templates are looked at for one answer: by who wants a list, and by who is to
+# remove them anyway.
+AT_A_GLANCE = 2_000
+AT_LEISURE = 100_000
+
+_SHARED = syscalls.FIEMAP_EXTENT_SHARED
+
+Range = tuple[int, int]  # of bytes on the disk: where it begins and ends
+
+
+class Weight(NamedTuple):
+    """Bytes; `exact` is false when templates were too large to be looked at: then it is more."""
+
+    bytes: int
+    exact: bool = True
+
+
+class Tree(NamedTuple):
+    """A directory below an open one. staying: those that may have the same files, and stay."""
+
+    dir_fd: int
+    path: bytes
+    staying: tuple[Tree, ...] = ()
+
+
+class Scales:
+    """Weighs what is in one store, as it is used now.
+
+    limit: the entries of templates that are looked at for one answer; None for no limit.
+    """
+
+    def __init__(self, store: StoreDirectory, limit: int | None = AT_A_GLANCE) -> None:
+        self._store = store
+        self._limit = limit
+        self._users = _users(store)
+        self._templates = {
+            name: template
+            for name in directories.names(store.templates_fd)
+            if (template := _read(store, name)) is not None
+        }
+
+    def needed_by_nobody(self) -> list[Template]:
+        """The templates that no copy is based on; none when that is not known."""
+        if self._users is None:
+            return []
+        return [known for name, known in self._templates.items() if name not in self._users]
+
+    def template_of(self, name: str) -> Template | None:
+        """The template that this copy alone is based on; None when there is no such thing."""
+        template_id = self._template_id(name)
+        if template_id is None or self.others(name):
+            return None
+        return self._templates.get(template_id)
+
+    def others(self, name: str) -> int:
+        """How many other copies are based on the template of this one."""
+        template_id = self._template_id(name)
+        return 0 if template_id is None else len((self._users or {})[template_id]) - 1
+
+    def copy(self, name: str, template: Template | None) -> Weight:
+        """A copy, with its template when that is to go, too."""
+        return self._weigh([name], [] if template is None else [template])
+
+    def templates(self, together: list[Template]) -> Weight:
+        """Templates without any copy."""
+        return self._weigh([], together)
+
+    def rubbish(self, together: list[Template]) -> Weight:
+        """The same, with all that is in the trash."""
+        return self._weigh([], together, Tree(self._store.trash_fd, b"."))
+
+    def everything(self) -> Weight:
+        """All copies and templates."""
+        return self._weigh(copies.names(self._store), list(self._templates.values()))
+
+    def _template_id(self, name: str) -> str | None:
+        users = (self._users or {}).items()
+        return next((template_id for template_id, names in users if name in names), None)
+
+    def _weigh(self, names: Iterable[str], doomed: list[Template], *others: Tree) -> Weight:
+        store, left, exact = self._store, self._limit, True
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            uppers = (os.fsencode(f"{name}/{copies.UPPER}") for name in names)
+            trees = [*others, *(Tree(store.copies_fd, upper) for upper in uppers)]
+            for template in sorted(doomed, key=lambda template: template.entries):
+                if left is not None and template.entries > left:
+                    exact = False
+                    continue
+                left = None if left is None else left - template.entries
+                trees.append(
+                    _tree_of(store.templates_fd, template, self._staying(root, template, doomed))
+                )
+                if store.has_lowers():
+                    trees.append(_tree_of(store.lowers_fd, template))
+            return Weight(_exclusive(trees), exact)
+        except OSError:  # it goes away meanwhile, or cannot be read
+            return Weight(0, exact=False)
+        finally:
+            os.close(root)
+
+    def _staying(self, root: int, template: Template, doomed: list[Template]) -> tuple[Tree, ...]:
+        """The trees that may have the same files, and do not go with this template."""
+        return (
+            Tree(root, os.fsencode(template.source).strip(b"/")),
+            *(
+                _tree_of(self._store.templates_fd, other)
+                for other in self._templates.values()
+                if other.source == template.source and other not in doomed
+            ),
+        )
+
+
+def _tree_of(part_fd: int, template: Template, staying: tuple[Tree, ...] = ()) -> Tree:
+    return Tree(part_fd, os.fsencode(f"{template.id}/{templates.TREE}"), staying)
+
+
+def _users(store: StoreDirectory) -> dict[str, set[str]] | None:
+    """The copies of each template that has any; None when that is not known for one."""
+    users: dict[str, set[str]] = {}
+    for name in copies.names(store):
+        try:
+            users.setdefault(copies.read(store, name).template, set()).add(name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except MountFailure:
+            return None
+    return users
+
+
+def _read(store: StoreDirectory, template_id: str) -> Template | None:
+    try:
+        return templates.read(store, template_id)
+    except MountFailure:
+        return None
+
+
+def _exclusive(trees: Iterable[Tree]) -> int:
+    """Bytes that would be free without these trees. OSError."""
+    alone = 0
+    shared: list[Range] = []
+    elsewhere: list[Range] = []
+    for tree in trees:
+        for path, extents in _files(tree):
+            alone += sum(extent.length for extent in extents if not extent.flags & _SHARED)
+            found = [_range(extent) for extent in extents if extent.flags & _SHARED]
+            shared += found
+            if found:
+                for other in tree.staying:
+                    there = _extents_at(other.dir_fd, other.path + b"/" + path)
+                    elsewhere += map(_range, there)
+    return alone + _held_here_alone(shared, elsewhere)
+
+
+def _range(extent: syscalls.Extent) -> Range:
+    return extent.physical, extent.physical + extent.length
+
+
+def _held_here_alone(ours: list[Range], theirs: list[Range]) -> int:
+    """The bytes that at least two of our ranges have, and none of theirs."""
+    marks = [mark for begin, end in ours for mark in ((begin, 1, 0), (end, -1, 0))]
+    marks += [mark for begin, end in theirs for mark in ((begin, 0, 1), (end, 0, -1))]
+    total = here = there = last = 0
+    for place, one, other in sorted(marks):
+        if here > 1 and not there:  # one of ours is shared with somebody whom we do not know
+            total += place - last
+        here += one
+        there += other
+        last = place
+    return total
+
+
+def _files(tree: Tree) -> Iterator[tuple[bytes, list[syscalls.Extent]]]:
+    """Path and extents of each regular file, once for all of its names; none: it is not there."""
+    try:
+        fd = syscalls.open_below(tree.dir_fd, tree.path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        seen: set[int] = set()
+        for found in walk(fd):
+            if found.entry.is_file(follow_symlinks=False) and found.entry.inode() not in seen:
+                seen.add(found.entry.inode())
+                yield found.path, _extents_at(found.directory_fd, found.name)
+    finally:
+        os.close(fd)
+
+
+def _extents_at(dir_fd: int, path: bytes) -> list[syscalls.Extent]:
+    """None for what is no regular file, or not there any more: it may be a user's directory."""
+    try:
+        place = syscalls.open_below(dir_fd, path, os.O_PATH)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            return []
+        fd = os.open(ondisk.proc_path(place), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    finally:
+        os.close(place)
+    try:
+        return syscalls.fiemap(fd, sync=False)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
