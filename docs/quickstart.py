@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -86,6 +87,7 @@ def main() -> int:
 
 def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
     """Everything there is to see. What has to be undone is put into `at_the_end` as it is done."""
+    own = source
     if source is None:
         mount_volume(keep, at_the_end)
         source = VOLUME / "all-MiniLM-L6-v2"
@@ -147,6 +149,16 @@ def show(source: Path | None, keep: bool, at_the_end: ExitStack) -> None:
             print(f"    umount {VOLUME} && rm {IMAGE}")
     else:
         print("\nThe copies are unmounted and discarded. With --keep they stay for you to look at.")
+    print(f"\n{next_step(own)}")
+
+
+def next_step(source: Path | None) -> str:
+    """What to type after this, with the directory that the reader has named."""
+    model = "/data/models/MODEL" if source is None else shlex.quote(str(source))
+    return f"""Next: put cowfs into this system, with man pages and mount -t cowfs,
+    packaging/build-deb && apt install -y ./dist/cowfs_*.deb
+and mount a copy of a model of yours (README.md, "Use it"):
+    mkdir -p /mnt/job-42 && cowfs mount {model} /mnt/job-42"""
 
 
 def tell(question: str, *answer: str) -> None:

@@ -88,9 +88,17 @@ def cowfs(context: click.Context) -> None:
     is_flag=True,
     help="Serve the mount in this process until it is unmounted.",
 )
+@click.option(
+    "--remount",
+    is_flag=True,
+    help="Change a mounted copy to these OPTIONS as far as a remount can, and say what takes a new "
+    "mount.",
+)
 @click.argument("source", metavar="SOURCE|NAME")
 @click.argument("mountpoint")
-def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: str) -> int:
+def mount(
+    options: tuple[str, ...], foreground: bool, remount: bool, source: str, mountpoint: str
+) -> int:
     """Mount an instant copy of the directory SOURCE on MOUNTPOINT, or the kept copy NAME.
 
     Returns when the mount answers. The copy is a snapshot: neither side sees later changes of the
@@ -100,20 +108,26 @@ def mount(options: tuple[str, ...], foreground: bool, source: str, mountpoint: s
     NAME is that of a kept copy, which goes on at MOUNTPOINT with its own source. It has no slash;
     where a directory has the same name the directory is meant.
     """
-    from cowfs.mount import launch
+    from cowfs.mount import launch, preflight
     from cowfs.mount.options import parse
 
     if foreground:
         messages.show_log(PROGRAM)
-    source, wanted = which.source(PROGRAM, source, parse(options))
-    return launch.mount(
-        source,
-        mountpoint,
-        wanted,
-        foreground=foreground,
-        warn=_warn,
-        progress=report.sealing_progress,
-    )
+        launch.go_on()
+    with preflight.comments_explained(source, mountpoint, *options):
+        if remount:
+            from cowfs.commands import configuration
+
+            return configuration.apply(source, mountpoint, options, say=_say, say_error=_say_error)
+        source, wanted = which.source(PROGRAM, source, parse(options))
+        return launch.mount(
+            source,
+            mountpoint,
+            wanted,
+            foreground=foreground,
+            warn=_warn,
+            progress=report.sealing_progress,
+        )
 
 
 @cowfs.command(short_help="Make a plain reflink copy, without a mount.")
@@ -652,6 +666,10 @@ def _wrong_call(error: click.ClickException) -> UsageError:
     message = message[:1].lower() + message[1:]
     see = " See" if message.endswith("?") else ": see"
     return UsageError(f"{message}{see} {command} --help")
+
+
+def _say(message: str) -> None:
+    click.echo(report.printable(message))
 
 
 def _say_error(message: str) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 
 from cowfs.mount import options
+from cowfs.mount.mountpoint import Mountpoint
 from cowfs.mount.options import Options
 from cowfs.store import runtime
 from cowfs.store.runtime import Record
@@ -20,6 +21,11 @@ from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.system.mountinfo import Mount
 from cowfs.system.syscalls import MS_NODEV, MS_NOSUID
 
+# What a mount that was started read-only cannot become.
+READ_WRITE = "rw"
+# Fields of Options that are not called as the option is.
+_FIELDS = {"inplace": "in_place"}
+
 
 def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> None:
     """Give the copy of source at mountpoint the flags of *wanted*; with *pretend* only check it.
@@ -27,25 +33,75 @@ def remount(source: str, mountpoint: str, wanted: Options, *, pretend: bool) -> 
     As in mount(8), flags that are not wanted are taken away, but nosuid, nodev and those about
     atime stay as they are when they are not spoken of. MountFailure.
     """
-    path = os.path.realpath(mountpoint)
-    mount = mountinfo.mounted_at(path)
-    if mount is None or not mount.is_cowfs:
-        raise MountFailure(f"{mountpoint} is not a mounted copy: there is nothing to remount")
+    mount = mounted(mountpoint)
     if mount.source not in (source, os.path.realpath(source)):
         raise MountFailure(f"{mountpoint} is a copy of {mount.source}, not of {source}")
+    record = record_of(mount)
+    given = {item.partition("=")[0] for item in wanted.given}
+    for name in fixed(wanted, record):
+        if name == READ_WRITE:
+            raise MountFailure(
+                f"{mountpoint} was mounted read-only, and no remount makes it writable: unmount "
+                "the copy, and mount it again with rw"
+            )
+        # mount(8) adds fstab's options, which may be given again as they are, or not at all.
+        if name in given:
+            raise MountFailure(
+                f"{mountpoint}: a remount cannot change {name}: unmount the copy, and mount it "
+                "again"
+            )
+    if not pretend:
+        change(mount, _flags(wanted, mount))
+
+
+def mounted(mountpoint: str) -> Mount:
+    """The copy that is mounted there. MountFailure."""
+    mount = mountinfo.mounted_at(os.path.realpath(mountpoint))
+    if mount is None or not mount.is_cowfs:
+        raise MountFailure(f"{mountpoint} is not a mounted copy: there is nothing to remount")
+    return mount
+
+
+def record_of(mount: Mount) -> Record:
+    """What is known of it. MountFailure: nobody serves it."""
     record = runtime.of(mount)
     if record is None:
         raise MountFailure(
-            f"the daemon of {mountpoint} has died: mount it again after: "
-            f"{remedy.command('cowfs umount', path)}"
+            f"the daemon of {mount.mountpoint} has died: mount it again after: "
+            f"{remedy.command('cowfs umount', mount.mountpoint)}"
         )
-    _check_fixed(mountpoint, wanted, record)
-    if pretend:
-        return
+    return record
+
+
+def fixed(wanted: Options, record: Record) -> list[str]:
+    """The names of those options that only a new mount can change to what *wanted* says."""
+    started = options.parse([record.options], sloppy=True)
+    names = [name for name in options.FIXED if _differs(name, wanted, started, record)]
+    return [*names, READ_WRITE] if started.read_only and not wanted.read_only else names
+
+
+def change(mount: Mount, flags: int) -> None:
+    """Give it these MS_* flags. CowfsError."""
     try:
-        syscalls.remount(os.fsencode(path), _flags(wanted, mount))
+        syscalls.remount(Mountpoint.of(mount).path, flags)
     except OSError as error:
-        raise _failure(mountpoint, error) from None
+        raise _failure(mount.mountpoint, error) from None
+
+
+def _differs(name: str, wanted: Options, started: Options, record: Record) -> bool:
+    """A copy or store that nobody has named is the one that the mount has got."""
+    asked, had = (getattr(one, _FIELDS.get(name, name)) for one in (wanted, started))
+    if name in ("copy", "store") and asked is None:
+        return had is not None
+    if name == "copy":
+        return bool(asked != record.copy)
+    if name == "store":
+        return bool(os.path.realpath(asked) != os.path.realpath(record.store))
+    if name == "engine":
+        return bool(asked not in ("auto", record.engine))
+    if name == "ephemeral":
+        return bool(asked) == record.persistent
+    return bool(asked != had)
 
 
 def _flags(wanted: Options, mount: Mount) -> int:
@@ -56,33 +112,6 @@ def _flags(wanted: Options, mount: Mount) -> int:
         if not spoken_of:
             flags = flags & ~bit | (bit if kept in mount.options.split(",") else 0)
     return flags
-
-
-def _check_fixed(mountpoint: str, wanted: Options, record: Record) -> None:
-    """Refuse what only a new mount can change. mount(8) adds fstab's options, which may be given
-    again as they are."""
-    started = options.parse([record.options], sloppy=True)
-    running = {
-        **started.to_dict(),
-        "copy": record.copy,
-        "store": os.path.realpath(record.store),
-        "ephemeral": not record.persistent,
-    }
-    given = {item.partition("=")[0] for item in wanted.given}
-    asked = wanted.to_dict()
-    if wanted.store is not None:
-        asked["store"] = os.path.realpath(wanted.store)
-    for name in options.FIXED:
-        if name in given and asked[name] != running[name]:
-            raise MountFailure(
-                f"{mountpoint}: a remount cannot change {name}: unmount the copy, and mount it "
-                "again"
-            )
-    if started.read_only and not wanted.read_only:
-        raise MountFailure(
-            f"{mountpoint} was mounted read-only, and no remount makes it writable: unmount the "
-            "copy, and mount it again with rw"
-        )
 
 
 def _failure(mountpoint: str, error: OSError) -> CowfsError:

@@ -159,6 +159,24 @@ class Keeper:
             pause = min(2 * pause, 0.05)
 
 
+def go_on() -> None:
+    """Go on with the mount that a service manager has kept for us; return if there is none.
+
+    Before anything that can be refused, such as a wrong option: if this process ended, so would the
+    mount, whose users have nothing to do with what the configuration says by now.
+    """
+    held = _kept_by_systemd()
+    if _is_attended(held):
+        from cowfs.mount import overlaymount
+
+        overlaymount.go_on(held)
+        _become(attendant.command("watch", held), held)
+    if _is_mounted(held):
+        _become_keeper(held)
+    for fd in held.values():
+        os.close(fd)
+
+
 def mount(
     source: str,
     mountpoint: str,
@@ -186,16 +204,6 @@ def mount(
     by_overlayfs = engine.prefers_overlayfs(options)
     if not by_overlayfs:
         preflight.require_fuse_device()
-    if foreground and (held := _kept_by_systemd()):
-        if _is_attended(held):
-            from cowfs.mount import overlaymount
-
-            overlaymount.go_on(held)
-            _become(attendant.command("watch", held), held)
-        if _is_mounted(held):
-            _become_keeper(held)
-        for fd in held.values():
-            os.close(fd)
     missing = None
     try:
         source = preflight.check_source(source)

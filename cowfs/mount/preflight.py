@@ -8,9 +8,12 @@ later, only less kindly. The store checks what concerns the store itself (owner,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import stat
+from collections.abc import Iterator
 
 from cowfs.mount import privileges
 from cowfs.system import mountinfo, nearby, remedy
@@ -83,7 +86,7 @@ def require_fuse_device(device: str = FUSE_DEVICE) -> None:
 
 def check_source(source: str) -> str:
     """The canonical path of a directory that can be copied. MountFailure says why it cannot."""
-    _require_name("source", source)
+    require_name("source", source)
     path = os.path.realpath(source)
     mount = mountinfo.holding(path)
     if mount.is_cowfs:
@@ -107,7 +110,7 @@ def check_source(source: str) -> str:
 
 def check_mountpoint(mountpoint: str) -> str:
     """The canonical path of a directory to mount on; the mount hides what it holds."""
-    _require_name("mountpoint", mountpoint)
+    require_name("mountpoint", mountpoint)
     path = os.path.realpath(mountpoint)
     mount = mountinfo.mounted_at(path)
     if mount is not None and mount.is_cowfs:
@@ -141,7 +144,22 @@ def check_apart_from_store(source: str, mountpoint: str, store: str) -> None:
         )
 
 
-def _require_name(role: str, path: str) -> None:
+@contextlib.contextmanager
+def comments_explained(*values: str) -> Iterator[None]:
+    """Say so where what a unit's configuration says is refused, and has a comment behind it."""
+    try:
+        yield
+    except CowfsError as error:
+        configuration = os.environ.get(CONFIGURATION_VARIABLE)
+        if configuration and any(re.search(r"\s#", value) for value in values):
+            error.args = (
+                f"{error} (in {configuration} a comment has a line of its own; behind a value it "
+                "is a part of it)",
+            )
+        raise
+
+
+def require_name(role: str, path: str) -> None:
     """UsageError for an empty path: a variable that was not set is not the present directory."""
     if path:
         return
