@@ -215,7 +215,7 @@ def umount(lazy: bool, mountpoint: str) -> None:
     from cowfs.commands import outcome
     from cowfs.mount import unmount
 
-    click.echo(report.printable(outcome.line(unmount.unmount(mountpoint, lazy=lazy))))
+    report.tell(outcome.line(unmount.unmount(mountpoint, lazy=lazy)))
 
 
 @cowfs.command(short_help="Have this version serve the mounts of another one.")
@@ -235,7 +235,7 @@ def upgrade(everything: bool, mountpoint: str | None) -> int:
     code = 0
     for record in upgrading.records(mountpoint):
         try:
-            click.echo(report.printable(upgrading.upgrade(record)))
+            report.tell(upgrading.upgrade(record))
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
@@ -341,7 +341,7 @@ def check(
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
         for line in _check_lines(found):
-            click.echo(report.printable(line))
+            report.tell(line)
     return found.exit_code
 
 
@@ -394,7 +394,7 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
         click.echo(json.dumps(outcome.as_json(), indent=2))
     else:
         for line in _warm_lines(outcome, default_limit=size is None):
-            click.echo(line)
+            report.tell(line)
     if outcome.interrupted:
         return Interrupted.exit_code
     return SystemFailure.exit_code if outcome.errors else 0
@@ -414,8 +414,8 @@ def doctor(as_json: bool, path: str | None) -> int:
     if as_json:
         click.echo(json.dumps(doctors.as_json(findings), indent=2))
     else:
-        for line in doctors.as_lines(findings):
-            click.echo(report.printable(line))
+        for line, indent in doctors.as_lines(findings):
+            report.tell(line, indent)
     return 0 if doctors.would_mount(findings) else CowfsError.exit_code
 
 
@@ -486,11 +486,12 @@ def _copies(store: str | None) -> list[dict[str, Any]]:
 def _row(store: Store, copy: CopyInfo, record: Record | None) -> dict[str, Any]:
     from cowfs.store import runtime
 
+    place = None if record is None else runtime.place(record)
     return {
         "name": copy.name,
         "source": copy.source,
         "template": copy.template,
-        "mountpoint": None if record is None else record.mountpoint,
+        "mountpoint": None if place is None else place.mount.mountpoint,
         "engine": None if record is None else record.engine,
         "persistent": copy.persistent,
         "private_bytes": copy.private_bytes,

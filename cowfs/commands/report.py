@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import sys
 import time
 import unicodedata
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _AGES = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+# What a message says to paste: from a colon on, until it goes on in words.
+_PROGRAMS = "cowfs|mount|umount|mkdir|modprobe|sysctl|chmod|chown|systemctl|pip|apt"
+_COMMAND = re.compile(rf"(?<=: )(?:{_PROGRAMS}) .*?(?=; (?!{_PROGRAMS})|, or |$)")
 
 
 def printable(text: str) -> str:
@@ -57,6 +64,40 @@ def age(seconds: float) -> str:
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """ "1 file", "2 files", "0 entries"."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def columns(out: TextIO) -> int | None:
+    """How wide the terminal is that a stream leads to; None where it leads elsewhere."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or None if out.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def folded(text: str, width: int | None, indent: str = "  ") -> list[str]:
+    """The text in lines of at most *width* columns, broken between words; None: in one line.
+
+    A command that is there to be pasted is not broken: it has a line of its own, and the terminal
+    breaks one that is too long. So it does with a word.
+    """
+    if width is None or _width(text) <= width:
+        return [text]
+    first, *words = _COMMAND.sub(lambda match: match[0].replace(" ", "\0"), text).split(" ")
+    lines = [first]
+    for word in words:
+        longer = f"{lines[-1]} {word}"
+        if _width(longer) <= width:
+            lines[-1] = longer
+        elif word:
+            lines.append(indent + word)
+    return [line.rstrip().replace("\0", " ") for line in lines]
+
+
+def tell(text: str, indent: str = "  ", out: TextIO | None = None) -> None:
+    """Print a line so that a terminal need not break it, with nothing in it that one would obey."""
+    out = out if out is not None else sys.stdout
+    for line in folded(printable(text), columns(out), indent):
+        out.write(line + "\n")
 
 
 class SealingBar:

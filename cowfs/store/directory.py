@@ -209,8 +209,13 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
             fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
         finally:
             os.close(parent_fd)
+    except FileNotFoundError as error:
+        raise (_unusable(path, error) if create else _no_store(path)) from None
     except OSError as error:
         raise _unusable(path, error) from None
+    if not create and name != STORE_NAME and not _has_parts(fd):
+        os.close(fd)
+        raise _no_store(path)
     st = os.fstat(fd)
     problem = None
     if st.st_uid != OWNER:
@@ -224,6 +229,25 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
         os.close(fd)
         raise MountFailure(f"the store {path} {problem}; or name another with -o store=DIR")
     return fd, created
+
+
+def _has_parts(fd: int) -> bool:
+    """Whether a directory is a store, and not any other one, in which nothing is to be made."""
+    for name in PARTS:
+        with contextlib.suppress(OSError):
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+            return True
+    return False
+
+
+def _no_store(path: str) -> UsageError:
+    inside = os.path.join(path, STORE_NAME)
+    if os.path.isdir(inside):
+        return UsageError(f"{path} is no store, but {inside} is one: name that")
+    problem = "is none" if os.path.lexists(path) else "does not exist"
+    return UsageError(
+        f"the store {path} {problem}: name a directory {STORE_NAME}, or leave --store out"
+    )
 
 
 def probe_clone(fd: int, path: str, wanted: str) -> None:

@@ -359,8 +359,9 @@ class Store(StoreDirectory):
             pass
         for record in runtime.all():
             if record.copy == name and self._is(record.store):
+                where = runtime.place(record) or f"at {record.mountpoint}"
                 raise MountFailure(
-                    f"the copy {name} is in use: it is mounted at {record.mountpoint} (daemon "
+                    f"the copy {name} is in use: it is mounted {where} (daemon "
                     f"{record.daemon_pid}); unmount that, or choose another name with -o copy=NAME"
                 )
         raise MountFailure(
@@ -377,6 +378,8 @@ class Store(StoreDirectory):
                 return f"it is still mounted {place}; unmount that, or end the container"
             if user := next(processes.users(record.device), None):
                 return f"it was detached, and {user} has something of it open; end that"
+        if copies.is_overlaid(self, name):
+            return "the kernel's overlayfs has it, mounted by hand; unmount that"
         path = os.path.join(copies.path_of(self, name), copies.LOCK)
         with contextlib.suppress(OSError):
             if process := next(processes.openers(path), None):

@@ -21,8 +21,8 @@ from cowfs.overlay.overlay import Overlay
 from cowfs.store import runtime, templates
 from cowfs.store.copies import path_of
 from cowfs.store.directory import StoreDirectory, open_directory
-from cowfs.system import mountinfo, syscalls
-from cowfs.system.errors import CowfsError
+from cowfs.system import directories, mountinfo, syscalls
+from cowfs.system.errors import CowfsError, UsageError
 from cowfs.trees.walk import walk
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,10 +66,13 @@ class Found:
     def add(self, path: str) -> None:
         """Add what is at or below a path. A link as its last part is followed, no other is.
 
-        OSError when there is no such path, or it may not be looked at.
+        OSError when there is no such path, or it may not be looked at. UsageError when a copy was
+        mounted there, and is no more.
         """
         real = os.path.realpath(path, strict=True)
         mount = mountinfo.holding(real)
+        if mount.mountpoint != real and not mount.is_cowfs:
+            _refuse_forgotten(path, real)
         if mount.is_cowfs and (record := _record(mount)) is not None:
             # The store may be out of sight, as in a container: then the mount is all we have.
             with contextlib.suppress(PermissionError, FileNotFoundError, CowfsError):
@@ -135,6 +138,30 @@ class Found:
         if (st.st_dev, st.st_ino) not in self._seen:
             self._seen.add((st.st_dev, st.st_ino))
             self.files.append(file)
+
+
+def _refuse_forgotten(shown: str, real: str) -> None:
+    """UsageError where nothing is mounted, and something was meant to be: nobody asks for nothing,
+    or for what a mount has hidden, to be read."""
+    for record in (*runtime.all(), *runtime.elsewhere()):
+        if record.mountpoint == real and (place := runtime.place(record)):
+            raise UsageError(
+                f"no copy is mounted at {shown} any more, but the copy {record.copy} still is "
+                f"{place}: name that"
+            )
+    try:
+        fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        return
+    try:
+        is_empty = not directories.names(fd)
+    finally:
+        os.close(fd)
+    if is_empty:
+        raise UsageError(
+            f"{shown} is an empty directory, and no copy is mounted there: mount it first; cowfs "
+            "list shows what is kept"
+        )
 
 
 def _record(mount: mountinfo.Mount) -> runtime.Record | None:
