@@ -26,6 +26,7 @@ import pytest
 from integration import kernel, machine
 from integration.command import COWFS, Result
 from integration.command import cowfs as run_cowfs
+from integration.effort import EFFORT, SEED
 from integration.leaks import Leaks
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
@@ -38,6 +39,18 @@ Mode = Literal["passthrough", "relayed"]
 _release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 _kernel_has_passthrough = _release >= (6, 9)
 MODES: list[Mode] = ["passthrough", "relayed"] if _kernel_has_passthrough else ["relayed"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """What does more may take longer."""
+    if EFFORT > 1 and config.getoption("timeout") is None:
+        config.option.timeout = float(config.getini("timeout")) * EFFORT
+
+
+def pytest_report_header() -> str:
+    """What repeats this run."""
+    return f"COWFS_EFFORT={EFFORT} COWFS_RANDOM_SEED={SEED}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
