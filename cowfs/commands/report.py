@@ -23,9 +23,9 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _AGES = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
-# What a message says to paste: from a colon on, until it goes on in words.
-_PROGRAMS = "cowfs|mount|umount|mkdir|modprobe|sysctl|chmod|chown|systemctl|pip|apt"
-_COMMAND = re.compile(rf"(?<=: )(?:{_PROGRAMS}) .*?(?=; (?!{_PROGRAMS})|, or |$)")
+# What a message says to paste: from a colon on, until it goes on in words; and where help is.
+_PROGRAM = "(?:(?:cowfs|mkdir|modprobe|sysctl|chmod|chown|systemctl|pip|apt) |u?mount [-/])"
+_COMMAND = re.compile(rf"(?<=: ){_PROGRAM}.*?(?=; (?!{_PROGRAM})|, or |$)|cowfs(?: [\w-]+)? --help")
 
 
 def printable(text: str) -> str:
@@ -172,9 +172,22 @@ class WarmingBar(SealingBar):
         self._files = size
 
     def _numbers(self) -> Sequence[rich.progress.ProgressColumn]:
-        from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+        return _numbers_of_bytes()
 
-        return DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()
+
+def _numbers_of_bytes() -> Sequence[rich.progress.ProgressColumn]:
+    from rich.progress import DownloadColumn, ProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """In the units of all other sizes, which rich's own column is not."""
+
+        def render(self, task: rich.progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            shown = "?" if speed is None else f"{human_size(int(speed))}/s"
+            return Text(shown, style="progress.data.speed")
+
+    return DownloadColumn(binary_units=True), Speed(), TimeRemainingColumn()
 
 
 def sealing_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
@@ -240,21 +253,12 @@ class ImportBar:
 
     def _draw(self) -> rich.progress.Progress:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn
 
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            *_numbers_of_bytes(),
             console=Console(file=self._out),
             transient=True,
         )

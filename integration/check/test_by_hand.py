@@ -57,6 +57,7 @@ def kept(mount_plain: MountCopy, xfs: Path) -> Kept:
     return Kept(mount_plain, xfs)
 
 
+@pytest.mark.quick
 def test_what_overlayfs_left_is_told_apart_from_a_crash_and_harmless(kept: Kept) -> None:
     with kept.by_hand("redirect_dir=on", "metacopy=off", "index=off") as root:
         (root / "new").write_text("from overlayfs\n")

@@ -24,6 +24,7 @@ def refused(*arguments: str | Path, code: int = 1) -> str:
 # --- warm -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_warm_of_a_copy_that_was_unmounted_is_no_success(
     mount_plain: MountCopy, model: Path
 ) -> None:
