@@ -213,9 +213,6 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
         raise (_unusable(path, error) if create else _no_store(path)) from None
     except OSError as error:
         raise _unusable(path, error) from None
-    if not create and name != STORE_NAME and not _has_parts(fd):
-        os.close(fd)
-        raise _no_store(path)
     st = os.fstat(fd)
     problem = None
     if st.st_uid != OWNER:
@@ -225,6 +222,10 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
         problem = (
             f"is open to other users (mode {mode:04o}): if that is a mistake, chmod 700 {path}"
         )
+    is_other = not create and name != STORE_NAME and not _has_parts(fd)
+    if is_other and (problem is None or os.path.isdir(os.path.join(path, STORE_NAME))):
+        os.close(fd)
+        raise _no_store(path)
     if problem is not None:
         os.close(fd)
         raise MountFailure(f"the store {path} {problem}; or name another with -o store=DIR")

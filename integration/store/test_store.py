@@ -171,7 +171,7 @@ def test_store_that_others_could_reach_is_refused(
 def test_store_that_is_missing_is_not_opened_and_not_made_for_a_missing_source(
     xfs: Path,
 ) -> None:
-    with pytest.raises(MountFailure, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         Store.open(str(xfs / "none"))
     with pytest.raises(MountFailure, match=f"source {xfs}/none"):
         Store.for_source(str(xfs / "none"), str(xfs / "store"))
