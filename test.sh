@@ -22,7 +22,8 @@ export PATH=$PWD/.venv/bin:$PATH
 # What the run starts carries this mark, and what it mounts lies below this directory: see integration/kernel.py.
 COWFS_TEST_SESSION=$(cat /proc/sys/kernel/random/uuid)
 COWFS_TEST_DIR=$(mktemp -d /var/tmp/cowfs-test-XXXXXX)
-export COWFS_TEST_SESSION COWFS_TEST_DIR
+COWFS_TEST_RUN=$COWFS_TEST_DIR
+export COWFS_TEST_SESSION COWFS_TEST_DIR COWFS_TEST_RUN
 chmod 755 "$COWFS_TEST_DIR" # tests look into it as other users, too
 
 # Every process of this run but this shell, whose own environment is older than the mark.

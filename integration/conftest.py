@@ -169,9 +169,33 @@ def ext4_volume(session: Watchdog) -> Iterator[Volume]:
 @pytest.fixture(scope="session")
 def package(session: Watchdog) -> Iterator[Path]:
     """The Debian package of the tree under test."""
-    directory = kernel.session_dir() / "package"
-    yield machine.build_package(directory)
-    remove_tree(directory)
+    with _built("package") as package:
+        yield package
+
+
+@pytest.fixture(scope="session")
+def newer_package(session: Watchdog) -> Iterator[Path]:
+    """One that differs in its version alone, 99.0."""
+    with _built("newer-package", "99.0") as package:
+        yield package
+
+
+@contextmanager
+def _built(name: str, version: str | None = None) -> Iterator[Path]:
+    """A package that one worker builds for all of a run, since it takes long."""
+    own = kernel.session_dir()
+    of_the_run = Path(os.environ.get(kernel.RUN, own))
+    directory = of_the_run / name
+    with (of_the_run / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(directory.glob("*.deb")):
+            remove_tree(directory)
+            machine.build_package(directory, version)
+        [package] = directory.glob("*.deb")
+    yield package
+    if of_the_run == own:
+        remove_tree(directory)
+        Path(lock.name).unlink()
 
 
 # --- each test ------------------------------------------------------------------------------------
