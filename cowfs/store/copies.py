@@ -302,16 +302,17 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
         return True
     finally:
         os.close(fd)
-    return is_overlaid(store, name)
-
-
-def is_overlaid(store: StoreDirectory, name: str) -> bool:
-    """Whether overlayfs has a copy, by whoever's mount. OSError."""
     try:
         with _opened(store.copies_fd, name) as dir_fd:
             return _is_overlaid(store, dir_fd)
     except FileNotFoundError:
         return False
+
+
+def is_overlaid_by_hand(store: StoreDirectory, name: str) -> bool:
+    """Whether overlayfs has a copy that no cowfs has given to it. OSError."""
+    with _opened(store.copies_fd, name) as dir_fd:
+        return not _has(dir_fd, NOTE) and _is_overlaid(store, dir_fd)
 
 
 def _is_overlaid(store: StoreDirectory, dir_fd: int) -> bool:

@@ -378,8 +378,9 @@ class Store(StoreDirectory):
                 return f"it is still mounted {place}; unmount that, or end the container"
             if user := next(processes.users(record.device), None):
                 return f"it was detached, and {user} has something of it open; end that"
-        if copies.is_overlaid(self, name):
-            return "the kernel's overlayfs has it, mounted by hand; unmount that"
+        with contextlib.suppress(OSError):
+            if copies.is_overlaid_by_hand(self, name):
+                return "the kernel's overlayfs has it, mounted by hand; unmount that"
         path = os.path.join(copies.path_of(self, name), copies.LOCK)
         with contextlib.suppress(OSError):
             if process := next(processes.openers(path), None):

@@ -153,7 +153,8 @@ def test_doctor_says_nothing_of_what_an_ordinary_user_cannot_try(xfs: Path) -> N
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert checks["privileges"]["status"] == "failed"
     untried = {name for name, check in checks.items() if check["status"] == "unknown"}
-    assert untried == {"/dev/fuse", "overlayfs", "passthrough", "descriptors", "reflink"}
+    # Who may open the device is the distribution's to say.
+    assert untried - {"/dev/fuse"} == {"overlayfs", "passthrough", "descriptors", "reflink"}
     assert {checks[name]["remedy"] for name in untried} == {"become root to try it"}
     shown = run(*command, "doctor", check=False).stdout
     assert "no mounted volume clones files" not in shown
