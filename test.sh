@@ -1,5 +1,7 @@
 #!/bin/bash
 # ./test.sh                 set up, then lint, native tests, sanitizers, unit tests, integration tests
+# ./test.sh --quick         what needs no minute of that: no sanitizers, and of integration what is marked `quick`
+# ./test.sh --exhaustive    all of it, with ten times as much of what tests make up (integration/effort.py)
 # ./test.sh PYTEST-ARGS...  set up, then only pytest with these arguments, such as: integration -k truncate
 # Needs root, /dev/fuse and loop devices; installs with apt and pip what is missing.
 set -euo pipefail
@@ -8,7 +10,7 @@ cd "$(dirname "$(readlink -f "$0")")"
 source .ci/setup.sh
 
 if [[ ${1:-} == --help ]]; then
-    sed -n '2,4s/^# //p' test.sh
+    sed -n '2,6s/^# //p' test.sh
     exit 0
 fi
 
@@ -20,7 +22,8 @@ export PATH=$PWD/.venv/bin:$PATH
 # What the run starts carries this mark, and what it mounts lies below this directory: see integration/kernel.py.
 COWFS_TEST_SESSION=$(cat /proc/sys/kernel/random/uuid)
 COWFS_TEST_DIR=$(mktemp -d /var/tmp/cowfs-test-XXXXXX)
-export COWFS_TEST_SESSION COWFS_TEST_DIR
+COWFS_TEST_RUN=$COWFS_TEST_DIR
+export COWFS_TEST_SESSION COWFS_TEST_DIR COWFS_TEST_RUN
 chmod 755 "$COWFS_TEST_DIR" # tests look into it as other users, too
 
 # Every process of this run but this shell, whose own environment is older than the mark.
@@ -60,10 +63,15 @@ check_left() {
 }
 trap check_left EXIT
 
-if [[ $# -gt 0 ]]; then
-    pytest "$@"
-    exit
-fi
+selected=(tests integration)
+case ${1:-} in
+    --quick) selected+=(-m quick) ;;
+    --exhaustive) export COWFS_EFFORT=10 ;;
+    ?*)
+        pytest "$@"
+        exit
+        ;;
+esac
 
 say "Lint"
 shellcheck -x quickstart.sh test.sh .ci/setup.sh .ci/run .ci/sanitize mount_helpers/*.cowfs \
@@ -77,9 +85,11 @@ meson setup --fatal-meson-warnings -Dwerror=true "$build" .
 meson compile -C "$build"
 meson test -C "$build" --print-errorlogs
 
-say "Native tests under the sanitizers"
-.ci/sanitize
+if [[ ${1:-} != --quick ]]; then
+    say "Native tests under the sanitizers"
+    .ci/sanitize
+fi
 
 say "Unit and integration tests"
 # Tests wait more than they work: each processor has one worker, and the last ones take from each other.
-pytest --durations=10 --numprocesses="$(nproc)" --dist=worksteal tests integration
+pytest --durations=10 --numprocesses="$(nproc)" --dist=worksteal "${selected[@]}"

@@ -26,6 +26,7 @@ import pytest
 from integration import kernel, machine
 from integration.command import COWFS, Result
 from integration.command import cowfs as run_cowfs
+from integration.effort import EFFORT, SEED
 from integration.leaks import Leaks
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
@@ -38,6 +39,18 @@ Mode = Literal["passthrough", "relayed"]
 _release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 _kernel_has_passthrough = _release >= (6, 9)
 MODES: list[Mode] = ["passthrough", "relayed"] if _kernel_has_passthrough else ["relayed"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """What does more may take longer."""
+    if EFFORT > 1 and config.getoption("timeout") is None:
+        config.option.timeout = float(config.getini("timeout")) * EFFORT
+
+
+def pytest_report_header() -> str:
+    """What repeats this run."""
+    return f"COWFS_EFFORT={EFFORT} COWFS_RANDOM_SEED={SEED}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -156,9 +169,33 @@ def ext4_volume(session: Watchdog) -> Iterator[Volume]:
 @pytest.fixture(scope="session")
 def package(session: Watchdog) -> Iterator[Path]:
     """The Debian package of the tree under test."""
-    directory = kernel.session_dir() / "package"
-    yield machine.build_package(directory)
-    remove_tree(directory)
+    with _built("package") as package:
+        yield package
+
+
+@pytest.fixture(scope="session")
+def newer_package(session: Watchdog) -> Iterator[Path]:
+    """One that differs in its version alone, 99.0."""
+    with _built("newer-package", "99.0") as package:
+        yield package
+
+
+@contextmanager
+def _built(name: str, version: str | None = None) -> Iterator[Path]:
+    """A package that one worker builds for all of a run, since it takes long."""
+    own = kernel.session_dir()
+    of_the_run = Path(os.environ.get(kernel.RUN, own))
+    directory = of_the_run / name
+    with (of_the_run / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(directory.glob("*.deb")):
+            remove_tree(directory)
+            machine.build_package(directory, version)
+        [package] = directory.glob("*.deb")
+    yield package
+    if of_the_run == own:
+        remove_tree(directory)
+        Path(lock.name).unlink()
 
 
 # --- each test ------------------------------------------------------------------------------------

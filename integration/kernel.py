@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 TOKEN = "COWFS_TEST_SESSION"
 DIRECTORY = "COWFS_TEST_DIR"
+#: What the sessions of one ./test.sh share, the workers of pytest-xdist: a directory of that.
+RUN = "COWFS_TEST_RUN"
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 

@@ -70,6 +70,7 @@ def tree() -> Path:
 def build_package(directory: Path, version: str | None = None) -> Path:
     """The Debian package of the tree under test, or of one that differs in the version alone."""
     tree = _ROOT
+    directory.mkdir(parents=True, exist_ok=True)
     if version is not None:
         tree = directory / "tree"
         skip = shutil.ignore_patterns(".*", "__pycache__", "*.so", "bench", "integration")

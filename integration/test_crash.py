@@ -1,6 +1,6 @@
 """What a crash may not bring about: of a process (SIGKILL) and of the machine (XFS shut down).
 
-COWFS_CRASH_SECONDS makes each of the tests under load go on for so long instead of a few rounds.
+The tests under load take some rounds; effort.py makes them more.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from cowfs.store.store import Copy, Store
 from cowfs.system import syscalls
 from integration import crashload, kernel
 from integration.command import COWFS, cowfs, run
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.trees import make_model, tree_state, with_ctimes
 from integration.volumes import Volume
 
 LINKS = 4
-ROUNDS = 3
-SECONDS = float(os.environ.get("COWFS_CRASH_SECONDS", "0"))
-SEED = os.environ.get("COWFS_TEST_SEED") or str(random.SystemRandom().randrange(10**9))
+ROUNDS = 3 * EFFORT
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -48,15 +47,6 @@ def findings(store: Path) -> list[tuple[str, str]]:
         (finding["status"], f"{finding['path']}: {finding['detail']}")
         for finding in found["findings"]
     ]
-
-
-def rounds() -> Iterator[int]:
-    ends = time.monotonic() + SECONDS
-    number = 0
-    while number < ROUNDS or time.monotonic() < ends:
-        yield number
-        number += 1
-    print(f"seed {SEED}: {number} rounds", file=sys.stderr)
 
 
 # --- under load -----------------------------------------------------------------------------------
@@ -139,7 +129,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
     load.end()
 
 
-@pytest.mark.timeout(120 + SECONDS)
+@pytest.mark.timeout(120 * EFFORT)
 def test_killed_daemon_loses_no_call_that_had_returned(
     mount_copy: MountCopy, xfs: Path, load: Load, mode: str
 ) -> None:
@@ -150,7 +140,7 @@ def test_killed_daemon_loses_no_call_that_had_returned(
     before = with_ctimes(source), with_ctimes(template)
     chance = random.Random(f"{SEED} {mode}")
     acts = 0
-    for number in rounds():
+    for number in range(ROUNDS):
         load.start(root, f"{SEED} {mode} {number}")
         time.sleep(chance.uniform(0.3, 1))
         mount_copy.orphan(root)
@@ -179,7 +169,7 @@ def restart(volume: Volume, root: Path, pid: int) -> None:
     assert ended, "the daemon outlives its mount"
 
 
-@pytest.mark.timeout(120 + SECONDS)
+@pytest.mark.timeout(120 * EFFORT)
 def test_volume_that_goes_down_loses_nothing_that_was_synced(
     mount_copy: MountCopy,
     small_xfs: Callable[..., Volume],
@@ -195,7 +185,7 @@ def test_volume_that_goes_down_loses_nothing_that_was_synced(
     before = with_ctimes(source), with_ctimes(template)
     chance = random.Random(f"{SEED} {mode}")
     acts = 0
-    for number in rounds():
+    for number in range(ROUNDS):
         load.start(root, f"{SEED} {mode} {number}")
         time.sleep(chance.uniform(0.3, 1))
         pid = mount_copy.daemon_pid(root)
@@ -601,7 +591,7 @@ def in_the_middle(chance: random.Random, longest: float, *arguments: str | Path)
     process.wait(timeout=20)
 
 
-@pytest.mark.timeout(120 + SECONDS)
+@pytest.mark.timeout(120 * EFFORT)
 def test_command_that_is_killed_leaves_what_the_next_one_puts_right(
     mount_plain: MountCopy, xfs: Path
 ) -> None:
@@ -614,7 +604,7 @@ def test_command_that_is_killed_leaves_what_the_next_one_puts_right(
     before = with_ctimes(source)
     others = set(kernel.session_processes())
     mount = ("mount", "-o", f"store={store},copy=killed", source, root)
-    for number in rounds():
+    for number in range(ROUNDS):
         (source / "config.json").write_text(f"{number}")  # so that the next mount seals
         before = with_ctimes(source)
         in_the_middle(chance, 0.6, *mount)

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from integration.command import Result, run
+from integration.effort import EFFORT
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
 from integration.trees import tree_state
 
-#: Entries of the large directory. It takes minutes with 100,000.
-ENTRIES = int(os.environ.get("COWFS_TOOLS_ENTRIES", "3000"))
+#: Entries of the large directory.
+ENTRIES = 3000 * EFFORT
 
 _DATE = "2024-05-06T07:08:09Z"
 _PAST = 1_700_000_000

@@ -21,7 +21,7 @@ from cowfs.check.copy import UpperCheck
 from cowfs.check.findings import Finding, Report
 from cowfs.check.lower import differences
 from cowfs.check.template import Sealed, TemplateCheck
-from cowfs.store import copies, lowers, remedies, runtime, templates
+from cowfs.store import copies, lowers, overlayfs, remedies, runtime, templates
 from cowfs.store.directory import LOWERS, OWNER, PARTS, StoreDirectory, lock_directory
 from cowfs.system import directories, remedy
 from cowfs.system.errors import MountFailure
@@ -298,12 +298,34 @@ class _Checker:
         try:
             orphans = sorted(directories.names(work_fd))
             unfinished = copies.unfinished(work_fd)
+            indexed = overlayfs.indexed(work_fd)
         finally:
             os.close(work_fd)
         self._closed(copy_fd, copies.WORK, work)
+        if indexed:
+            self._tell(
+                os.path.join(work, overlayfs.INDEX),
+                "index",
+                "the index of an overlayfs that was mounted by hand with index=on: the next mount "
+                "removes it, and then the names of changed files that nobody has used show the "
+                f"template's data; changed files with several names: {indexed}",
+                "mount it with overlayfs and index=on once more, copy these files aside, and write "
+                "them into the copy anew",
+            )
+            return unfinished  # a repair would be that loss
+        if orphans and self._repair:
+            copies.recover(self._store, name)
+        if left := [entry for entry in orphans if entry in (overlayfs.WORK, overlayfs.INDEX)]:
+            orphans = [entry for entry in orphans if entry not in left]
+            self._tell(
+                work,
+                "overlayfs",
+                f"holds what the kernel's overlayfs has left, mounted by hand: {', '.join(left)}",
+                "the next mount removes it",
+                harmless=True,
+                repaired=self._repair,
+            )
         if orphans:
-            if self._repair:
-                copies.recover(self._store, name)
             more = f" and {len(orphans) - _NAMED} more" if len(orphans) > _NAMED else ""
             self._tell(
                 work,

@@ -249,7 +249,7 @@ def umount(lazy: bool, mountpoint: str) -> None:
     from cowfs.mount import unmount
 
     taken = unmount.unmount(which.mountpoint(mountpoint), lazy=lazy)
-    click.echo(report.printable(outcome.line(taken)))
+    report.tell(outcome.line(taken))
 
 
 @cowfs.command(short_help="Have this version serve the mounts of another one.")
@@ -273,7 +273,7 @@ def upgrade(everything: bool, mountpoint: str | None) -> int:
     code = 0
     for record in upgrading.records(mountpoint and which.mountpoint(mountpoint)):
         try:
-            click.echo(report.printable(upgrading.upgrade(record)))
+            report.tell(upgrading.upgrade(record))
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
@@ -471,7 +471,7 @@ def check(
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
         for line in _check_lines(found):
-            click.echo(report.printable(line))
+            report.tell(line)
     return found.exit_code
 
 
@@ -527,7 +527,7 @@ def warm(limit: str | None, jobs: int, as_json: bool, paths: tuple[str, ...]) ->
         click.echo(json.dumps(outcome.as_json(), indent=2))
     else:
         for line in _warm_lines(outcome, default_limit=size is None):
-            click.echo(line)
+            report.tell(line)
     if outcome.interrupted:
         return Interrupted.exit_code
     return SystemFailure.exit_code if outcome.errors else 0
@@ -547,8 +547,8 @@ def doctor(as_json: bool, path: str | None) -> int:
     if as_json:
         click.echo(json.dumps(doctors.as_json(findings), indent=2))
     else:
-        for line in doctors.as_lines(findings):
-            click.echo(report.printable(line))
+        for line, indent in doctors.as_lines(findings):
+            report.tell(line, indent)
     return 0 if doctors.would_mount(findings) else CowfsError.exit_code
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TextIO
 
+from cowfs.commands.report import display_width as width
 from cowfs.commands.report import printable
 
 _GAP = "  "
@@ -73,14 +73,6 @@ def in_the_middle(text: str, room: int, mark: str) -> str:
             break
         begin += character
     return begin + mark + _last(text, room - width(mark) - width(begin))
-
-
-def width(text: str) -> int:
-    """Cells that it takes on a terminal."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
 
 
 def _last(text: str, room: int) -> str:

@@ -1,13 +1,15 @@
 """`cowfs doctor`: would a mount work here, and how well; each line with what to do where it would
 not.
 
-A finding either stops every mount (failed), costs something (degraded), or is fine. Whatever can be
-tried is tried; versions are told for bug reports. Nothing is left behind, and nothing here needs a
+A finding either stops every mount (failed), costs something (degraded), is fine (ok), or could not
+be tried by this user (unknown). Whatever can be tried is tried, and nothing is said of what cannot;
+versions are told for bug reports. Nothing is left behind, and nothing here needs a
 copy or a store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -21,7 +23,7 @@ from cowfs.system import descriptors, mountinfo, syscalls
 from cowfs.system.errors import CowfsError, UsageError
 from cowfs.system.remedy import command
 
-Status = Literal["ok", "degraded", "failed"]
+Status = Literal["ok", "degraded", "failed", "unknown"]
 
 # The oldest that is tested. openat2(2) is of 5.6, the mount id in statx(2) of 5.8.
 _OLDEST_KERNEL = (5, 10)
@@ -33,6 +35,10 @@ _CAP_SYS_RESOURCE = 24
 
 # Filesystems that may have FICLONE; whether a volume has it is tried.
 _REFLINK_TYPES = frozenset({"xfs", "btrfs", "bcachefs", "ocfs2", "zfs"})
+
+_REFUSED = (errno.EACCES, errno.EPERM)
+_REFUSALS = frozenset(map(os.strerror, _REFUSED))
+_BECOME_ROOT = "become root to try it"
 
 _REFLINK_REMEDY = (
     "put the data on XFS made with mkfs.xfs -m reflink=1 (the default since xfsprogs 5.1), btrfs "
@@ -80,13 +86,14 @@ def as_json(findings: list[Finding]) -> dict[str, Any]:
     return {"ok": would_mount(findings), "checks": [asdict(finding) for finding in findings]}
 
 
-def as_lines(findings: list[Finding]) -> Iterator[str]:
-    """For people."""
+def as_lines(findings: list[Finding]) -> Iterator[tuple[str, str]]:
+    """For people: each line, and what to put in front of its rest where it does not fit."""
     width = max(len(finding.name) for finding in findings)
+    before = " " * (width + 12)
     for finding in findings:
-        yield f"{finding.name:{width}}  {finding.status:8}  {finding.detail}"
+        yield f"{finding.name:{width}}  {finding.status:8}  {finding.detail}", before
         if finding.remedy is not None:
-            yield f"{'':{width}}  {'':8}  -> {finding.remedy}"
+            yield f"{before}-> {finding.remedy}", before + "   "
 
 
 def _directory(path: str) -> str:
@@ -135,49 +142,58 @@ def _lacking(directory: str) -> list[str]:
 
 def _engines() -> Iterator[Finding]:
     """What serves copies: FUSE or overlayfs, of which one is enough."""
-    device = None
+    device, overlayfs = _fuse_device(), _overlayfs()
+    if device.status == "failed" and overlayfs.status == "ok":
+        detail = f"{device.detail}; copies are served by the kernel's overlayfs"
+        device = replace(device, status="degraded", detail=detail)
+    if device.status == "failed" and overlayfs.status == "degraded":
+        overlayfs = replace(overlayfs, status="failed")
+    yield device
+    yield overlayfs
+
+
+def _fuse_device() -> Finding:
+    if _is_ordinary() and not os.access(preflight.FUSE_DEVICE, os.R_OK | os.W_OK):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(preflight.FUSE_DEVICE)
+            return Finding("/dev/fuse", "unknown", "not for this user to open", _BECOME_ROOT)
     try:
         preflight.require_fuse_device()
     except CowfsError as error:
-        device = _from_error("/dev/fuse", error)
-    refusal, remedy = _refusal_of_overlayfs()
-    if device is None:
-        yield Finding("/dev/fuse", "ok", "opens")
-    elif refusal is None:
-        detail = f"{device.detail}; copies are served by the kernel's overlayfs"
-        yield replace(device, status="degraded", detail=detail)
-    else:
-        yield device
-    if refusal is None:
-        yield Finding("overlayfs", "ok", "the kernel has it, for engine=overlay")
-    else:
-        yield Finding(
-            "overlayfs",
-            "degraded" if device is None else "failed",
-            f"{refusal}; engine=overlay is refused, and auto is always FUSE",
-            remedy,
-        )
+        return _from_error("/dev/fuse", error)
+    return Finding("/dev/fuse", "ok", "opens")
 
 
-def _refusal_of_overlayfs() -> tuple[str | None, str | None]:
-    """Why there is none, and what helps."""
+def _overlayfs() -> Finding:
     try:
         if syscalls.has_filesystem(b"overlay"):
-            return None, None
+            return Finding("overlayfs", "ok", "the kernel has it, for engine=overlay")
     except OSError as error:
-        return f"cannot be tried: {error.strerror}", "become root"
-    return "this kernel has none", f"load the module with: {command('modprobe overlay')}"
+        return Finding("overlayfs", "unknown", f"not tried: {error.strerror}", _BECOME_ROOT)
+    return Finding(
+        "overlayfs",
+        "degraded",
+        "this kernel has none; engine=overlay is refused, and auto is always FUSE",
+        f"load the module with: {command('modprobe overlay')}",
+    )
+
+
+def _is_ordinary() -> bool:
+    """Whether this is a user who mounts nothing."""
+    return not preflight.has_capability(preflight.CAP_SYS_ADMIN)
 
 
 def _passthrough(directory: str) -> Finding:
     where = f"tried with a file in {directory}"
-    remedy: str | None
     try:
         refusal = probes.passthrough(directory)
         remedy = "use Linux 6.9 or newer on the host's root, and a volume that is not stacked"
     except OSError as error:
+        if error.errno in _REFUSED:
+            detail = f"not tried: {error.strerror}"
+            return Finding("passthrough", "unknown", detail, _BECOME_ROOT)
         refusal = f"cannot be tried: {error.strerror}"
-        remedy = "become root" if error.errno == errno.EPERM else "see /dev/fuse above"
+        remedy = "see /dev/fuse above"
     if refusal is None:
         return Finding("passthrough", "ok", where)
     return Finding(
@@ -246,6 +262,10 @@ def _io_uring() -> Finding:
 
 
 def _descriptors() -> Finding:
+    if _is_ordinary():
+        return Finding(
+            "descriptors", "unknown", "those of who mounts count, and not this user's", _BECOME_ROOT
+        )
     raises = preflight.has_capability(_CAP_SYS_RESOURCE)
     limit = descriptors.highest(raises=raises)
     if limit >= descriptors.FEW:
@@ -269,19 +289,23 @@ def _reflink(directory: str | None) -> tuple[Finding, str | None]:
         refusal = _refusal_to_clone(directory)
         if refusal is None:
             return Finding("reflink", "ok", f"{where} clones files"), directory
+        if refusal in _REFUSALS:
+            detail = f"{where}: not tried: {refusal}"
+            return Finding("reflink", "unknown", detail, _BECOME_ROOT), None
         remedy = _REFLINK_REMEDY
         if mount.is_cowfs:
             remedy = "name a path on the volume below: a cowfs copy cannot hold a store"
         elif refusal == os.strerror(errno.EROFS):
             change = command("mount -o remount,rw", mount.mountpoint)
             remedy = f"make it writable, the store is kept on it: {change}"
-        elif refusal in (os.strerror(errno.EACCES), os.strerror(errno.EPERM)):
-            remedy = "become root to try it"
         return Finding("reflink", "failed", f"{where} does not: {refusal}", remedy), None
     tried = [mount.mountpoint for mount in mountinfo.read() if mount.fstype in _REFLINK_TYPES]
-    able = [mountpoint for mountpoint in tried if _refusal_to_clone(mountpoint) is None]
-    if able:
-        return Finding("reflink", "ok", f"on {', '.join(dict.fromkeys(able))}"), able[0]
+    answers = {mountpoint: _refusal_to_clone(mountpoint) for mountpoint in tried}
+    if able := [mountpoint for mountpoint, refusal in answers.items() if refusal is None]:
+        return Finding("reflink", "ok", f"on {', '.join(able)}"), able[0]
+    if closed := [mountpoint for mountpoint, refusal in answers.items() if refusal in _REFUSALS]:
+        detail = f"not tried on {', '.join(closed)}: this user may not write there"
+        return Finding("reflink", "unknown", detail, _BECOME_ROOT), None
     return Finding("reflink", "failed", "no mounted volume clones files", _REFLINK_REMEDY), None
 
 

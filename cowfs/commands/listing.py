@@ -106,7 +106,7 @@ def _row(
         "source": copy.source,
         "source_state": source or None,
         "template": copy.template,
-        "mountpoint": None if record is None else record.mountpoint,
+        "mountpoint": (mount or record).mountpoint if record is not None else None,
         "read_only": read_only,
         "engine": None if record is None else record.engine,
         "version": None if record is None else record.version,

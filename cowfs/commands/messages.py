@@ -10,15 +10,16 @@ import os
 import sys
 from collections.abc import Callable
 
-from cowfs.commands.report import printable
+from cowfs.commands import report
 from cowfs.system.errors import CowfsError, InternalError, Interrupted, SystemFailure, UsageError
 
 DEBUG_VARIABLE = "COWFS_DEBUG"
 
 
 def say(program: str, message: str) -> None:
-    """One line on stderr, with nothing in it that a terminal would obey."""
-    print(f"{program}: {printable(message)}", file=sys.stderr, flush=True)
+    """One line on stderr, which a terminal gets in lines of its width (`report.folded`)."""
+    report.tell(f"{program}: {message}", out=sys.stderr)
+    sys.stderr.flush()
 
 
 def warn(program: str, message: str) -> None:

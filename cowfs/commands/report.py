@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _AGES = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+# What a message says to paste: from a colon on, until it goes on in words; and where help is.
+_PROGRAM = "(?:(?:cowfs|mkdir|modprobe|sysctl|chmod|chown|systemctl|pip|apt) |u?mount [-/])"
+_COMMAND = re.compile(rf"(?<=: ){_PROGRAM}.*?(?=; (?!{_PROGRAM})|, or |$)|cowfs(?: [\w-]+)? --help")
 
 
 def printable(text: str) -> str:
@@ -64,6 +72,48 @@ def age(seconds: float) -> str:
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """ "1 file", "2 files", "0 entries"."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def columns(out: TextIO) -> int | None:
+    """How wide the terminal is that a stream leads to; None where it leads elsewhere."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or None if out.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def display_width(text: str) -> int:
+    """Cells that it takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def folded(text: str, width: int | None, indent: str = "  ") -> list[str]:
+    """The text in lines of at most *width* columns, broken between words; None: in one line.
+
+    A command that is there to be pasted is not broken: it has a line of its own, and the terminal
+    breaks one that is too long. So it does with a word.
+    """
+    if width is None or display_width(text) <= width:
+        return [text]
+    first, *words = _COMMAND.sub(lambda match: match[0].replace(" ", "\0"), text).split(" ")
+    lines = [first]
+    for word in words:
+        longer = f"{lines[-1]} {word}"
+        if display_width(longer) <= width:
+            lines[-1] = longer
+        elif word:
+            lines.append(indent + word)
+    return [line.rstrip().replace("\0", " ") for line in lines]
+
+
+def tell(text: str, indent: str = "  ", out: TextIO | None = None) -> None:
+    """Print a line so that a terminal need not break it, with nothing in it that one would obey."""
+    out = out if out is not None else sys.stdout
+    for line in folded(printable(text), columns(out), indent):
+        out.write(line + "\n")
 
 
 class SealingBar:
@@ -138,9 +188,22 @@ class WarmingBar(SealingBar):
         self._files = size
 
     def _numbers(self) -> Sequence[rich.progress.ProgressColumn]:
-        from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+        return _numbers_of_bytes()
 
-        return DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()
+
+def _numbers_of_bytes() -> Sequence[rich.progress.ProgressColumn]:
+    from rich.progress import DownloadColumn, ProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """In the units of all other sizes, which rich's own column is not."""
+
+        def render(self, task: rich.progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            shown = "?" if speed is None else f"{human_size(int(speed))}/s"
+            return Text(shown, style="progress.data.speed")
+
+    return DownloadColumn(binary_units=True), Speed(), TimeRemainingColumn()
 
 
 def sealing_progress() -> contextlib.AbstractContextManager[SealingBar | None]:
@@ -206,21 +269,12 @@ class ImportBar:
 
     def _draw(self) -> rich.progress.Progress:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn
 
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            *_numbers_of_bytes(),
             console=Console(file=self._out),
             transient=True,
         )

@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str]) -> int:
         messages.warn(PROGRAM, f"{error}; it is read-only now")
         return 0
     if call.has("v"):
-        print(report.printable(f"{PROGRAM}: {outcome.line(taken)}"))
+        report.tell(f"{PROGRAM}: {outcome.line(taken)}")
     return 0
 
 

@@ -148,14 +148,28 @@ def find(mountpoint: str) -> Mount:
         if mount is not None:
             break
     else:
-        listing = remedy.command("cowfs list")
-        raise UsageError(f"{mountpoint} is not mounted: {listing} shows what is")
+        raise _not_mounted(mountpoint)
     if not mount.is_cowfs:
         raise UsageError(
             f"{mountpoint} is not a cowfs mount but {mount.fstype}: unmount it with: "
             f"{remedy.command('umount', mount.mountpoint)}"
         )
     return mount
+
+
+def _not_mounted(mountpoint: str) -> UsageError:
+    """Nothing is mounted there: not any more, or not here."""
+    from cowfs.store import runtime
+
+    real = os.path.realpath(mountpoint)
+    for record in (*runtime.all(), *runtime.elsewhere()):
+        if record.mountpoint == real and (place := runtime.place(record)):
+            return UsageError(
+                f"{mountpoint} is not mounted any more, but its copy {record.copy} still is "
+                f"{place}: unmount that"
+            )
+    listing = remedy.command("cowfs list")
+    return UsageError(f"{mountpoint} is not mounted: {listing} shows what is")
 
 
 def holders(mount: Mount, proc: str = "/proc") -> Iterator[Process]:

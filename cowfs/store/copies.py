@@ -333,16 +333,31 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
         return False
 
 
+def is_overlaid_by_hand(store: StoreDirectory, name: str) -> bool:
+    """Whether overlayfs has a copy that no cowfs has given to it. OSError."""
+    with _opened(store.copies_fd, name) as dir_fd:
+        return not _has(dir_fd, NOTE) and _is_overlaid(store, dir_fd)
+
+
 def _is_overlaid(store: StoreDirectory, dir_fd: int) -> bool:
-    """Whether overlayfs has the copy in this directory, or nobody can tell. OSError."""
-    try:
-        os.stat(NOTE, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    """Whether overlayfs has the copy in this directory, or nobody can tell. OSError.
+
+    It leaves something in work/ wherever somebody mounts it by hand.
+    """
+    if not any(_has(dir_fd, name) for name in (NOTE, os.path.join(WORK, overlayfs.WORK))):
         return False
     try:
         return overlayfs.in_use(store, dir_fd)
     except OSError:  # no capability for it, or no room
         return True
+
+
+def _has(dir_fd: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _forget(dir_fd: int) -> None:

@@ -222,6 +222,8 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
             fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
         finally:
             os.close(parent_fd)
+    except FileNotFoundError as error:
+        raise (_unusable(path, error) if create else _no_store(path)) from None
     except OSError as error:
         raise _unusable(path, error) from None
     st = os.fstat(fd)
@@ -237,6 +239,10 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
             f"is open to other users (mode {mode:04o}): name another with -o store=DIR, or, if "
             f"that is a mistake, close it with: {remedy.command('chmod 700', path)}"
         )
+    is_other = not create and name != STORE_NAME and not is_store(fd)
+    if is_other and (problem is None or os.path.isdir(os.path.join(path, STORE_NAME))):
+        os.close(fd)
+        raise _no_store(path)
     if problem is not None:
         os.close(fd)
         raise MountFailure(f"the store {path} {problem}")
@@ -244,9 +250,20 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
 
 
 def is_store(fd: int) -> bool:
-    """Whether a directory is a store, also one in the making, and not just root's and closed."""
+    """Whether a directory is a store, also one in the making, and not any other one, in which
+    nothing is to be made."""
     found = set(directories.names(fd))
-    return found >= set(PARTS) or found <= {*PARTS, LOWERS}
+    return found >= set(PARTS) or (bool(found) and found <= {*PARTS, LOWERS})
+
+
+def _no_store(path: str) -> UsageError:
+    inside = os.path.join(path, STORE_NAME)
+    if os.path.isdir(inside):
+        return UsageError(f"{path} is no store, but {inside} is one: name that")
+    problem = "is none" if os.path.lexists(path) else "does not exist"
+    return UsageError(
+        f"the store {path} {problem}: name a directory {STORE_NAME}, or leave --store out"
+    )
 
 
 def probe_clone(fd: int, path: str, wanted: str) -> None:

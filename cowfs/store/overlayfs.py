@@ -18,18 +18,22 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cowfs.store import runtime
-from cowfs.system import mountinfo, ondisk, syscalls
+from cowfs.system import directories, mountinfo, ondisk, syscalls
 from cowfs.trees import removal
 from cowfs.trees.walk import walk
 
 if TYPE_CHECKING:
     from cowfs.store.directory import StoreDirectory
+
+# What it makes in its workdir, and leaves there.
+WORK, INDEX = "work", "index"
 
 _OPTIONS = "redirect_dir=on,metacopy=off,index=off,nfs_export=off"
 _FILESYSTEMS = "/proc/filesystems"
@@ -110,6 +114,22 @@ def _is_refused(scratch: bytes, copy_fd: int) -> bool:
     if not os.path.isdir(os.path.join(work, b"index")):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     return False
+
+
+def indexed(work_fd: int) -> int:
+    """How many files of several names its index has that lie in work/; see above. OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        index = os.open(INDEX, flags, dir_fd=work_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    try:
+        found = [
+            os.stat(name, dir_fd=index, follow_symlinks=False) for name in directories.names(index)
+        ]
+    finally:
+        os.close(index)
+    return sum(not stat.S_ISDIR(st.st_mode) and not ondisk.is_whiteout(st) for st in found)
 
 
 def wait_for_end(store: StoreDirectory, copy_fd: int, patience: float) -> bool:

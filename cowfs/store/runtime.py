@@ -31,6 +31,7 @@ from typing import Any
 
 from cowfs.system import directories, jsonfile, mountinfo, processes
 from cowfs.system.mountinfo import Mount
+from cowfs.system.processes import Place
 
 RUN_DIR = "/run/cowfs"
 
@@ -156,6 +157,16 @@ def all() -> list[Record]:  # noqa: A001 -- read as runtime.all()
     return [record for record in _every() if _is_running(record)]
 
 
+def place(record: Record) -> Place | None:
+    """Where the copy is mounted: at the place where it was, if it still is there, or at another one
+    of this namespace (mount --bind), or in another one. None: nowhere that we see."""
+    here = [mount for mount in mountinfo.read() if _is_of(mount, record)]
+    for mount in sorted(here, key=lambda mount: mount.mountpoint != record.mountpoint):
+        return Place("", mount, None)
+    others = processes.places(record.device)
+    return next((other for other in others if _is_of(other.mount, record)), None)
+
+
 def elsewhere() -> list[Record]:
     """The records of copies that are served on, and that are mounted here no more: another
     namespace has them, or a process a file of them, or they are just being put away."""
@@ -254,12 +265,13 @@ def _is_running(record: Record) -> bool:
 
 
 def _shows(mounts: Iterable[Mount], record: Record) -> bool:
+    return any(_is_of(mount, record) for mount in mounts)
+
+
+def _is_of(mount: Mount, record: Record) -> bool:
     # The device number of one overlayfs may be that of the next: its template tells.
     template = "" if record.engine == "fuse" else record.template
-    return any(
-        mount.is_cowfs and mount.device == record.device and mount.template == template
-        for mount in mounts
-    )
+    return mount.is_cowfs and mount.device == record.device and mount.template == template
 
 
 @contextlib.contextmanager

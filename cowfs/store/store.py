@@ -138,8 +138,6 @@ class Store(StoreDirectory):
         """The store whose directory is open. Takes over `fd`. CowfsError."""
         try:
             with _translated(path):
-                if not directory.is_store(fd):
-                    raise MountFailure(f"{path} is not a store: cowfs store shows those that are")
                 return cls(path, fd)
         except BaseException:
             os.close(fd)
@@ -520,8 +518,9 @@ class Store(StoreDirectory):
             pass
         for record in runtime.all():
             if record.copy == name and self.is_at(record.store):
+                where = runtime.place(record) or f"at {record.mountpoint}"
                 raise MountFailure(
-                    f"the copy {name} is in use: it is mounted at {record.mountpoint} (daemon "
+                    f"the copy {name} is in use: it is mounted {where} (daemon "
                     f"{record.daemon_pid}); choose another name with -o copy=NAME, or unmount it "
                     f"with: {remedy.command('cowfs umount', record.mountpoint)}"
                 )
@@ -539,6 +538,9 @@ class Store(StoreDirectory):
                 return f"it is still mounted {place}; unmount that, or end the container"
             if user := next(processes.users(record.device), None):
                 return f"it was detached, and {user} has something of it open; end that"
+        with contextlib.suppress(OSError):
+            if copies.is_overlaid_by_hand(self, name):
+                return "the kernel's overlayfs has it, mounted by hand; unmount that"
         path = os.path.join(copies.path_of(self, name), copies.LOCK)
         with contextlib.suppress(OSError):
             if process := next(processes.openers(path), None):

@@ -72,7 +72,8 @@ CHECK_EXIT_CODES: dict[int, str] = {
 
 WARM_EXIT_CODES: dict[int, str] = {
     0: "everything was read, or as much as the limit allows",
-    UsageError.exit_code: "a path does not exist or may not be looked at; nothing was read",
+    UsageError.exit_code: "a path does not exist or may not be looked at, or nothing is mounted "
+    "there any more; nothing was read",
     SystemFailure.exit_code: "files that are named could not be read; the others were",
     Interrupted.exit_code: "interrupted by the user",
 }

@@ -21,8 +21,8 @@ from cowfs.overlay.overlay import Overlay
 from cowfs.store import runtime, templates
 from cowfs.store.copies import path_of
 from cowfs.store.directory import StoreDirectory, open_directory
-from cowfs.system import mountinfo, ondisk, syscalls
-from cowfs.system.errors import CowfsError
+from cowfs.system import directories, mountinfo, ondisk, remedy, syscalls
+from cowfs.system.errors import CowfsError, UsageError
 from cowfs.trees import hub
 from cowfs.trees.walk import walk
 
@@ -68,11 +68,14 @@ class Found:
         """Add what is at or below a path. A link as its last part is followed, and below it those
         to the blobs of a Hugging Face cache; no other is.
 
-        OSError when there is no such path, or it may not be looked at.
+        OSError when there is no such path, or it may not be looked at. UsageError when a copy was
+        mounted there, and is no more.
         """
         real = os.path.realpath(path, strict=True)
         mount = mountinfo.holding(real)
         places = [(path, real), *((blob, blob) for blob in _blobs_behind(real, mount))]
+        if mount.mountpoint != real and not mount.is_cowfs:
+            _refuse_forgotten(path, real)
         if mount.is_cowfs and (record := _record(mount)) is not None:
             # The store may be out of sight, as in a container: then the mount is all we have.
             with contextlib.suppress(PermissionError, FileNotFoundError, CowfsError):
@@ -170,6 +173,30 @@ def _blobs_of(real: str, repository: hub.Repository) -> Iterator[str]:
                         os.close(blob)
     finally:
         os.close(root)
+
+
+def _refuse_forgotten(shown: str, real: str) -> None:
+    """UsageError where nothing is mounted, and something was meant to be: nobody asks for nothing,
+    or for what a mount has hidden, to be read."""
+    for record in (*runtime.all(), *runtime.elsewhere()):
+        if record.mountpoint == real and (place := runtime.place(record)):
+            raise UsageError(
+                f"no copy is mounted at {shown} any more, but the copy {record.copy} still is "
+                f"{place}: name that"
+            )
+    try:
+        fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        return
+    try:
+        is_empty = not directories.names(fd)
+    finally:
+        os.close(fd)
+    if is_empty:
+        raise UsageError(
+            f"{shown} is an empty directory, and no copy is mounted there: mount it first; "
+            f"{remedy.command('cowfs list')} shows what is kept"
+        )
 
 
 def _record(mount: mountinfo.Mount) -> runtime.Record | None:

@@ -66,6 +66,7 @@ def in_foreground(source: Path, mountpoint: Path, *options: str) -> Iterator[sub
 # --- mount ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_mount_says_nothing_and_returns_when_the_mount_answers(
     mount_plain: MountCopy, model: Path
 ) -> None:
@@ -251,6 +252,7 @@ def test_a_mount_that_is_interrupted_while_it_becomes_ready_is_undone(
 # --- umount ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_umount_counts_what_was_kept(mount_copy: MountCopy, model: Path) -> None:
     mountpoint = mount_copy(model, None, "copy=counted")
     (mountpoint / "new").write_bytes(b"x" * 5000)
@@ -405,6 +407,7 @@ def test_list_shows_no_pid_between_two_daemons(
     assert [row["daemon_pid"] for row in listed(xfs)] == [pid]
 
 
+@pytest.mark.quick
 def test_list_knows_kept_and_mounted_copies(
     mount_plain: MountCopy, model: Path, xfs: Path, xfs_volume: Volume
 ) -> None:
@@ -444,6 +447,7 @@ def test_list_of_a_store_that_is_not_there(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in one_error(result)
 
 
+@pytest.mark.quick
 def test_rm_discards_what_is_not_mounted_and_leaves_the_source(
     mount_plain: MountCopy, model: Path, xfs: Path
 ) -> None:
@@ -494,6 +498,7 @@ def test_rm_of_a_name_that_two_stores_have_asks_which(
     assert [row["name"] for row in listed(xfs)] == [name]
 
 
+@pytest.mark.quick
 def test_gc_drops_a_template_that_nobody_uses_any_more(
     mount_plain: MountCopy, model: Path, xfs_volume: Volume
 ) -> None:
@@ -513,6 +518,7 @@ def test_gc_drops_a_template_that_nobody_uses_any_more(
 # --- doctor ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_doctor_finds_nothing_wrong_where_mounts_work(xfs: Path) -> None:
     result = cowfs("doctor", xfs, "--json")
     report = json.loads(result.stdout)

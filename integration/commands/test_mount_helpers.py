@@ -87,6 +87,7 @@ def write(path: Path) -> int:
 # --- mounting -------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("fstype", ["cowfs", "fuse.cowfs"])
 def test_a_mount_shows_its_type_its_source_and_its_options(
     host: Host, model: Path, mnt: Path, fstype: str

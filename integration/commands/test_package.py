@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.command import run
-from integration.machine import Machine, build_package
+from integration.machine import Machine
 
 # The first test makes the tree of the machine, and the package.
 pytestmark = pytest.mark.timeout(600)
@@ -66,11 +66,10 @@ def test_a_package_is_not_removed_under_a_mount(machine: Machine) -> None:
     assert machine.sh("cat /data/.cowfs/copies/kept/upper/file") == "changed"
 
 
-def test_a_newer_package_takes_mounts_over(machine: Machine, tmp_path: Path) -> None:
-    newer = build_package(tmp_path, "99.0")
+def test_a_newer_package_takes_mounts_over(machine: Machine, newer_package: Path) -> None:
     machine.sh("mount -t cowfs /data/model /srv/copy")
     before = daemon(machine)
-    shutil.copy(newer, f"/proc/{machine.pid}/root/newer.deb")
+    shutil.copy(newer_package, f"/proc/{machine.pid}/root/newer.deb")
     machine.sh("exec 3</srv/copy/file; dpkg --install /newer.deb; cat <&3 >/run/seen")
     assert machine.sh("cat /run/seen") == "original"
     after = daemon(machine)

@@ -283,12 +283,12 @@ def test_store_rm_refuses_what_is_no_store(volume_: Volume) -> None:
     secret.mkdir(mode=0o700)
     (secret / "file").touch()
     refused = one_error(cowfs("store", "rm", "--yes", secret, check=False))
-    assert "is not a store" in refused
+    assert "is none" in refused
     assert names_in(volume_.mountpoint, "secret") == ["file"]
     refused = one_error(cowfs("store", "rm", "--yes", secret / "none", check=False))
-    assert "there is no store" in refused
+    assert "does not exist" in refused
     assert one_error(cowfs("list", "--store", secret, check=False)) == (
-        f"cowfs: {secret} is not a store: cowfs store shows those that are"
+        f"cowfs: the store {secret} is none: name a directory .cowfs, or leave --store out"
     )
 
 

@@ -33,6 +33,7 @@ def test_every_difference_of_overlayfs_is_that_of_a_case() -> None:
     assert DIFFERENT.keys() | ENDLESS.keys() <= {case.name for case in CASES}
 
 
+@pytest.mark.quick
 def test_read_only_mount_refuses_every_change_and_nothing_else(
     stage: Stage, copies: MountCopy, engine: str
 ) -> None:

@@ -50,6 +50,7 @@ def checked(store: Path) -> None:
 # --- the life of a copy ---------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_copy_is_writable_kept_and_goes_on_with_either_engine(
     mounts: MountCopy, model: Path
 ) -> None:

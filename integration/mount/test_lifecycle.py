@@ -26,6 +26,7 @@ def copies(xfs: Path) -> list[dict[str, Any]]:
     return [entry for entry in listed if entry["source"].startswith(str(xfs))]
 
 
+@pytest.mark.quick
 def test_changes_are_there_after_a_remount(mount_copy: MountCopy, model: Path) -> None:
     mountpoint = mount_copy(model)
     (mountpoint / "weights.bin").write_bytes(b"mine")
@@ -135,6 +136,7 @@ def test_one_seal_for_two_mounts_of_one_source(mount_copy: MountCopy, model: Pat
     ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ends", ["killed", "terminated"])
 def test_daemon_ends_without_unmount(mount_plain: MountCopy, model: Path, ends: str) -> None:
     """Whatever was written before is there when the copy is mounted again."""

@@ -1,11 +1,10 @@
 """An upper directory that the kernel's overlay has written: docs/on-disk-format.md.
 
-COWFS_RANDOM_SEED=N repeats with another seed, COWFS_RANDOM_STEPS=N takes more steps.
+effort.py takes more and other steps.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration.command import run
+from integration.effort import EFFORT, SEED
 from integration.hand import Hand
 from integration.mounts import MountCopy
 from integration.pair import Origin, as_overlayfs_shows_it, comparable, mount_overlayfs
@@ -21,8 +21,7 @@ from integration.randomops import Plan, make_source
 from integration.trees import differences, tree_state
 from integration.volumes import unmount
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-STEPS = int(os.environ.get("COWFS_RANDOM_STEPS", "500"))
+STEPS = 300 * EFFORT
 
 
 class _Rig:

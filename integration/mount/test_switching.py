@@ -2,7 +2,7 @@
 
 The programs are those of test_stateful.py, with one more step: the other engine goes on. What
 overlayfs does in its own way is told here by name (docs/semantics.md).
-COWFS_RANDOM_SEED=N makes other programs, COWFS_SWITCHING_EXAMPLES=N more.
+effort.py makes more and other programs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import rule, run_state_machine_as_test
 
+from integration.effort import EFFORT, SEED
 from integration.hand import WHATEVER, Hand
 from integration.mounts import MountCopy
 from integration.overlay.test_stateful import Changes
@@ -26,8 +27,7 @@ from integration.pair import Origin, Pair, comparable
 from integration.randomops import Operation, make_source
 from integration.trees import differences
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-EXAMPLES = int(os.environ.get("COWFS_SWITCHING_EXAMPLES", "10"))
+EXAMPLES = 5 * EFFORT
 STEPS = 60
 
 _FUSE = ("engine=fuse", "clone=write")
@@ -112,7 +112,7 @@ class _Switches(Changes):
         """Not here: see test_engine.py."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900 * EFFORT)
 def test_programs_of_operations_do_as_on_xfs_whichever_engine_serves(
     mount_plain: MountCopy, xfs: Path
 ) -> None:

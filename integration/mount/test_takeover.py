@@ -17,14 +17,14 @@ import pytest
 
 from integration import kernel
 from integration.command import cowfs, run
+from integration.effort import EFFORT, SEED
 from integration.mounts import RECORDS, MountCopy, daemon_of
 from integration.otherversion import OtherVersion
 from integration.takeoverload import Load, Report, make_source
 from integration.trees import differences, tree_state
 
 #: Over both modes.
-KILLS = int(os.environ.get("COWFS_TAKEOVER_KILLS", "20"))
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
+KILLS = 12 * EFFORT
 #: No call waits longer, however busy the machine is: seconds.
 LONGEST = 10.0
 

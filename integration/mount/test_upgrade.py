@@ -28,6 +28,7 @@ def upgrade(other: OtherVersion, *args: str | Path, check: bool = True) -> Resul
     return run(*other.command("upgrade", *args), check=check, cwd="/")
 
 
+@pytest.mark.quick
 def test_upgrade_and_the_way_back_are_not_noticed(
     mount_copy: MountCopy, xfs: Path, other: OtherVersion
 ) -> None:

@@ -1,6 +1,6 @@
 """Several processes change one copy at once: no call ends in an error of the filesystem's own.
 
-COWFS_RANDOM_SEED=N repeats with another seed, COWFS_RANDOM_SECONDS=N goes on longer.
+effort.py goes on longer, with other changes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from integration.effort import EFFORT, SEED
 from integration.hand import Hand
 from integration.mounts import MountCopy
 from integration.pair import Origin, as_overlayfs_shows_it, comparable, drop_caches
 from integration.randomops import LARGE, Plan, make_source
 from integration.trees import differences, tree_state
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-SECONDS = float(os.environ.get("COWFS_RANDOM_SECONDS", "8"))
+SECONDS = 5.0 * EFFORT
 
 # No program expects these of a file system that works.
 FORBIDDEN = {"EIO", "ESTALE", "ENOTCONN", "ECONNABORTED", "EFAULT"}

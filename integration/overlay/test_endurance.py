@@ -1,7 +1,6 @@
 """What a mount holds does not grow, however long it runs and however often its daemon is replaced.
 
-The long run: COWFS_ENDURANCE_SECONDS=3600 COWFS_ENDURANCE_KILLS=2000, and pytest
-integration/overlay/test_endurance.py.
+The long run of an hour: COWFS_EFFORT=300.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from typing import NamedTuple
 import pytest
 
 from cowfs.overlay.vault import KEPT_EXCHANGES
+from integration.effort import EFFORT
 from integration.mounts import MountCopy
 from integration.takeoverload import Load, make_source
 
-SECONDS = float(os.environ.get("COWFS_ENDURANCE_SECONDS", "24"))
-KILLS = int(os.environ.get("COWFS_ENDURANCE_KILLS", "6"))
+SECONDS = 12.0 * EFFORT
+KILLS = 6 * EFFORT
 LOAD = ["sequential", "small", "synced", "copied-in", "churn", "more-churn"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from integration.command import run
+from integration.effort import EFFORT
 from integration.mounts import MountCopy
 from integration.trees import MIB, tree_state
 
 SIZE = 8 * MIB
-ROUNDS = int(os.environ.get("COWFS_FIO_ROUNDS", "1"))
 
 ENGINES = {
     "psync": ["--ioengine=psync"],
@@ -23,7 +23,7 @@ ENGINES = {
 }
 
 
-@pytest.mark.timeout(100 + 20 * ROUNDS)
+@pytest.mark.timeout(100 + 20 * EFFORT)
 def test_fio_finds_every_block_that_it_wrote(mount_copy: MountCopy, model: Path) -> None:
     for engine in ENGINES:
         (model / engine).write_bytes(os.urandom(SIZE))
@@ -37,9 +37,9 @@ def test_fio_finds_every_block_that_it_wrote(mount_copy: MountCopy, model: Path)
             "--verify_backlog=256",
             "--verify_state_save=0",
             "--allow_file_create=0",
-            f"--loops={ROUNDS}",
+            f"--loops={EFFORT}",
         ]
-    result = run("fio", *jobs, timeout=60 + 20 * ROUNDS)
+    result = run("fio", *jobs, timeout=60 + 20 * EFFORT)
     assert result.stdout.count("err= 0") == len(ENGINES)
     written = tree_state(copy)
     mount_copy.unmount(copy)

@@ -1,7 +1,6 @@
 """One file, every way to change and to read its bytes, and the same bytes in memory.
 
-What differs is told with the operations before it. COWFS_RANDOM_SEED=N repeats with another seed,
-COWFS_RANDOM_STEPS=N takes more steps.
+What differs is told with the operations before it. effort.py takes more and other steps.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.pair import Origin, drop_caches
 from integration.randomops import LARGE
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-STEPS = int(os.environ.get("COWFS_RANDOM_STEPS", "2000"))
+STEPS = 1000 * EFFORT
 
 MOST = 8 * LARGE  # bytes that the file may grow to
 PAGE = mmap.PAGESIZE
@@ -311,7 +310,7 @@ class _File:
 
 @pytest.mark.parametrize("clone", ["write", "open"])
 @pytest.mark.parametrize("size", [5000, 5 * LARGE + 77])
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * EFFORT)
 def test_bytes_of_one_file_are_those_in_memory(
     mount_copy: MountCopy, xfs: Path, mode: str, clone: str, size: int
 ) -> None:

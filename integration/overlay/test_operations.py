@@ -28,6 +28,7 @@ def rename(old: Path, new: Path, flags: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
 
 
+@pytest.mark.quick
 def test_copy_equals_its_source(oracle: Oracle) -> None:
     oracle.assert_same_trees(times=True)
 
@@ -40,6 +41,7 @@ def test_new_file_is_written_and_read_back(oracle: Oracle) -> None:
     assert len(oracle.same(act)) == 100_000
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["weights.bin", "config.json", "hard1", "tokenizer/hard2"])
 @pytest.mark.parametrize("how", ["overwrite", "append", "truncate", "O_TRUNC", "extend", "mmap"])
 def test_shared_file_is_changed(oracle: Oracle, name: str, how: str) -> None:
@@ -81,6 +83,7 @@ def test_file_is_written_through_one_descriptor_and_read_through_another(oracle:
     assert oracle.same(act)[1:] == [b"NEW!", b"NE"]
 
 
+@pytest.mark.quick
 def test_names_come_and_go(oracle: Oracle) -> None:
     def act(root: Path) -> list[str]:
         (root / "dir").mkdir()
@@ -101,6 +104,7 @@ def test_names_come_and_go(oracle: Oracle) -> None:
     oracle.same(act)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -301,6 +305,7 @@ def test_directory_replaces_an_empty_one_that_was_full(oracle: Oracle) -> None:
     oracle.same(act)
 
 
+@pytest.mark.quick
 def test_tree_is_removed_and_made_again(oracle: Oracle) -> None:
     def act(root: Path) -> None:
         shutil.rmtree(root / "tokenizer")
@@ -310,6 +315,7 @@ def test_tree_is_removed_and_made_again(oracle: Oracle) -> None:
     oracle.same(act)
 
 
+@pytest.mark.quick
 def test_modes_owners_times_and_attributes(oracle: Oracle) -> None:
     def act(root: Path) -> list[int]:
         for name in ("weights.bin", "config.json", "tokenizer", "hard1"):

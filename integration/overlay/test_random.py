@@ -2,7 +2,7 @@
 
 test_stateful.py does the same in short programs. This one goes on with one copy for thousands of
 steps: nodes are forgotten and made again, listings dropped, files replaced many times.
-COWFS_RANDOM_SEED=N repeats with another seed, COWFS_RANDOM_STEPS=N takes more steps.
+effort.py takes more and other steps.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from integration.command import run
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.pair import Origin, Pair, drop_caches
-from integration.randomops import LARGE, USER, Plan, make_source
+from integration.randomops import LARGE, USER, WEIGHTS, Plan, make_source
 from integration.trees import with_ctimes
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-STEPS = int(os.environ.get("COWFS_RANDOM_STEPS", "4000"))
+STEPS = 1500 * EFFORT
 SHARE_MIN = f"share_min={LARGE}"
 
 
@@ -32,7 +32,7 @@ def _template(mounts: MountCopy, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize("clone", ["write", "open"])
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * EFFORT)
 def test_random_operations_come_out_as_on_xfs(
     mount_copy: MountCopy, xfs: Path, mode: str, clone: str
 ) -> None:
@@ -42,22 +42,25 @@ def test_random_operations_come_out_as_on_xfs(
     hand = pair.native
     plan = Plan(random.Random(f"{SEED} {mode} {clone}"), hand.root, lambda: list(hand.fds))
     history: deque[str] = deque(maxlen=60)
+    drawn: set[str] = set()
     step = 0
     try:
         pair.compare_trees()
         for step in range(STEPS):
             operation = plan.draw()
+            drawn.add(operation.name)
             history.append(f"{step}: {operation}"[:200])
             pair.do(operation)
-            for act, probability in (
-                (pair.compare_trees, 0.01),
-                (drop_caches, 0.003),
-                (pair.remount, 0.003),
-                (pair.kill_and_mount, 0.001),
+            for act, every in (
+                (pair.compare_trees, 100),
+                (drop_caches, 300),
+                (pair.remount, 300),
+                (pair.kill_and_mount, 700),
             ):
-                if plan.chance(probability):
+                if plan.chance(1 / every) or step == every:
                     history.append(act.__name__)
                     act()
+        assert drawn == WEIGHTS.keys(), "not enough steps to meet each operation"
         pair.check_at_rest()
     except BaseException as error:
         told = "\n".join(history)

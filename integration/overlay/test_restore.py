@@ -2,8 +2,8 @@
 
 No mount: the handlers are called as pyfuse3 calls them, by a client that holds names and node ids
 as the kernel does. A kill ends an operation at any change that it makes on the disk; what survives
-is the disk, the vault, and the channel's table of open files. COWFS_RANDOM_SEED=N makes other
-programs, COWFS_RESTORE_EXAMPLES=N more.
+is the disk, the vault, and the channel's table of open files. effort.py makes more and other
+programs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from cowfs.overlay.pieces import at_once
 from cowfs.overlay.restore import Restoration
 from cowfs.store import copies
 from cowfs.system import syscalls
+from integration.effort import EFFORT, SEED
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-EXAMPLES = int(os.environ.get("COWFS_RESTORE_EXAMPLES", "40"))
+EXAMPLES = 20 * EFFORT
 STEPS = 40
 USER = 1000
 EXCHANGE = syscalls.RENAME_EXCHANGE

@@ -193,6 +193,7 @@ def test_the_kernel_itself_cannot_write_to_a_template(mount_plain: MountCopy, so
             set_immutable(file.fileno(), on=True)
 
 
+@pytest.mark.quick
 def test_second_name_shows_what_was_written_through_the_first(
     mount_copy: MountCopy, source: Path
 ) -> None:

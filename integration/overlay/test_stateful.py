@@ -1,14 +1,13 @@
 """Programs of operations that hypothesis makes up: in a copy and on XFS beside it.
 
 What differs is shrunk to a short program. After each one the copy is looked at from outside too:
-`Pair.check_at_rest`. COWFS_RANDOM_SEED=N makes other programs, COWFS_STATEFUL_EXAMPLES=N more.
+`Pair.check_at_rest`. effort.py makes more and other programs.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +17,12 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.pair import Origin, Pair, drop_caches
 from integration.randomops import WEIGHTS, Operation, Plan, make_source
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-EXAMPLES = int(os.environ.get("COWFS_STATEFUL_EXAMPLES", "20"))
+EXAMPLES = 8 * EFFORT
 STEPS = 60
 
 
@@ -91,7 +90,7 @@ for _name, _weight in WEIGHTS.items():
 
 
 @pytest.mark.parametrize("clone", ["write", "open"])
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900 * EFFORT)
 def test_programs_of_operations_do_as_on_xfs(
     mount_copy: MountCopy, xfs: Path, mode: str, clone: str
 ) -> None:

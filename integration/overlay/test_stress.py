@@ -1,8 +1,7 @@
 """stress-ng's filesystem stressors, which verify what they do, in a copy.
 
 A copy may fail only what XFS itself fails. Each group runs all of its stressors at once, so that
-they meet each other in the daemon; COWFS_STRESS_SECONDS=N gives each group N seconds in place of a
-few.
+they meet each other in the daemon.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from integration.command import run
+from integration.effort import EFFORT
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
 from integration.trees import tree_state
 
-SECONDS = int(os.environ.get("COWFS_STRESS_SECONDS", "5"))
+SECONDS = 3 * EFFORT
 
 # Of stress-ng's class "filesystem" these are left out:
 #   bind-mount, binderfs    mount things

@@ -1,6 +1,6 @@
 """Walks that change mode or owner of every file: answered in the channel, and as XFS would have it.
 
-COWFS_RANDOM_SEED=N repeats with another seed, COWFS_RANDOM_SECONDS=N goes on longer.
+effort.py goes on longer, with other walks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import pytest
 
 from cowfs.system import ondisk
 from integration.command import cowfs, run
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
 from integration.overlay.test_touched import drop_pages, pages
 from integration.trees import MIB, differences, make_model, tree_state
 
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "1"))
-SECONDS = float(os.environ.get("COWFS_RANDOM_SECONDS", "6"))
+SECONDS = 4.0 * EFFORT
 
 SETATTR = 4
 DIRECTORIES, FILES = 4, 60

@@ -6,6 +6,6 @@ reflink copy on XFS and in a mounted copy and compares what came of it, and each
 program: what an actor can do with it (`Player`), stories that are told step by step, and
 interleavings that hypothesis makes up.
 
-COWFS_TURNS=N takes N times as many interleavings, other ones at each run; the seed is printed, and
-COWFS_RANDOM_SEED repeats it. COWFS_TURNS_OPTIONS=clone=open,... gives every mount more options.
+effort.py takes more and other interleavings. COWFS_TURNS_OPTIONS=clone=open,... gives every mount
+more options.
 """

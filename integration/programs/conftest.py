@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from integration.effort import EFFORT
 from integration.mounts import MountCopy
 from integration.programs.actors import Nursery
-from integration.programs.turns import TURNS, Stage
+from integration.programs.turns import Stage
 from integration.watchdog import Watchdog
 
 #: Seconds for a test: what fails is played again, to make it shorter.
@@ -19,7 +20,7 @@ SECONDS = 240
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(SECONDS * TURNS))
+            item.add_marker(pytest.mark.timeout(SECONDS * EFFORT))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from integration.effort import EFFORT, SEED
 from integration.programs import (
     test_duckdb,
     test_git,
@@ -21,7 +22,7 @@ from integration.programs import (
     test_tail,
 )
 from integration.programs.actors import Nursery
-from integration.programs.turns import SEED, TURNS, Stage, Turns
+from integration.programs.turns import Stage, Turns
 
 PROGRAMS: dict[str, ModuleType] = {
     module.__name__.rpartition("_")[2]: module
@@ -54,9 +55,8 @@ def test_programs_do_not_notice(make_stage: Callable[..., Stage], program: str, 
     play: Callable[[Turns, object], None] = module.play
     if program == "memmap":
         play = functools.partial(play, keeps=test_memmap.readers_keep(mode))
-    seed = 1 if TURNS == 1 else SEED
-    for number in range(TURNS):
-        chance = random.Random(f"{seed} {number} {program}")
+    for number in range(EFFORT):
+        chance = random.Random(f"{SEED} {number} {program}")
         example = module.plan(chance)
         with stage.turns() as turns:
             for step in chance.sample(range(2, 2 + len(example[1])), KILLS):

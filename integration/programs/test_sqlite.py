@@ -119,6 +119,7 @@ def stage(make_stage: Callable[..., Stage]) -> Stage:
 # --- stories --------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_reader_from_before_the_first_writer_reads_what_is_committed(stage: Stage) -> None:
     for name in NAMES:
         for mode in ("ro", "rw"):

@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,13 +18,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from integration.command import run
+from integration.effort import EFFORT, SEED
 from integration.mounts import MountCopy
 from integration.programs.actors import Actor, Nursery, Outcome
 from integration.volumes import remove_tree
 
-TURNS = int(os.environ.get("COWFS_TURNS", "1"))
 OPTIONS = tuple(option for option in os.environ.get("COWFS_TURNS_OPTIONS", "").split(",") if option)
-SEED = int(os.environ.get("COWFS_RANDOM_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 
 #: Directories of a source, one for each play; after so many the source is mounted again.
 PLACES = 25
@@ -272,16 +270,10 @@ def explore(
             raise
         passed.add(shown)
 
-    if TURNS > 1:
-        print(f"COWFS_RANDOM_SEED={SEED}", file=sys.stderr)
-    test = given(strategy)(bounded)
-    if TURNS > 1:
-        test = seed(SEED)(test)
     settings(
-        max_examples=examples * TURNS,
-        derandomize=TURNS == 1,
+        max_examples=examples * EFFORT,
         phases=[Phase.generate, Phase.shrink],
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-    )(test)()
+    )(seed(SEED)(given(strategy)(bounded)))()

@@ -147,6 +147,7 @@ def many_files(path: Path, count: int = 3000) -> Path:
 # --- what a template is ---------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_template_is_the_source_with_every_attribute(store: Store, source: Path) -> None:
     before = tree_state(source)
     template = sealed(store, source)

@@ -171,7 +171,7 @@ def test_store_that_others_could_reach_is_refused(
 def test_store_that_is_missing_is_not_opened_and_not_made_for_a_missing_source(
     xfs: Path,
 ) -> None:
-    with pytest.raises(MountFailure, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         Store.open(str(xfs / "none"))
     with pytest.raises(MountFailure, match=f"source {xfs}/none"):
         Store.for_source(str(xfs / "none"), str(xfs / "store"))
@@ -221,6 +221,7 @@ def test_volume_of_a_path_is_its_mount(xfs: Path, volume: Volume, tmp_path: Path
 # --- taking a copy --------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_new_copy_is_empty_and_has_the_root_of_its_template(source: Path, take: Take) -> None:
     os.setxattr(source, "user.note", b"x")
     subprocess.run(["setfacl", "-d", "-m", "u:1:rwx", source], check=True)
@@ -304,6 +305,7 @@ def test_kept_copy_without_changes_follows_its_source(
     assert [template.id for template in store.templates()] == [second.template.id]
 
 
+@pytest.mark.quick
 def test_kept_copy_with_changes_outlives_its_source(
     source: Path, take: Take, warnings: Warnings
 ) -> None:

@@ -50,6 +50,7 @@ def physical(path: Path) -> list[int]:
         return [extent.physical for extent in syscalls.fiemap(file.fileno())]
 
 
+@pytest.mark.quick
 def test_a_cloned_tree_is_the_source_and_shares_its_blocks(
     cowfs: Cowfs, rich: Path, xfs: Path
 ) -> None:

@@ -147,6 +147,7 @@ def interrupted(
 # --- what is made ---------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ring", ["on", "off"])
 def test_an_imported_tree_is_the_source(cowfs: Cowfs, source: Path, xfs: Path, ring: str) -> None:
     env = {"COWFS_IO_URING": ring}

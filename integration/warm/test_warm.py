@@ -99,6 +99,7 @@ def test_a_warm_copy_has_one_set_of_pages_and_it_is_the_shared_one(
     assert (again["resident_before"], again["read"]) == (SIZE, 0)
 
 
+@pytest.mark.quick
 def test_warm_reads_what_the_copy_shows_and_not_what_it_hides(
     mount_copy: MountCopy, model: Path
 ) -> None:

@@ -224,6 +224,7 @@ def test_list_shows_copies_and_where_they_are_mounted(
         version="1.2.3",
     )
     monkeypatch.setattr(runtime, "all", lambda: [record])
+    monkeypatch.setattr(runtime, "place", lambda _: SimpleNamespace(mount=record))
     monkeypatch.setattr(runtime, "living", lambda pid: pid)
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

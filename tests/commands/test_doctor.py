@@ -23,6 +23,7 @@ def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
     monkeypatch.setattr(privileges, "missing", lambda _: [])
     monkeypatch.setattr(preflight, "require_fuse_device", lambda: None)
+    monkeypatch.setattr(preflight, "has_capability", lambda _: True)
     monkeypatch.setattr(syscalls, "has_filesystem", lambda _: True)
     monkeypatch.setattr(probes, "passthrough", lambda _: None)
     monkeypatch.setattr(probes, "fuse", lambda: probes.Fuse(45, (1 << 64) - 1))
@@ -106,7 +107,7 @@ def test_one_engine_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "modprobe overlay" in str(overlayfs.remedy)
     assert doctor.would_mount(doctor.examine("/"))
     monkeypatch.setattr(syscalls, "has_filesystem", refusing(errno.EPERM))
-    assert finding("overlayfs").remedy == "become root"
+    assert finding("overlayfs").status == "unknown"
 
 
 def test_without_passthrough_a_mount_works_but_slower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +120,15 @@ def test_without_passthrough_a_mount_works_but_slower(monkeypatch: pytest.Monkey
 
 
 def test_passthrough_that_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "passthrough", refusing(errno.ENODEV))
+    found = finding("passthrough")
+    assert found.status == "degraded"
+    assert "cannot be tried" in found.detail
     monkeypatch.setattr(probes, "passthrough", refusing(errno.EPERM))
     found = finding("passthrough")
-    assert "cannot be tried" in found.detail
-    assert found.remedy == "become root"
+    assert found == Finding(
+        "passthrough", "unknown", "not tried: Operation not permitted", "become root to try it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,6 @@ def test_passthrough_that_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPat
     [
         (errno.EOPNOTSUPP, "mkfs.xfs -m reflink=1"),
         (errno.EROFS, "remount,rw"),
-        (errno.EACCES, "become root"),
     ],
 )
 def test_a_volume_that_does_not_clone_stops_a_mount(
@@ -140,6 +145,16 @@ def test_a_volume_that_does_not_clone_stops_a_mount(
     found = finding("reflink")
     assert found.status == "failed"
     assert remedy in str(found.remedy)
+
+
+@pytest.mark.parametrize("path", ["/", None])
+def test_a_volume_that_this_user_may_not_write_to_is_not_called_unfit(
+    monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    monkeypatch.setattr(mountinfo, "read", lambda: [Mount(3, "8:3", "/", "xfs", "c")])
+    monkeypatch.setattr(probes, "reflink", refusing(errno.EACCES))
+    found = finding("reflink", path)
+    assert (found.status, found.remedy) == ("unknown", "become root to try it")
 
 
 def test_without_a_path_one_volume_that_clones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +192,11 @@ def test_lines_put_the_remedy_below_what_is_wrong() -> None:
     lines = list(
         doctor.as_lines([Finding("kernel", "ok", "x"), Finding("reflink", "failed", "y", "do z")])
     )
+    before = " " * 19
     assert lines == [
-        "kernel   ok        x",
-        "reflink  failed    y",
-        "                   -> do z",
+        ("kernel   ok        x", before),
+        ("reflink  failed    y", before),
+        (f"{before}-> do z", f"{before}   "),
     ]
 
 

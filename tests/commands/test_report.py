@@ -89,6 +89,30 @@ def test_count() -> None:
     assert report.count(2, "entry", "entries") == "2 entries"
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short", ["short"]),
+        ("aaa bbb ccc ddd eee fff", ["aaa bbb ccc ddd eee", "  fff"]),
+        ("aaa " + "b" * 30 + " c", ["aaa", "  " + "b" * 30, "  c"]),
+        ("模型模型模型 模型 模型 模型", ["模型模型模型 模型", "  模型 模型"]),
+        ("two  blanks in  a  name", ["two  blanks in  a", "  name"]),
+        ("discard with: cowfs rm copy", ["discard with:", "  cowfs rm copy"]),
+        (
+            "with: cowfs import model /xfs/volume; and mount that",
+            ["with:", "  cowfs import model /xfs/volume;", "  and mount that"],
+        ),
+        (
+            "do this: chown root /a; chmod 700 /a",
+            ["do this:", "  chown root /a; chmod 700 /a"],
+        ),
+    ],
+)
+def test_lines_break_between_words_and_in_no_command(text: str, lines: list[str]) -> None:
+    assert report.folded(text, 20) == lines
+    assert report.folded(text, None) == [text]
+
+
 class Terminal(io.StringIO):
     """A stream that says that it is one."""
 
