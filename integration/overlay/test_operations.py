@@ -104,7 +104,6 @@ def test_names_come_and_go(oracle: Oracle) -> None:
     oracle.same(act)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("old", "new"),
     [
