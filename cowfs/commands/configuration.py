@@ -9,7 +9,6 @@ not spoken of is the default.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from cowfs.mount import options, preflight
 from cowfs.mount.options import Options
 from cowfs.store import runtime
 from cowfs.store.runtime import Record
-from cowfs.system import mountinfo
+from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.system.syscalls import (
     MS_DIRSYNC,
@@ -143,10 +142,11 @@ def _change_of(name: str, now: dict[str, str], before: dict[str, str]) -> tuple[
 def _anew(record: Record, unit: _Unit | None) -> str:
     """The commands for it."""
     if unit is None:
-        again = f"cowfs umount {shlex.quote(record.mountpoint)}"
+        again = remedy.command("cowfs umount", record.mountpoint)
         return f"a new mount: unmount it with {again}, and mount it again"
-    name = shlex.quote(f"cowfs@{Path(unit.file).stem}")
-    return f"a stop and a start: systemctl stop {name}; systemctl start {name}"
+    name = f"cowfs@{Path(unit.file).stem}"
+    stop, start = remedy.command("systemctl stop", name), remedy.command("systemctl start", name)
+    return f"a stop and a start: {stop}; {start}"
 
 
 def _change(record: Record, wanted: Options) -> str:

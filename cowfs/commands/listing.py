@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cowfs.commands import columns, report
 from cowfs.commands.columns import Column
-from cowfs.store import glance, runtime, space
+from cowfs.store import glance, remedies, runtime, space
 from cowfs.system import mountinfo
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def show_templates(stores: Iterable[Store], *, walk: bool) -> None:
             print(
                 report.printable(
                     f"{store.path}: {noun} that no copy needs, {said(weight)} of its own: "
-                    "cowfs gc removes those whose source has changed"
+                    f"{remedies.of_store('cowfs gc', store.path)} removes those whose source has "
+                    "changed"
                 )
             )
 

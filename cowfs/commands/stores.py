@@ -11,7 +11,7 @@ from cowfs.commands.columns import Column
 from cowfs.commands.listing import said
 from cowfs.store import copies, directory, ending, registry, space
 from cowfs.store.store import Store
-from cowfs.system import directories
+from cowfs.system import directories, remedy
 from cowfs.system.errors import MountFailure, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def remove(path: str, *, yes: bool) -> str:
         except OSError as error:
             raise UsageError(f"{path} cannot be forgotten: {error.strerror}") from None
         if not forgotten:
-            raise UsageError(f"there is no store {path}: cowfs store shows those that are")
+            shown = remedy.command("cowfs store")
+            raise UsageError(f"there is no store {path}: {shown} shows those that are")
         return f"forgot the store {path}, which is not there; what its volume has stays as it is"
     store = Store.open(absolute)
     try:

@@ -13,9 +13,11 @@ class Ring:
     For one thread at a time, of the process that made it. It is freed with the object.
     """
 
-    def __init__(self, depth: int, block: int) -> None:
+    def __init__(self, depth: int, block: int, patience: float = 10.0) -> None:
         """`depth` buffers of `block` bytes, so at most as many reads and writes at once.
 
+        patience: seconds. When nothing at all is over by then, a copy goes on without the ring.
+        Linux 5.11.
         OSError: ENOSYS the kernel has no io_uring, EPERM it is switched off (the sysctl
         kernel.io_uring_disabled, a seccomp filter), ENOMEM.
         """

@@ -6,6 +6,11 @@
  * waits for half of what is under way: waiting for one would mean a call for each operation, and
  * waiting for all would leave the disks idle meanwhile.
  *
+ * Operations that are handed to the kernel's own threads can be forgotten there (seen on Linux
+ * 6.18: two writes to ext4 that no thread came for). So when nothing at all is over after a while,
+ * what is under way is called back, and the copy goes on with pread(2) and pwrite(2). A slow disk
+ * loses nothing but speed by that: what has begun is not called back, and is waited for.
+ *
  * The GIL is released while a copy runs. One thread uses a ring at a time; `busy` sees to it.
  */
 #define PY_SSIZE_T_CLEAN
@@ -16,9 +21,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define MAX_DEPTH 1024
 #define MAX_BLOCK (1u << 30)
+#define PATIENCE 10.0           /* seconds in which something should be over */
+#define CALLED_BACK UINT64_MAX  /* the data of a call back; of anything else it is a slot's index */
 
 struct segment {
 	int source, target;
@@ -46,6 +54,7 @@ struct ring_object {
 	uint8_t *memory;
 	struct slot *slots;
 	Py_ssize_t failed;
+	struct __kernel_timespec patience;
 };
 
 /* One copy in progress. */
@@ -57,6 +66,8 @@ struct copy {
 	uint64_t at;      /* bytes of it that are given out */
 	unsigned free;    /* the first free slot, depth for none */
 	unsigned pending; /* operations under way */
+	unsigned calls;   /* to call something back, under way */
+	bool stalled;     /* no operation is given to the ring any more */
 	int error;        /* 0, or a positive errno: nothing new is begun */
 };
 
@@ -95,7 +106,54 @@ static void queue(struct copy *copy, struct slot *slot)
 	copy->pending++;
 }
 
-/* Begin a read with every free slot while there is something to read. */
+/* The same, done here and now: bytes, or a negative errno. */
+static int do_now(struct copy *copy, struct slot *slot)
+{
+	const struct segment *segment = &copy->segments[slot->segment];
+	uint8_t *buffer = slot->buffer + slot->done;
+	unsigned length = slot->length - slot->done;
+	off_t offset = (off_t)(slot->offset + slot->done);
+	ssize_t done = slot->writing ? pwrite(segment->target, buffer, length, offset)
+				     : pread(segment->source, buffer, length, offset);
+
+	return done < 0 ? -errno : (int)done;
+}
+
+/* Take what came of a slot's operation; true when another one is to follow. */
+static bool advance(struct copy *copy, struct slot *slot, int result)
+{
+	if (result == -EINTR || result == -EAGAIN || (result == -ECANCELED && copy->stalled))
+		return !copy->error; /* again */
+	if (result < 0)
+		fail(copy, -result, slot->segment);
+	else if (result == 0)
+		fail(copy, slot->writing ? EIO : ENODATA, slot->segment);
+	if (copy->error)
+		return false;
+	slot->done += (unsigned)result;
+	if (slot->done == slot->length && slot->writing) {
+		slot->next = copy->free;
+		copy->free = (unsigned)(slot - copy->me->slots);
+		return false;
+	}
+	if (slot->done == slot->length) {
+		slot->writing = true;
+		slot->done = 0;
+	}
+	return true;
+}
+
+/* Do what is next with a slot. */
+static void go_on(struct copy *copy, struct slot *slot)
+{
+	while (copy->stalled) {
+		if (!advance(copy, slot, do_now(copy, slot)))
+			return;
+	}
+	queue(copy, slot);
+}
+
+/* Begin a read with every free slot while there is something to read; one, if that is done here. */
 static void begin_reads(struct copy *copy)
 {
 	struct ring_object *me = copy->me;
@@ -117,35 +175,55 @@ static void begin_reads(struct copy *copy)
 		slot->done = 0;
 		slot->writing = false;
 		copy->at += slot->length;
-		queue(copy, slot);
+		go_on(copy, slot);
+		if (copy->stalled)
+			return;
 	}
 }
 
 /* An operation is over: go on with its slot, or free it. */
-static void complete(struct copy *copy, unsigned index, int result)
+static void complete(struct copy *copy, const struct io_uring_cqe *cqe)
 {
-	struct slot *slot = &copy->me->slots[index];
+	uint64_t index = io_uring_cqe_get_data64(cqe);
 
+	if (index == CALLED_BACK) {
+		copy->calls--;
+		return;
+	}
 	copy->pending--;
-	if (result == -EINTR || result == -EAGAIN)
-		result = 0; /* again */
-	else if (result < 0)
-		fail(copy, -result, slot->segment);
-	else if (result == 0)
-		fail(copy, slot->writing ? EIO : ENODATA, slot->segment);
-	if (copy->error)
-		return;
-	slot->done += (unsigned)result;
-	if (slot->done == slot->length && slot->writing) {
-		slot->next = copy->free;
-		copy->free = index;
-		return;
+	if (advance(copy, &copy->me->slots[index], cqe->res))
+		go_on(copy, &copy->me->slots[index]);
+}
+
+/* Nothing is over, and should be. All that was queued is with the kernel, so there is room. */
+static void call_back(struct copy *copy)
+{
+	struct ring_object *me = copy->me;
+
+	copy->stalled = true;
+	for (unsigned index = 0; index < me->depth; index++) {
+		struct io_uring_sqe *sqe = io_uring_get_sqe(&me->ring);
+
+		if (!sqe)
+			return;
+		io_uring_prep_cancel64(sqe, index, 0);
+		io_uring_sqe_set_data64(sqe, CALLED_BACK);
+		copy->calls++;
 	}
-	if (slot->done == slot->length) {
-		slot->writing = true;
-		slot->done = 0;
-	}
-	queue(copy, slot);
+}
+
+/* Submit what is queued, and wait for some of what is under way. */
+static int wait_for_some(struct copy *copy)
+{
+	struct ring_object *me = copy->me;
+	unsigned all = copy->pending + copy->calls;
+	unsigned enough = all > 1 ? all / 2 : 1;
+	struct io_uring_cqe *first;
+
+	/* Without the feature (before Linux 5.11) liburing would need a place in the queue for that. */
+	if (copy->stalled || !(me->ring.features & IORING_FEAT_EXT_ARG))
+		return io_uring_submit_and_wait(&me->ring, enough);
+	return io_uring_submit_and_wait_timeout(&me->ring, &first, enough, &me->patience, NULL);
 }
 
 /* True when a handler of a signal that has come raised. */
@@ -171,13 +249,20 @@ static bool run(struct copy *copy, PyThreadState **saved)
 		int err;
 
 		begin_reads(copy);
-		if (!copy->pending)
-			return raised;
-		err = io_uring_submit_and_wait(ring, copy->pending > 1 ? copy->pending / 2 : 1);
+		if (!copy->pending && !copy->calls) {
+			if (copy->error || copy->current == copy->count)
+				return raised;
+			err = -EINTR; /* no call to wait in: look for signals here */
+		} else {
+			err = wait_for_some(copy);
+		}
+		if (err == -ETIME && !io_uring_cq_ready(ring))
+			call_back(copy);
 		if (err == -EINTR && !raised && signal_raised(saved)) {
 			raised = true;
 			fail(copy, EINTR, 0);
-		} else if (err < 0 && err != -EINTR && err != -EAGAIN && err != -EBUSY) {
+		} else if (err < 0 && err != -EINTR && err != -EAGAIN && err != -EBUSY &&
+			   err != -ETIME) {
 			/* the ring itself is broken: closing it ends what is under way */
 			fail(copy, -err, 0);
 			io_uring_queue_exit(ring);
@@ -185,7 +270,7 @@ static bool run(struct copy *copy, PyThreadState **saved)
 			return raised;
 		}
 		io_uring_for_each_cqe(ring, head, cqe) {
-			complete(copy, (unsigned)io_uring_cqe_get_data64(cqe), cqe->res);
+			complete(copy, cqe);
 			seen++;
 		}
 		io_uring_cq_advance(ring, seen);
@@ -230,12 +315,13 @@ static int make_buffers(struct ring_object *me)
 
 static int Ring_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"depth", "block", NULL};
+	static char *names[] = {"depth", "block", "patience", NULL};
 	struct ring_object *me = (struct ring_object *)self;
 	unsigned depth, block;
+	double patience = PATIENCE;
 	int err;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "II:Ring", names, &depth, &block))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "II|d:Ring", names, &depth, &block, &patience))
 		return -1;
 	if (me->slots) {
 		PyErr_SetString(PyExc_ValueError, "a Ring is initialised once");
@@ -243,6 +329,10 @@ static int Ring_init(PyObject *self, PyObject *args, PyObject *kwargs)
 	}
 	if (!depth || depth > MAX_DEPTH || !block || block > MAX_BLOCK) {
 		PyErr_SetString(PyExc_ValueError, "depth is 1 to 1024, block 1 byte to 1 GiB");
+		return -1;
+	}
+	if (!(patience >= 0 && patience < 1e9)) {
+		PyErr_SetString(PyExc_ValueError, "patience is 0 to 1e9 seconds");
 		return -1;
 	}
 	err = io_uring_queue_init(depth, &me->ring, 0);
@@ -253,6 +343,8 @@ static int Ring_init(PyObject *self, PyObject *args, PyObject *kwargs)
 	me->alive = true;
 	me->depth = depth;
 	me->block = block;
+	me->patience.tv_sec = (long long)patience;
+	me->patience.tv_nsec = (long long)((patience - (double)me->patience.tv_sec) * 1e9);
 	if (make_buffers(me) < 0) {
 		PyErr_NoMemory();
 		return -1;

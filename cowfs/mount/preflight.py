@@ -91,10 +91,11 @@ def check_source(source: str) -> str:
     mount = mountinfo.holding(path)
     if mount.is_cowfs:
         # before any look into it: its daemon may be dead or hang
+        clone = remedy.command("cowfs clone")
         raise MountFailure(
             f"source {source} is in the cowfs copy mounted at {mount.mountpoint}, and copies of "
             f"copies are not supported yet: mount its source {mount.source} instead, or make a "
-            "directory of it on its volume with cowfs clone, and mount that"
+            f"directory of it on its volume with {clone}, and mount that"
         )
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):

@@ -87,7 +87,10 @@ def opened(entry: Entry) -> int | None:
 
     CowfsError: it is there, and not to be trusted.
     """
-    if not os.path.lexists(entry.path):
+    try:
+        if _identity_at(entry.path) != (entry.inode, entry.born):
+            return None
+    except OSError:
         return None
     fd, _ = directory.open_directory(entry.path, create=False)
     if _identity(fd) == (entry.inode, entry.born):

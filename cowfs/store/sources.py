@@ -131,7 +131,7 @@ def _scanned(template: Template) -> Scan:
     except SourceChanged as change:
         raise MountFailure(
             f"the template {template.path} is being changed ({change.path}): look at it with: "
-            "cowfs check --all"
+            f"{remedy.command('cowfs check --all')}"
         ) from None
 
 

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 
 _NAMED = {ord("\n"): r"\n", ord("\t"): r"\t", ord("'"): r"\'", ord("\\"): r"\\"}
 
 
-def command(words: str, *operands: str, store: str | None = None) -> str:
+def command(
+    words: str, *operands: str, store: str | None = None, options: Sequence[str] = ()
+) -> str:
     """The command that these words begin, such as "cowfs rm", on these operands.
 
     The words are ours and stand as they are; operands are anybody's. store: the value of --store.
+    options: others, each a word.
     """
     option = [] if store is None else ["--store", quoted(store)]
     guard = ["--"] if any(operand.startswith("-") for operand in operands) else []
-    return " ".join([words, *option, *guard, *map(quoted, operands)])
+    return " ".join([words, *map(quoted, options), *option, *guard, *map(quoted, operands)])
 
 
 def quoted(text: str) -> str:

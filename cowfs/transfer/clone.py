@@ -200,6 +200,7 @@ def _no_reflink(source: str, place: Staging, links: Policy, is_reached: bool) ->
     else:
         problem = f"{source} and {place.destination} are on different volumes, and clones"
         problem += " cannot cross them"
-    given = "" if links == "auto" else f" --links={links}"
-    command = remedy.command(f"cowfs clone --reflink=auto{given}", source, place.destination)
+    command = remedy.command(
+        "cowfs clone --reflink=auto", source, place.destination, options=origin.given(links)
+    )
     return CowfsError(f"{problem}: copy the data with: {command}")

@@ -111,8 +111,7 @@ def import_(
 
 def command(source: str, destination: str, links: Policy) -> str:
     """How to go on with an import."""
-    given = "" if links == "auto" else f" --links={links}"
-    return remedy.command(f"cowfs import --resume{given}", source, destination)
+    return remedy.command("cowfs import --resume", source, destination, options=origin.given(links))
 
 
 def _journal(source: str, place: Staging, options: Options) -> Journal:

@@ -37,6 +37,11 @@ def is_directory(path: str) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
+def given(links: Policy) -> list[str]:
+    """The option that says so, where it is not the default."""
+    return [] if links == "auto" else [f"--links={links}"]
+
+
 def open_tree(path: str, links: Policy, *, volumes: bool) -> Scanner:
     """A scanner of a canonical directory, in which whiteouts are nothing special. CowfsError.
 

@@ -14,6 +14,7 @@ from integration.command import COWFS, cowfs, one_error, run
 from integration.mounts import RECORDS, MountCopy
 
 
+@pytest.mark.quick
 def test_the_log_of_a_mount_and_its_last_lines(mount_plain: MountCopy, model: Path) -> None:
     mountpoint = mount_plain(model)
     first = mount_plain.daemon_pid(mountpoint)

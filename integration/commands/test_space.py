@@ -278,6 +278,7 @@ def test_what_lies_at_the_path_of_a_store_is_not_taken_for_it(
     assert "is open to other users" in refused
 
 
+@pytest.mark.quick
 def test_store_rm_refuses_what_is_no_store(volume_: Volume) -> None:
     secret = volume_.mountpoint / "secret"
     secret.mkdir(mode=0o700)

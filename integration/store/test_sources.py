@@ -258,6 +258,7 @@ def test_what_a_template_leaves_out_is_no_difference(
         subprocess.run(["umount", moved / "place"], check=True)
 
 
+@pytest.mark.quick
 def test_a_copy_without_changes_is_pointed_anywhere_on_its_volume(
     mount_plain: MountCopy, store: Path, model: Path, xfs: Path, ext4_volume: Volume
 ) -> None:

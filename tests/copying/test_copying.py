@@ -44,6 +44,25 @@ def test_all_bytes_arrive_whatever_the_depth(file: Open, depth: int, size: int) 
     assert content(target) == data
 
 
+@pytest.mark.parametrize("depth", [1, 7, 64])
+def test_all_bytes_arrive_when_what_takes_long_is_called_back(file: Open, depth: int) -> None:
+    """The kernel may forget an operation. Without patience every one counts as forgotten."""
+    size = 3000 * BLOCK + 13
+    data = os.urandom(size)
+    source = file(data)
+    os.fsync(source)
+    for patience in (0, 1e-6, 1e-5, 1e-4, 1e-3):
+        target = file()
+        ring = Ring(depth, BLOCK, patience)
+        for _ in range(3):
+            os.ftruncate(target, 0)
+            os.posix_fadvise(source, 0, 0, os.POSIX_FADV_DONTNEED)
+            ring.copy(
+                [(source, target, 0, size // 2), (source, target, size // 2, size - size // 2)]
+            )
+            assert content(target) == data
+
+
 def test_many_segments_of_many_files_are_copied_at_once(file: Open) -> None:
     pairs = [(file(os.urandom(number * 1000)), file()) for number in range(50)]
     ring = Ring(8, BLOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ class Disk:
     def store(self, name: str) -> Any:
         path = self.volume / name
         path.mkdir(mode=0o700)
+        (path / "templates").mkdir(mode=0o700)
         fd, _ = directory.open_directory(str(path), create=False)
         return SimpleNamespace(path=str(path), fd=fd)
 
@@ -63,7 +65,7 @@ def test_a_store_is_remembered_once_and_only_if_it_lies_elsewhere(disk: Disk) ->
 def test_a_store_that_is_removed_from_its_volume_is_forgotten_at_once(disk: Disk) -> None:
     store = disk.store("elsewhere")
     registry.remember(store)
-    Path(store.path).rmdir()
+    shutil.rmtree(store.path)
     assert paths() == []
     assert list((disk.state / "stores").iterdir()) == []
 
@@ -71,7 +73,7 @@ def test_a_store_that_is_removed_from_its_volume_is_forgotten_at_once(disk: Disk
 def test_a_volume_that_is_not_mounted_keeps_its_store_for_a_while(disk: Disk) -> None:
     store = disk.store("elsewhere")
     registry.remember(store)
-    Path(store.path).rmdir()
+    shutil.rmtree(store.path)
     disk.mounted = False
     assert paths() == [store.path]
     assert registry.opened(registry.entries()[0]) is None
