@@ -423,7 +423,7 @@ def logs(follow: bool, lines: int | None, mountpoint: str) -> None:
     from cowfs.commands import logs as showing
 
     showing.show(
-        mountpoint,
+        which.mountpoint(mountpoint),
         lines=lines,
         follow=follow,
         out=lambda line: click.echo(report.printable(line)),

@@ -117,7 +117,7 @@ def _fixed(source: str, mountpoint: str, wanted: Options, record: Record) -> lis
     found = []
     if record.source not in (source, os.path.realpath(source)):
         found.append((f"SOURCE={source}", f"with the source {record.source}"))
-    if record.mountpoint not in (mountpoint, os.path.realpath(mountpoint)):
+    if record.mountpoint != mountpoint and record.mountpoint != os.path.realpath(mountpoint):
         found.append((f"MOUNTPOINT={mountpoint}", "where it is"))
     started = options.parse([record.options], sloppy=True)
     now, before = (

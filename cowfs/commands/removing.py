@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import click
 from cowfs.commands import report
 from cowfs.commands.listing import said
 from cowfs.store import copies
+from cowfs.system.errors import CowfsError
 
 if TYPE_CHECKING:
     from cowfs.store.store import Collected, Removed, Store
@@ -20,9 +22,8 @@ def remove(store: Store, name: str, *, yes: bool) -> str:
     """Discard a copy, after a question where somebody can answer it; a line that says what became
     of it. CowfsError."""
     if not yes and is_somebody_there():
-        found = copies.counted(store, name)
-        changed = found != (0, 0) and name in copies.names(store)
-        if changed and not agreed(f"discard the copy {name} with {_counts(found)}?"):
+        question = _question(store, name)
+        if question is not None and not agreed(question):
             return f"the copy {name} is kept"
     return _removed(name, store.remove(name))
 
@@ -48,6 +49,23 @@ def is_somebody_there() -> bool:
 def agreed(question: str, ask: Callable[..., bool] = click.confirm) -> bool:
     """Ask, on stderr; no answer is a no."""
     return ask(report.printable(question), err=True)
+
+
+def _question(store: Store, name: str) -> str | None:
+    """About a copy with what nobody can make again; None for another, or if there is none."""
+    if not store.has(name):
+        return None
+    found = copies.counted(store, name)
+    try:
+        record = store.read(name)
+    except CowfsError:  # damaged
+        record = None
+    if record is not None and not os.path.lexists(record.source):
+        return (
+            f"discard the copy {name} with {_counts(found)}? Its source {record.source} is gone, "
+            "and the template may go with the copy"
+        )
+    return f"discard the copy {name} with {_counts(found)}?" if found != (0, 0) else None
 
 
 def _removed(name: str, removed: Removed) -> str:

@@ -55,7 +55,12 @@ def remove(path: str, *, yes: bool) -> str:
             shown = remedy.command("cowfs store")
             raise UsageError(f"there is no store {path}: {shown} shows those that are")
         return f"forgot the store {path}, which is not there; what its volume has stays as it is"
-    store = Store.open(absolute)
+    try:
+        store = Store.open(absolute)
+    except directory.NoStore:
+        if registry.forget(os.path.realpath(absolute)):
+            return f"forgot the store {path}: something else is there"
+        raise
     try:
         return _remove(store, yes=yes)
     except OSError as error:

@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cowfs.store import overlayfs, remedies, templates
@@ -131,7 +131,7 @@ class Copy:
 
     def note_source(self, source: str) -> None:
         """Let it be a copy of this directory from now on, or not at all. OSError."""
-        record = CopyRecord(self.name, source, self.template.id, self.persistent, self.created)
+        record = replace(read(self._store, self.name), source=source)
         with _opened(self._store.copies_fd, self.name) as copy:
             record.write(copy)
         self.source = source
@@ -290,7 +290,7 @@ def lock(store: StoreDirectory, name: str) -> int | None:
             with _opened(store.copies_fd, name) as dir_fd:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 fd = os.open(LOCK, flags, 0o600, dir_fd=dir_fd)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -318,7 +318,7 @@ def is_locked(store: StoreDirectory, name: str) -> bool:
     try:
         with _opened(store.copies_fd, name) as dir_fd:
             fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -208,6 +208,10 @@ def _mount_id(path: str) -> int:
         os.close(fd)
 
 
+class NoStore(UsageError):  # noqa: N818 -- not an error of ours, but what there is
+    """There is no store at this path."""
+
+
 def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
     """The descriptor of a trusted store directory, and whether it was made just now. CowfsError."""
     parent, name = os.path.split(os.path.normpath(os.path.join(os.getcwd(), path)))
@@ -256,12 +260,12 @@ def is_store(fd: int) -> bool:
     return found >= set(PARTS) or (bool(found) and found <= {*PARTS, LOWERS})
 
 
-def _no_store(path: str) -> UsageError:
+def _no_store(path: str) -> NoStore:
     inside = os.path.join(path, STORE_NAME)
     if os.path.isdir(inside):
-        return UsageError(f"{path} is no store, but {inside} is one: name that")
+        return NoStore(f"{path} is no store, but {inside} is one: name that")
     problem = "is none" if os.path.lexists(path) else "does not exist"
-    return UsageError(
+    return NoStore(
         f"the store {path} {problem}: name a directory {STORE_NAME}, or leave --store out"
     )
 

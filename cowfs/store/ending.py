@@ -12,6 +12,7 @@ be removed as one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def contents(store: Store) -> Contents:
     for name in copies.names(store):
         try:
             persistent = copies.read(store, name).persistent
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except MountFailure:  # damaged: what a user wrote is there all the same
             persistent = True
@@ -100,15 +101,25 @@ def _empty(store: Store) -> None:
                 store.trash(part_fd, name)
         finally:
             os.close(part_fd)
-    emptying.empty(store.trash_fd)
+    while directories.names(store.trash_fd):  # another one may be emptying it, and moves things up
+        emptying.empty(store.trash_fd)
     for part in (*parts, "trash"):
         os.rmdir(part, dir_fd=store.fd)
 
 
 @contextlib.contextmanager
 def _all_locked(store: Store) -> Iterator[None]:
-    """Have the locks of all copies meanwhile. MountFailure: one is mounted, or about to be."""
+    """Have the locks of all copies meanwhile, and of what a mount that begins has: templates, and
+    what is being made. MountFailure: one is mounted, or about to be."""
+    beginning = False
     with contextlib.ExitStack() as stack:
+        for part_fd in (store.partial_fd, store.templates_fd):
+            for name in directories.names(part_fd):
+                lock_fd = directory.lock_directory(part_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock_fd is not None:
+                    stack.callback(os.close, lock_fd)
+                else:
+                    beginning = beginning or name in directories.names(part_fd)
         for name in copies.names(store):
             try:
                 lock_fd = copies.lock(store, name)
@@ -116,6 +127,8 @@ def _all_locked(store: Store) -> Iterator[None]:
                 raise MountFailure(f"{_where(store, name)}: unmount it first") from None
             if lock_fd is not None:
                 stack.callback(os.close, lock_fd)
+        if beginning:
+            raise MountFailure("a mount is just being made: try again when it is there")
         yield
 
 

@@ -20,6 +20,7 @@ from cowfs.system.errors import CowfsError
 
 if TYPE_CHECKING:
     from cowfs.store.directory import StoreDirectory
+    from cowfs.store.templates import Template
 
 State = Literal["", "moved on", "gone"]
 
@@ -37,12 +38,12 @@ def state(store: StoreDirectory, source: str, template_id: str, *, walk: bool = 
     except OSError:
         return "" if os.path.isdir(source) else "gone"
     try:
-        if not walk:
-            return "moved on" if _differs(store, template_id, source_fd) else ""
         try:
             template = templates.read(store, template_id)
             if template is None:
                 return ""
+            if not walk:
+                return "moved on" if _differs(template, source, source_fd) else ""
             return "moved on" if sources.has_moved_on(store, template, source) else ""
         except (CowfsError, OSError):  # it is being changed, or cannot be read
             return ""
@@ -50,16 +51,16 @@ def state(store: StoreDirectory, source: str, template_id: str, *, walk: bool = 
         os.close(source_fd)
 
 
-def _differs(store: StoreDirectory, template_id: str, source_fd: int) -> bool:
+def _differs(template: Template, source: str, source_fd: int) -> bool:
     with contextlib.ExitStack() as stack:
         try:
-            path = os.path.join(template_id, templates.TREE)
-            tree_fd = os.open(path, _DIRECTORY, dir_fd=store.templates_fd)
+            tree_fd = os.open(template.tree, _DIRECTORY)
         except OSError:
             return False
         stack.callback(os.close, tree_fd)
         top = os.fstat(source_fd)
-        if top.st_mtime_ns != os.fstat(tree_fd).st_mtime_ns:
+        # A source that was moved here by set-source may have been copied, and have another.
+        if source == template.source and top.st_mtime_ns != os.fstat(tree_fd).st_mtime_ns:
             return True
         entries = stack.enter_context(directories.entries(tree_fd))
         return any(

@@ -35,7 +35,7 @@ def missing(source: str, record: CopyRecord) -> str:
 
 
 def another(store: StoreDirectory, copy: Copy, source: str) -> str:
-    """That a copy with changes is one of another source, what is in it, and the ways out."""
+    """That a copy is one of another source, what is in it, and the ways out."""
     if os.path.lexists(copy.source):
         way = f"mount {copy.source} to go on with it"
     else:
@@ -44,8 +44,8 @@ def another(store: StoreDirectory, copy: Copy, source: str) -> str:
             f"{copy.source} is gone, and if it has become {source}, say so with: {command}; or else"
         )
     return (
-        f"the copy {copy.name} is one of {copy.source}, not of {source}, and has changes "
-        f"({_contents(store, copy.name)}): {way}, choose another name with -o copy=NAME, or "
+        f"the copy {copy.name} is one of {copy.source}, not of {source}, and has "
+        f"{_contents(store, copy)}: {way}, choose another name with -o copy=NAME, or "
         f"discard it with: {remedies.of_copy('cowfs rm', store.path, copy.name)}"
     )
 
@@ -99,15 +99,17 @@ def has_moved_on(store: StoreDirectory, template: Template, source: str) -> bool
     return _difference(store, template, source) is not None
 
 
-def _contents(store: StoreDirectory, name: str) -> str:
-    """What a copy with changes holds, in few words. OSError."""
-    files, deleted = copies.changes(store, name)
+def _contents(store: StoreDirectory, copy: Copy) -> str:
+    """What a copy holds, in few words. OSError."""
+    if not copy.has_changes():
+        return "what is left of that"
+    files, deleted = copies.changes(store, copy.name)
     counts = [
         f"{count} {word}{'' if count == 1 else 's'}"
         for count, word in ((files, "file"), (deleted, "deletion"))
         if count
     ]
-    return ", ".join(counts) or "of directories alone"
+    return f"changes ({', '.join(counts) or 'of directories alone'})"
 
 
 def _sealed_at(template: Template) -> str:

@@ -164,6 +164,8 @@ class Store(StoreDirectory):
                 continue
             try:
                 store = Store.open(path)
+            except directory.NoStore:  # something else is there by now
+                continue
             except UsageError:
                 raise
             except CowfsError as error:  # one that is not to be trusted hides no other
@@ -308,7 +310,8 @@ class Store(StoreDirectory):
             try:
                 scales = space.Scales(self, space.AT_LEISURE)
                 template, others = scales.template_of(name), scales.others(name)
-                alone, both = scales.copy(name, None), scales.copy(name, template)
+                alone = scales.copy(name, None)
+                both = alone if template is None else scales.copy(name, template)
                 counts = copies.counted(self, name)
                 rubbish = self._drop(name)
             finally:
@@ -422,9 +425,11 @@ class Store(StoreDirectory):
         if record.source != source and not os.path.lexists(source):
             raise MountFailure(sources.missing(source, record))
         copy = Copy(self, record, copies.template_of(self, record), lock_fd)
-        if copy.has_changes():
-            if record.source != source:
-                raise MountFailure(sources.another(self, copy, source))
+        changed = copy.has_changes()
+        # Of a source that is gone a copy without changes is all that is left.
+        if record.source != source and (changed or not os.path.lexists(record.source)):
+            raise MountFailure(sources.another(self, copy, source))
+        if changed:
             if not persistent:
                 raise MountFailure(
                     f"the copy {name} is kept and was written to, and an ephemeral mount would "

@@ -188,8 +188,7 @@ def test_a_wrong_configuration_ends_no_mount_that_is_in_use(
 
 
 HOPELESS = {
-    "bug": ("ExecStart=\nExecStart=sh -c 'exit 4'", "4"),
-    "no-command": ("ExecStart=\nExecStart=/usr/bin/gone", "203/EXEC"),
+    "in-use": ("ExecStart=\nExecStart=sh -c 'exit 32'", "32"),
     "no-directory": ("WorkingDirectory=/gone", "200/CHDIR"),
 }
 

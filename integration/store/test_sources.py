@@ -305,6 +305,38 @@ def test_a_copy_without_changes_gives_way(
     assert (row["source"], row["persistent"]) == (str(other), "ephemeral" not in options)
 
 
+def test_a_copy_that_is_all_that_is_left_of_its_source_does_not(
+    mount_plain: MountCopy, refused: Callable[..., str], store: Path, model: Path, xfs: Path
+) -> None:
+    before = kept(mount_plain, model, changed=False)
+    other = make_model(xfs / "other")
+    shutil.rmtree(model)
+    for options in ([], ["ephemeral"]):
+        line = refused(other, "copy=job", *options)
+        assert f"the copy job is one of {model}, not of {other}, and has what is left" in line
+    cowfs("gc", "--store", store)
+    root = mount_plain.mountpoint()
+    cowfs("mount", "-o", "copy=job", model, root)
+    assert tree_state(root) == before
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_copy_keeps_its_place_when_its_source_moves(
+    mount_plain: MountCopy, store: Path, model: Path, xfs: Path, named: bool
+) -> None:
+    root = mount_plain(model, None, *(["copy=job"] if named else []))
+    (root / "mine").write_text("mine")
+    name = mount_plain.record(root)["copy"]
+    mount_plain.unmount(root)
+    before = json.loads((store / "copies" / name / "copy.json").read_text())
+    moved = model.rename(xfs / "moved")
+    set_source(store, name, moved)
+    after = json.loads((store / "copies" / name / "copy.json").read_text())
+    assert after == {**before, "source": str(moved)}
+    mount_plain(moved, root, *(["copy=job"] if named else []))
+    assert (root / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize("what", ["file", "deletion", "directory", "root"])
 def test_a_copy_with_any_change_does_not(
     mount_plain: MountCopy,
