@@ -64,6 +64,9 @@ check_left() {
 trap check_left EXIT
 
 selected=(tests integration)
+if [[ ${1:-} == --quick || ${1:-} == --exhaustive ]] && (($# > 1)); then
+    die "$1 takes no arguments: $2"
+fi
 case ${1:-} in
     --quick) selected+=(-m quick) ;;
     --exhaustive) export COWFS_EFFORT=10 ;;

@@ -26,7 +26,7 @@ import pytest
 from integration import kernel, machine
 from integration.command import COWFS, Result
 from integration.command import cowfs as run_cowfs
-from integration.effort import EFFORT, SEED
+from integration.effort import CHANCE, EFFORT, SEED
 from integration.leaks import Leaks
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     """What repeats this run."""
-    return f"COWFS_EFFORT={EFFORT} COWFS_RANDOM_SEED={SEED}"
+    return f"COWFS_EFFORT={EFFORT} COWFS_RANDOM_SEED={SEED} COWFS_CHANCE={CHANCE}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

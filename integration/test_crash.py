@@ -28,7 +28,7 @@ from cowfs.store.store import Copy, Store
 from cowfs.system import syscalls
 from integration import crashload, kernel
 from integration.command import COWFS, cowfs, run
-from integration.effort import EFFORT, SEED
+from integration.effort import CHANCE, EFFORT
 from integration.mounts import MountCopy
 from integration.trees import make_model, tree_state, with_ctimes
 from integration.volumes import Volume
@@ -138,10 +138,10 @@ def test_killed_daemon_loses_no_call_that_had_returned(
     root = mount_copy(source, None, *options)
     [template] = (xfs / "store" / "templates").iterdir()
     before = with_ctimes(source), with_ctimes(template)
-    chance = random.Random(f"{SEED} {mode}")
+    chance = random.Random(f"{CHANCE} {mode}")
     acts = 0
     for number in range(ROUNDS):
-        load.start(root, f"{SEED} {mode} {number}")
+        load.start(root, f"{CHANCE} {mode} {number}")
         time.sleep(chance.uniform(0.3, 1))
         mount_copy.orphan(root)
         load.wait({errno.ENOTCONN, errno.ECONNABORTED})
@@ -183,10 +183,10 @@ def test_volume_that_goes_down_loses_nothing_that_was_synced(
     [template] = (store / "templates").iterdir()
     run("sync", "-f", volume.mountpoint)
     before = with_ctimes(source), with_ctimes(template)
-    chance = random.Random(f"{SEED} {mode}")
+    chance = random.Random(f"{CHANCE} {mode}")
     acts = 0
     for number in range(ROUNDS):
-        load.start(root, f"{SEED} {mode} {number}")
+        load.start(root, f"{CHANCE} {mode} {number}")
         time.sleep(chance.uniform(0.3, 1))
         pid = mount_copy.daemon_pid(root)
         flush = chance.choice(([], ["-f"]))
@@ -600,7 +600,7 @@ def test_command_that_is_killed_leaves_what_the_next_one_puts_right(
         (source / "many" / f"more{number}").touch()
     store = xfs / "store"
     root = mount_plain.mountpoint()
-    chance = random.Random(f"{SEED} commands")
+    chance = random.Random(f"{CHANCE} commands")
     before = with_ctimes(source)
     others = set(kernel.session_processes())
     mount = ("mount", "-o", f"store={store},copy=killed", source, root)

@@ -384,7 +384,13 @@ class _Launch:
     def _compare_links(self, copy: Copy) -> None:
         """Say so when a copy with changes has its links from a mount that wanted others."""
         wanted, made = self.options.links, copy.template.links
-        if wanted != made and f"links={wanted}" in self.options.given:
+        if wanted == made or f"links={wanted}" not in self.options.given or self.store is None:
+            return
+        from cowfs.store.seal import fingerprint
+
+        with contextlib.suppress(CowfsError):
+            if fingerprint(self.store, copy.source, wanted) == copy.template.id:
+                return  # the same for both
             self.warn(
                 f"the copy {copy.name} has changes and stays as it was made, with links={made}: "
                 "for another one choose another name with -o copy=NAME"

@@ -164,8 +164,19 @@ def _fill(scanner: Scanner, tree_fd: int, found: Scan, progress: Progress | None
         cloning.fill(cloner, found, progress, clone_all)
 
 
+def _is_older(store: StoreDirectory, template: Template, links: Policy) -> bool:
+    """Whether a mount that wants the links of a template made anew, would not find this one."""
+    if template.links == links:
+        return True
+    try:
+        return fingerprint(store, template.source, template.links) != template.id
+    except CowfsError:
+        return False
+
+
 def _trash_older(store: StoreDirectory, template: Template) -> None:
     """The source has moved on: no mount will ever look for its earlier templates again."""
+    links = template.links
     older = []
     for other_id in directories.names(store.templates_fd):
         if other_id == template.id:
@@ -174,7 +185,7 @@ def _trash_older(store: StoreDirectory, template: Template) -> None:
             other = templates.read(store, other_id)
         except CowfsError:  # damaged: its users will get the error, and it is not ours to remove
             continue
-        if other is not None and (other.source, other.links) == (template.source, template.links):
+        if other is not None and other.source == template.source and _is_older(store, other, links):
             older.append(other_id)
     garbage.trash_unused(store, older)
 

@@ -28,7 +28,7 @@ class Mount(NamedTuple):
     """One line. Paths are os.fsdecode'd; device is "major:minor"; options are this mount's own.
 
     template: its id where overlayfs serves a copy, else empty. read_only: this mount, or all of its
-    filesystem.
+    filesystem. root: what of the filesystem is there, not "/" if a directory of it was bound.
     """
 
     mount_id: int
@@ -39,6 +39,7 @@ class Mount(NamedTuple):
     options: str = ""
     template: str = ""
     read_only: bool = False
+    root: str = "/"
 
     @property
     def is_cowfs(self) -> bool:
@@ -96,6 +97,7 @@ def _parse(line: bytes) -> Mount:
         options=options,
         template="" if layers is None else layers[1],
         read_only=any("ro" in words.split(",") for words in (options, of_filesystem)),
+        root=_unescape(fields[3]),
     )
 
 

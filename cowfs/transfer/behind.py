@@ -82,7 +82,7 @@ class Behind:
         """Behind the directory of this canonical path; None where it is not to be had: it is in no
         copy, or the copy is out of sight (for who is not root, in a container). OSError."""
         mount = mountinfo.holding(path)
-        if not mount.is_cowfs:
+        if not mount.is_cowfs or mount.root != "/":
             return None
         for record in runtime.all():
             if (record.device, record.mountpoint) == (mount.device, mount.mountpoint):
@@ -115,11 +115,12 @@ class Behind:
 
     def close(self) -> None:
         """Close everything that is open."""
-        self._forget()
+        self.forget()
         self._root.close()
         self._top.close()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of directories that were opened on the way: they may have other names by now."""
         if self._beside is not None:
             self._beside[1].close()
             self._beside = None
@@ -155,6 +156,8 @@ class Behind:
         if st.st_dev != os.fstat(self._top.mount).st_dev:
             return None
         path = os.path.relpath(os.fsdecode(os.readlink(ondisk.proc_path(entry))), self._mountpoint)
+        if path == ".." or path.startswith("../"):  # by another place of the same mount
+            return None
         directory, name = os.path.split(path)
         return self._file(lambda: self._beside_it(directory), name, link, st)
 
@@ -188,7 +191,7 @@ class Behind:
                     if _is_still(layers.mount, name, st):
                         yield File(source, data, st)
                         return
-            self._forget()
+            self.forget()
         raise SourceChanged(shown)
 
     def _data(self, layers: Layers, name: str, source: int, st: os.stat_result) -> int | None:
@@ -248,14 +251,11 @@ class MountedPair(Pair):
 
     def clone_file(self, name: str, immutable: bool) -> None:
         """As elsewhere, but that data and attributes come from two places."""
-        behind = self._behind.file(self._directory, name)
-        if name in self._directory.followed:
-            linked = self._linked(name)
-            if linked is None:
+        with contextlib.ExitStack() as opened:
+            file = self._opened(opened, name)
+            if file is None:
                 super().clone_file(name, immutable)
                 return
-            behind = linked
-        with behind as file:
             target = self.create(name, file.st)
             try:
                 if file.st.st_size:
@@ -263,6 +263,21 @@ class MountedPair(Pair):
                 self.give_attributes(ondisk.proc_path(file.entry), target, file.st)
             finally:
                 os.close(target)
+
+    def _opened(self, opened: contextlib.ExitStack, name: str) -> File | None:
+        """A file of the directory, or what a link in it becomes; None when that is elsewhere."""
+        if name not in self._directory.followed:
+            return opened.enter_context(self._behind.file(self._directory, name))
+        for tries in range(_TRIES, 0, -1):
+            try:
+                linked = self._linked(name)
+                return None if linked is None else opened.enter_context(linked)
+            except (SourceChanged, OSError) as error:
+                busy = isinstance(error, SourceChanged) or error.errno in CHANGED
+                if not busy or tries == 1:
+                    raise
+                self._behind.forget()
+        raise AssertionError
 
     def _linked(self, name: str) -> AbstractContextManager[File] | None:
         directory = self._directory

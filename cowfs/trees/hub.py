@@ -22,8 +22,11 @@ _KINDS = ("models--", "datasets--", "spaces--", "kernels--")
 _SHARED = re.compile(r"\.\./\.\./blobs/([0-9a-f]{2}/[0-9a-f]{64})")
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW
-# Nothing, a link on the way, another mount, or not for this caller.
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES)
+# Nothing, a link on the way, another mount, not for this caller, or no name that anything can have.
+_NOT_THERE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES),
+    errno.ENAMETOOLONG,
+)
 
 
 def below_repository(path: str) -> tuple[str, int] | None:

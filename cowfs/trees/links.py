@@ -147,7 +147,15 @@ class _Following(Links):
             return "on another volume"
         if not way.owners <= self._trusted | {st.st_uid}:
             return "a file that the owner of the link does not own"
+        if any(not _may_enter(st, way.owners - self._trusted) for st in way.passed):
+            return "below a directory that the owner of the link may not enter"
         return ""
+
+
+def _may_enter(directory: os.stat_result, users: set[int]) -> bool:
+    """Whether the mode lets each of them look up names there. Groups and ACLs are not asked."""
+    mode = directory.st_mode
+    return all(mode & (0o100 if user == directory.st_uid else 0o001) for user in users)
 
 
 class _Way:
@@ -155,12 +163,14 @@ class _Way:
 
     out: whether it leaves the source, if only to come back: in the copy it would not. Without
     `beyond` it is not gone any further then.
-    owners: user ids of all links on it. error: errno of what it ends at too early.
+    owners: user ids of all links on it. passed: the directories outside that names were looked up
+    in. error: errno of what it ends at too early.
     """
 
     def __init__(self, dir_fd: int, name: str, depth: int, *, beyond: bool) -> None:
         self.out = False
         self.owners: set[int] = set()
+        self.passed: list[os.stat_result] = []
         self.error: int | None = None
         self.fd = os.dup(dir_fd)
         self._depth = depth
@@ -180,6 +190,8 @@ class _Way:
         while names:
             name = names.pop()
             if name in ("", "."):
+                if not stat.S_ISDIR(os.fstat(self.fd).st_mode):
+                    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 continue
             self._depth += -1 if name == ".." else 1
             self.out = self.out or self._depth < 0
@@ -206,6 +218,7 @@ class _Way:
 
     def _step(self, name: str) -> int:
         if self.out:
+            self.passed.append(os.fstat(self.fd))
             return os.open(name, _LOOK, dir_fd=self.fd)
         # What is mounted in the source is no part of it, and may hang.
         return syscalls.openat2(self.fd, os.fsencode(name), _LOOK, 0, _INSIDE)

@@ -81,8 +81,11 @@ class Found:
             with contextlib.suppress(PermissionError, FileNotFoundError, CowfsError):
                 self._add_copy(record, mount.mountpoint, places)
                 return
-        for shown, place in places:
-            self._add_plain(shown, place, mapped=mount.fstype.startswith("fuse"))
+        mapped = mount.fstype.startswith("fuse")
+        self._add_plain(path, real, mapped=mapped)
+        for blob, place in places[1:]:
+            with contextlib.suppress(FileNotFoundError):  # removed since its link was read
+                self._add_plain(blob, place, mapped=mapped)
 
     def _add_plain(self, shown: str, real: str, *, mapped: bool) -> None:
         st = os.stat(real)
@@ -206,6 +209,8 @@ def _record(mount: mountinfo.Mount) -> runtime.Record | None:
     open makes a clone with pages of its own, and those of the template are read by nobody.
     """
     for record in runtime.all():
+        if mount.root != "/":
+            return None
         if record.device == mount.device and record.mountpoint == mount.mountpoint:
             cloned = "clone=open" in options.split(record.options)
             return None if cloned else record

@@ -86,8 +86,10 @@ def test_what_could_be_typed_is_marked_as_such(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_form_names_options_that_there_are(page: str) -> None:
     for block in blocks(page):
-        for command, rest in re.findall(r"^ +cowfs (\w+)(.*)", block.text, re.MULTILINE):
-            told = set(re.findall(r"--[a-z-]+", cowfs(command, "--help").stdout))
+        for command, rest in re.findall(
+            r"^ +cowfs (store rm|[\w-]+)(.*)", block.text, re.MULTILINE
+        ):
+            told = set(re.findall(r"--[a-z-]+", cowfs(*command.split(), "--help").stdout))
             assert set(re.findall(r"--[a-z-]+", rest)) <= told, block.where
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from integration import kernel
 from integration.command import cowfs, run
-from integration.effort import EFFORT, SEED
+from integration.effort import CHANCE, EFFORT
 from integration.mounts import RECORDS, MountCopy, daemon_of
 from integration.otherversion import OtherVersion
 from integration.takeoverload import Load, Report, make_source
@@ -51,7 +51,7 @@ def finish(
     mounts: MountCopy, source: Path, mountpoint: Path, name: str, reports: list[Report]
 ) -> None:
     """Nobody has complained; the copy is sound, and shows the same when it is mounted again."""
-    print("rounds:", {r.worker: r.rounds for r in reports}, "seed", SEED, file=sys.stderr)
+    print("rounds:", {r.worker: r.rounds for r in reports}, "seed", CHANCE, file=sys.stderr)
     complaints = [line for report in reports for line in report.complaints]
     assert not complaints, "\n".join([*complaints, mounts.log(mountpoint)[-4000:]])
     assert all(report.rounds for report in reports)
@@ -76,8 +76,8 @@ def test_daemon_that_is_killed_again_and_again_is_not_missed(
     source = make_source(xfs / "source")
     root = mount_copy(source, None, "copy=killed")
     keeper = mount_copy.record(root)["keeper_pid"]
-    chance = random.Random(SEED)
-    load = Load(root, source, SEED)
+    chance = random.Random(CHANCE)
+    load = Load(root, source, CHANCE)
     kills = []
     try:
         time.sleep(2)
@@ -122,7 +122,7 @@ def test_calls_in_the_very_moment_of_a_kill_only_wait(mount_copy: MountCopy, mod
 def test_daemon_that_is_stuck_is_replaced(mount_copy: MountCopy, xfs: Path, mode: str) -> None:
     source = make_source(xfs / "source")
     root = mount_copy(source, None, "copy=stuck", "watchdog=1")
-    load = Load(root, source, SEED, FEW)
+    load = Load(root, source, CHANCE, FEW)
     stops = []
     try:
         for _ in range(2):
@@ -276,7 +276,7 @@ def test_daemon_that_the_kernel_ends_for_its_memory_is_replaced(
         "    eaten.append(b'x' * (1 << 20))\n"
         "    time.sleep(0.001)\n"
     )
-    load = Load(root, source, SEED, FEW)
+    load = Load(root, source, CHANCE, FEW)
     kills = []
     try:
         for _ in range(2):

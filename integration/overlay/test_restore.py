@@ -1282,7 +1282,7 @@ class Client(RuleBasedStateMachine):
             self.world.close()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * EFFORT)
 def test_what_was_killed_anywhere_comes_out_as_if_it_had_not_been(xfs: Path) -> None:
     tree = make_tree(xfs / "tree")
     numbers = itertools.count()

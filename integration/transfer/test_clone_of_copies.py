@@ -288,6 +288,20 @@ def test_another_place_of_a_copy_is_told(
     assert not (xfs / "clone").exists()
 
 
+def test_a_part_of_a_copy_that_hides_all_of_it_is_told(
+    mount: Callable[[Path], Path], model: Path, xfs: Path
+) -> None:
+    """The same mount at the same place, and yet another root."""
+    root = mount(model)
+    (root / "config.json").write_text("of the root")
+    (root / "tokenizer" / "config.json").write_text("of the part")
+    script = f'mount --bind "$1/tokenizer" "$1" && "{COWFS}" clone "$1" "$2"'
+    refused = run("unshare", "--mount", "sh", "-c", script, "sh", root, xfs / "clone", check=False)
+    assert refused.returncode == 32
+    assert "outside of containers" in one_error(refused)
+    assert not (xfs / "clone").exists()
+
+
 def test_a_copy_goes_to_another_volume_as_data_alone(
     cowfs: Cowfs,
     mount: Callable[[Path], Path],
