@@ -287,7 +287,7 @@ def test_store_rm_refuses_what_is_no_store(volume_: Volume) -> None:
     assert "is none" in refused
     assert names_in(volume_.mountpoint, "secret") == ["file"]
     refused = one_error(cowfs("store", "rm", "--yes", secret / "none", check=False))
-    assert "does not exist" in refused
+    assert "there is no store" in refused
     assert one_error(cowfs("list", "--store", secret, check=False)) == (
         f"cowfs: the store {secret} is none: name a directory .cowfs, or leave --store out"
     )

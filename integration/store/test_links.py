@@ -125,7 +125,6 @@ def test_the_files_share_their_blocks_with_the_blobs(
     assert json.loads((tree.parent / "manifest.json").read_text())["links"] == "auto"
 
 
-@pytest.mark.parametrize("place", [".", ".."])
 def test_a_link_with_a_name_that_nothing_can_have_stays_one(
     snapshot: Path, mount_plain: MountCopy
 ) -> None:
@@ -137,6 +136,7 @@ def test_a_link_with_a_name_that_nothing_can_have_stays_one(
     assert (copy / "config.json").read_bytes() == CONFIG
 
 
+@pytest.mark.parametrize("place", [".", ".."])
 def test_all_revisions_and_the_model_are_copies_of_files_too(
     snapshot: Path, mount_plain: MountCopy, place: str
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -299,8 +300,13 @@ def test_rm_takes_the_mountpoint_that_a_copy_is_named_after(stores: list[FakeSto
 
 @pytest.mark.parametrize("word", ["/none/such", "./such", ".", ".."])
 def test_rm_of_another_mountpoint_says_so(
-    stores: list[FakeStore], capsys: pytest.CaptureFixture[str], word: str
+    stores: list[FakeStore],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    word: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     stores.append(FakeStore("/a/.cowfs", "such"))
     assert cli.main(["rm", word]) == 1
     assert f"no copy for the mountpoint {word}:" in capsys.readouterr().err

@@ -12,13 +12,38 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.trees import hub
-from cowfs.trees.links import Policy
+from cowfs.trees import hub, links
+from cowfs.trees.links import Policy, _may_enter
 from cowfs.trees.scan import Scan, Scanner, first_difference, warn_of_links
 from tests.trees.test_scan import nested
 
 HASH = "ab" * 32
 SHARED = f"ab/{HASH}"
+
+
+@pytest.fixture(autouse=True)
+def open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's own directories are closed to the users who own links here."""
+    monkeypatch.setattr(links, "_may_enter", lambda _st, _users: True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "users", "may"),
+    [
+        (0o755, 0, {1, 2}, True),
+        (0o700, 0, {1}, False),
+        (0o700, 1, {1}, True),
+        (0o700, 1, {1, 2}, False),
+        (0o655, 1, {1}, False),
+        (0o700, 0, set(), True),
+    ],
+)
+def test_who_may_look_up_names_in_a_directory(
+    tmp_path: Path, mode: int, owner: int, users: set[int], may: bool
+) -> None:
+    os.chmod(tmp_path, mode)
+    os.chown(tmp_path, owner, 0)
+    assert _may_enter(tmp_path.stat(), users) is may
 
 
 @pytest.fixture
