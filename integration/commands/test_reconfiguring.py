@@ -116,7 +116,7 @@ def test_a_copy_of_overlayfs_is_changed_in_the_same_way(
 
 EVERYTHING = (
     "ro,ephemeral,copy=all,store=/data/all,engine=fuse,clone=write,inplace=*.h5,passthrough=off,"
-    "share_min=2M,watchdog=30,sync"
+    "links=keep,share_min=2M,watchdog=30,sync"
 )
 
 
