@@ -290,7 +290,7 @@ def lock(store: StoreDirectory, name: str) -> int | None:
             with _opened(store.copies_fd, name) as dir_fd:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 fd = os.open(LOCK, flags, 0o600, dir_fd=dir_fd)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -123,6 +123,8 @@ def _all_locked(store: Store) -> Iterator[None]:
         for name in copies.names(store):
             try:
                 lock_fd = copies.lock(store, name)
+            except NotADirectoryError:  # something else is there, and no mount of it
+                continue
             except copies.Busy:
                 raise MountFailure(f"{_where(store, name)}: unmount it first") from None
             if lock_fd is not None:
