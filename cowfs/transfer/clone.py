@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 from cowfs.system import mountinfo, remedy
@@ -60,16 +60,9 @@ class _PlainCloner(Cloner):
 class _AnyCloner(_PlainCloner):
     """Clones what can be cloned, and copies the rest."""
 
-    def __init__(
-        self,
-        source_fd: int,
-        tree_fd: int,
-        umask: int,
-        links: Links | None = None,
-        behind: Behind | None = None,
-    ) -> None:
-        super().__init__(source_fd, tree_fd, umask, links, behind)
-        self._mover = filedata.Mover()
+    @cached_property
+    def _mover(self) -> filedata.Mover:
+        return filedata.Mover()
 
     def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:  # noqa: ARG002
         return names
