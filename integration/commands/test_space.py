@@ -420,5 +420,13 @@ def test_a_copy_is_backed_up_and_restored_as_the_guide_says(
 
     cowfs("rm", "--store", store, "job")
     mount_plain(model, mountpoint, "copy=job")
-    run("rsync", "-aHAX", "--numeric-ids", "--delete", f"{backup}/", f"{mountpoint}/")
+    run(
+        "rsync",
+        "-aHAX",
+        "--modify-window=-1",
+        "--numeric-ids",
+        "--delete",
+        f"{backup}/",
+        f"{mountpoint}/",
+    )
     assert tree_state(mountpoint) == wanted
