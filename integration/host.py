@@ -29,13 +29,13 @@ class Host:
         cowfs("install", "--root", directory)
         self.sbin = directory / "usr/sbin"
         # libmount keeps notes in /run/mount, for one machine
-        script = f"""{kernel.let_go_of_others()}
+        script = """
             mount -t overlay -o "lowerdir=$0:/usr/sbin" sbin /usr/sbin || exit
             mkdir -p /run/mount && mount -t tmpfs notes /run/mount || exit
             echo && exec cat"""
         # cat ends with our end of its pipe, however the tests end
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, self.sbin],
+            [*kernel.in_own_mounts(script, "slave"), self.sbin],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -93,10 +93,8 @@ class Host:
 @contextlib.contextmanager
 def container() -> Iterator[subprocess.Popen[bytes]]:
     """A process with mounts of its own, private copies of those that this session has."""
-    script = kernel.let_go_of_others() + "echo; exec sleep 1000"
     with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        stdout=subprocess.PIPE,
+        kernel.in_own_mounts("echo; exec sleep 1000"), stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -31,14 +31,16 @@ class Mount(NamedTuple):
     options: str  # of the filesystem
 
 
-def let_go_of_others() -> str:
-    """A command of sh for a new mount namespace: what other sessions have mounted goes there.
+def in_own_mounts(script: str, propagation: str = "private") -> tuple[str, ...]:
+    """The command that runs a script of sh in a new mount namespace; its words are $0, $1, ...
 
-    They would wonder who still has it. What they unmount is unmounted there only if / is shared.
+    What other sessions have mounted goes there first: they would wonder who still has it, since
+    what they unmount is unmounted there only if / is shared.
     """
     own = f"{session_dir()}/"
     theirs = f'$2 ~ "^/var/tmp/cowfs-test-" && index($2, "{own}") != 1 {{ print $2 }}'
-    return f"awk '{theirs}' /proc/self/mounts | tac | xargs -r -n1 umount -l 2>&- || :\n"
+    let_go = f"awk '{theirs}' /proc/self/mounts | tac | xargs -r -n1 umount -l 2>&- || :\n"
+    return ("unshare", "--mount", f"--propagation={propagation}", "sh", "-c", let_go + script)
 
 
 def session_dir() -> Path:

@@ -47,7 +47,7 @@ class Completed:
 def complete(shell: str, script: Path, line: str, path: str) -> Completed:
     """Type *line* and Tab into an interactive shell that has read the completion script.
 
-    path: PATH of the shell.
+    path: PATH of the shell, whose directory is the script's.
     """
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -55,6 +55,7 @@ def complete(shell: str, script: Path, line: str, path: str) -> Completed:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        cwd=script.parent,  # names in it are offered, too
         env={**os.environ, "PATH": path, "PS1": "", "TERM": "vt100", "COLUMNS": "500"},
         start_new_session=True,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +15,10 @@ GIB = 1 << 30
 
 #: mkfs.xfs since 5.19 makes nothing below 300 MiB, unless it believes that it runs for xfstests.
 _SMALL_XFS = {"TEST_DIR": "/", "TEST_DEV": "/", "QA_CHECK_FS": "1"}
+
+#: Of xfs_fs.h: it waits for the end of what is being freed, struct xfs_fs_eofblocks says how.
+_XFS_IOC_FREE_EOFBLOCKS = 0x8080583A
+_FREE_EOFBLOCKS = struct.pack("=II120x", 1, 1)  # version, XFS_EOF_FLAGS_SYNC
 
 
 class Volume:
@@ -68,7 +75,21 @@ class Volume:
         self.image.parent.rmdir()
 
     def free(self) -> int:
-        """Bytes that root can still write."""
+        """Bytes that root can still write, when what was removed is really free.
+
+        XFS frees removed files in the background, and statfs(2) does not wait for it.
+        """
+        fd = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _XFS_IOC_FREE_EOFBLOCKS, _FREE_EOFBLOCKS)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:  # another filesystem
+                raise
+        finally:
+            os.close(fd)
+        return self._free()
+
+    def _free(self) -> int:
         space = os.statvfs(self.mountpoint)
         return space.f_bfree * space.f_frsize
 
@@ -78,7 +99,7 @@ class Volume:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             for step in (64 * MIB, MIB, 4096):
-                while self.free() - step >= leave:
+                while self._free() - step >= leave:
                     try:
                         os.posix_fallocate(fd, os.fstat(fd).st_size, step)
                     except OSError:  # ENOSPC: XFS keeps blocks back for its own use

@@ -39,11 +39,11 @@ class Desk:
     """
 
     def __init__(self, data: Path, plain: Path) -> None:
-        script = f"""{kernel.let_go_of_others()}
+        script = """
             mount -t tmpfs desk /mnt && cd /mnt && mkdir data plain copy other &&
             mount --bind "$0" data && mount --bind "$1" plain && echo && exec cat"""
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, data, plain],
+            [*kernel.in_own_mounts(script, "slave"), data, plain],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

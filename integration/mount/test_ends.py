@@ -174,10 +174,9 @@ def test_mount_in_a_namespace_that_ends_goes_with_it(
     record = mount_copy.record(root)
     inside = tmp_path / "inside"
     inside.mkdir()
-    script = kernel.let_go_of_others() + 'mount --bind "$0" "$1" && echo && exec sleep 60'
+    script = 'mount --bind "$0" "$1" && echo && exec sleep 60'
     with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, root, inside],
-        stdout=subprocess.PIPE,
+        [*kernel.in_own_mounts(script), root, inside], stdout=subprocess.PIPE
     ) as container:
         assert container.stdout is not None
         container.stdout.readline()

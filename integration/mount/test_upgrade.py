@@ -11,6 +11,7 @@ import pytest
 
 from cowfs import __version__
 from cowfs.overlay.vault import STATE_VERSION
+from integration import kernel
 from integration.command import Result, cowfs, one_error, run
 from integration.mounts import RECORDS, MountCopy
 from integration.otherversion import OtherVersion
@@ -109,7 +110,7 @@ def test_all_mounts_are_upgraded_at_once(
             for suffix in ("json", "sock"):
                 os.link(RECORDS / f"{device}.{suffix}", seen / f"{device}.{suffix}")
         said = run(
-            *("unshare", "--mount", "sh", "-ec", 'mount --bind "$0" "$1"; shift; exec "$@"'),
+            *kernel.in_own_mounts('mount --bind "$0" "$1" && shift && exec "$@"'),
             *(seen, RECORDS, *other.command("upgrade", "--all")),
             cwd="/",
         ).stdout

@@ -16,6 +16,7 @@ import pytest
 from cowfs.system import syscalls
 from cowfs.transfer.behind import Behind
 from cowfs.trees.scan import Directory
+from integration import kernel
 from integration.command import COWFS, Result, one_error, run
 from integration.mounts import MountCopy
 from integration.trees import Entry, differences, tree_state
@@ -282,7 +283,7 @@ def test_another_place_of_a_copy_is_told(
     (xfs / "bound").mkdir()
     script = f'mount --bind "$1" "$2" && "{COWFS}" clone "$2" "$3"'
     words = [root / "tokenizer", xfs / "bound", xfs / "clone"]
-    refused = run("unshare", "--mount", "sh", "-c", script, "sh", *words, check=False)
+    refused = run(*kernel.in_own_mounts(script), "sh", *words, check=False)
     assert refused.returncode == 32
     assert "outside of containers" in one_error(refused)
     assert not (xfs / "clone").exists()
@@ -296,7 +297,7 @@ def test_a_part_of_a_copy_that_hides_all_of_it_is_told(
     (root / "config.json").write_text("of the root")
     (root / "tokenizer" / "config.json").write_text("of the part")
     script = f'mount --bind "$1/tokenizer" "$1" && "{COWFS}" clone "$1" "$2"'
-    refused = run("unshare", "--mount", "sh", "-c", script, "sh", root, xfs / "clone", check=False)
+    refused = run(*kernel.in_own_mounts(script), "sh", root, xfs / "clone", check=False)
     assert refused.returncode == 32
     assert "outside of containers" in one_error(refused)
     assert not (xfs / "clone").exists()
