@@ -336,8 +336,7 @@ def rm(yes: bool, store: str | None, names: tuple[str, ...]) -> int:
     for name in dict.fromkeys(names):
         try:
             found = which.which(name, stores)
-            said = removing.remove(found.store, found.name, yes=yes)
-            click.echo(report.printable(said))
+            report.tell(removing.remove(found.store, found.name, yes=yes))
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
@@ -359,8 +358,7 @@ def set_source(force: bool, store: str | None, name: str, source: str) -> None:
     from cowfs.commands import setsource
 
     found = which.which(name, _stores(store))
-    line = setsource.set_source(found.store, found.name, source, force=force)
-    click.echo(report.printable(line))
+    report.tell(setsource.set_source(found.store, found.name, source, force=force))
 
 
 @cowfs.command(short_help="Delete what no copy needs.")
@@ -370,7 +368,7 @@ def gc(store: str | None) -> None:
     from cowfs.commands import removing
 
     for found in _stores(store):
-        click.echo(report.printable(removing.collected(found, found.collect())))
+        report.tell(removing.collected(found, found.collect()))
 
 
 @cowfs.group(short_help="List the stores, or remove one.", invoke_without_command=True)
@@ -405,7 +403,8 @@ def store_rm(yes: bool, path: str) -> None:
     from cowfs.commands import stores
 
     messages.show_log(PROGRAM)
-    click.echo(report.printable(stores.remove(path, yes=yes)))
+    for line in stores.remove(path, yes=yes):
+        report.tell(line)
 
 
 @cowfs.command(short_help="Show what the daemon of a mount has to say.")
@@ -576,13 +575,15 @@ def install(root: str, uninstall: bool) -> None:
         else installation.install(root, table.table(PROGRAM, cowfs))
     )
     for path in done.written:
-        click.echo(report.printable(f"installed {path}"))
+        report.tell(f"installed {path}")
     for path in done.removed:
-        click.echo(report.printable(f"removed {path}"))
+        report.tell(f"removed {path}")
     for path in done.kept:
         _warn(f"{path} was changed by somebody, and is left there")
     if root == "/" and (had_units or installation.has_units(root)):
-        click.echo(f"now tell systemd about the units: {remedy.command('systemctl daemon-reload')}")
+        report.tell(
+            f"now tell systemd about the units: {remedy.command('systemctl daemon-reload')}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

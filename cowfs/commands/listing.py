@@ -72,12 +72,10 @@ def show_templates(stores: Iterable[Store], *, walk: bool) -> None:
         if unneeded := scales.needed_by_nobody():
             weight = scales.templates(unneeded)
             noun = report.count(len(unneeded), "template")
-            print(
-                report.printable(
-                    f"{store.path}: {noun} that no copy needs, {said(weight)} of its own: "
-                    f"{remedies.of_store('cowfs gc', store.path)} removes those whose source has "
-                    "changed"
-                )
+            report.tell(
+                f"{store.path}: {noun} that no copy needs, {said(weight)} of its own: "
+                f"{remedies.of_store('cowfs gc', store.path)} removes those whose source has "
+                "changed"
             )
 
 
@@ -97,7 +95,7 @@ def _row(
 ) -> Row:
     weight = scales.copy(copy.name, scales.template_of(copy.name))
     mount = _mount_of(record, mounts)
-    source = glance.state(store, copy.source, copy.template, walk=walk)
+    source = glance.state(store, copy.source, copy.template, mounts, walk=walk)
     read_only = None
     if record is not None:
         read_only = mount.read_only if mount else "ro" in record.options.split(",")
@@ -112,7 +110,7 @@ def _row(
         "engine": None if record is None else record.engine,
         "version": None if record is None else record.version,
         "persistent": copy.persistent,
-        "private_bytes": copy.private_bytes,
+        "private_bytes": weight.private,
         "frees": weight.bytes,
         "frees_exact": weight.exact,
         "created": copy.created,

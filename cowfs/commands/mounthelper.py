@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
         done = "mounted a copy of"
     if call.has("v"):
         would = "could have " if call.has("f") else ""
-        print(report.printable(f"{PROGRAM}: {would}{done} {source} on {mountpoint}"))
+        report.tell(f"{PROGRAM}: {would}{done} {source} on {mountpoint}")
     return 0
 
 

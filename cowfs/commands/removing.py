@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,11 +10,13 @@ import click
 
 from cowfs.commands import report
 from cowfs.commands.listing import said
-from cowfs.store import copies
+from cowfs.store import copies, glance
 from cowfs.system.errors import CowfsError
 
 if TYPE_CHECKING:
     from cowfs.store.store import Collected, Removed, Store
+
+_CHOICE = " [y/N]: "  # what click adds to a question
 
 
 def remove(store: Store, name: str, *, yes: bool) -> str:
@@ -48,7 +49,9 @@ def is_somebody_there() -> bool:
 
 def agreed(question: str, ask: Callable[..., bool] = click.confirm) -> bool:
     """Ask, on stderr; no answer is a no."""
-    return ask(report.printable(question), err=True)
+    columns = report.columns(sys.stderr)
+    width = None if columns is None else columns - len(_CHOICE)
+    return ask("\n".join(report.folded(report.printable(question), width)), err=True)
 
 
 def _question(store: Store, name: str) -> str | None:
@@ -60,10 +63,10 @@ def _question(store: Store, name: str) -> str | None:
         record = store.read(name)
     except CowfsError:  # damaged
         record = None
-    if record is not None and not os.path.lexists(record.source):
+    if record is not None and (lacking := glance.lacking(store, record.source)):
         return (
-            f"discard the copy {name} with {_counts(found)}? Its source {record.source} is gone, "
-            "and the template may go with the copy"
+            f"discard the copy {name} with {_counts(found)}? Its source {record.source} "
+            f"is {lacking}, and the template may go with the copy"
         )
     return f"discard the copy {name} with {_counts(found)}?" if found != (0, 0) else None
 

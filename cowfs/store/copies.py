@@ -75,17 +75,13 @@ class CopyRecord:
 
 @dataclass(frozen=True)
 class CopyInfo:
-    """A copy as a list shows it. `created` and `last_mounted` in seconds since the epoch.
-
-    private_bytes: on the disk, of the copy's own files, shared with no other file.
-    """
+    """A copy as a list shows it. `created` and `last_mounted` in seconds since the epoch."""
 
     name: str
     source: str
     template: str
     persistent: bool
     created: float
-    private_bytes: int
     mounted: bool
     last_mounted: float
     named_after: str | None = None

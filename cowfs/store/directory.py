@@ -179,12 +179,17 @@ def _same(fd: int, dir_fd: int, name: str) -> bool:
 
 
 def of_volumes() -> list[str]:
-    """Where the stores of all mounted volumes are, if there are any; each path once."""
+    """Where the stores of all mounted volumes are, if there are any; each path once.
+
+    Not of one over which another filesystem is mounted: its server may not answer.
+    """
+    mounts = mountinfo.read()
     return list(
         dict.fromkeys(
             os.path.join(mount.mountpoint, STORE_NAME)
-            for mount in mountinfo.read()
+            for mount in mounts
             if mount.fstype in _CLONING_FILESYSTEMS
+            and mountinfo.reached(mount.mountpoint, mounts) == mount
         )
     )
 
@@ -212,8 +217,11 @@ class NoStore(UsageError):  # noqa: N818 -- not an error of ours, but what there
     """There is no store at this path."""
 
 
-def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
-    """The descriptor of a trusted store directory, and whether it was made just now. CowfsError."""
+def open_directory(path: str, *, create: bool, known: bool = False) -> tuple[int, bool]:
+    """The descriptor of a trusted store directory, and whether it was made just now. CowfsError.
+
+    known: it has been a store, and is one if there is nothing in it: its removal was cut short.
+    """
     parent, name = os.path.split(os.path.normpath(os.path.join(os.getcwd(), path)))
     created = False
     try:
@@ -244,6 +252,8 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
             f"that is a mistake, close it with: {remedy.command('chmod 700', path)}"
         )
     is_other = not create and name != STORE_NAME and not is_store(fd)
+    if known and is_other:
+        is_other = directories.names(fd) != []
     if is_other and (problem is None or os.path.isdir(os.path.join(path, STORE_NAME))):
         os.close(fd)
         raise _no_store(path)

@@ -61,7 +61,7 @@ def seal(
                 template = templates.read(store, templates.id_of(source, found.digest))
                 if template is None:
                     template = _build(store, scanner, found, progress)
-                    scan.warn_of_links(scanner, found, "-o links=follow", warn)
+                    scan.warn_of_links(scanner, found.symlinks, "-o links=follow", warn)
         except SourceChanged as change:
             changed = change.path
         except OSError as error:

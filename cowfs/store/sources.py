@@ -8,18 +8,55 @@ sizes and mtimes of all entries, and which of them are directories.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cowfs.store import copies, remedies, seal, templates
 from cowfs.store.copies import Copy, CopyRecord
 from cowfs.store.directory import StoreDirectory, volume_of
 from cowfs.store.templates import Template
-from cowfs.system import nearby, remedy
+from cowfs.system import mountinfo, nearby, remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure
+from cowfs.system.mountinfo import Mount
 from cowfs.trees import scan
 from cowfs.trees.scan import Directory, Scan, Scanner, SourceChanged
+
+
+class Hidden(Exception):  # noqa: N818 -- says what the source is
+    """Another filesystem is mounted over a source."""
+
+
+def opened(store: StoreDirectory, source: str, mounts: Sequence[Mount]) -> int:
+    """The directory of a source on the store's volume, for the caller, as the mount table has it.
+
+    No other filesystem is asked, which may be a server's that does not answer. Hidden;
+    FileNotFoundError: it is gone; another OSError: it cannot be told.
+    """
+    volume = mountinfo.reached(os.path.realpath(store.path), mounts)
+    there = mountinfo.reached(source, mounts)
+    if volume is None or there is None or there.device != volume.device:
+        if any(
+            volume is not None
+            and mount.device == volume.device
+            and mountinfo.is_within(source, mount.mountpoint)
+            for mount in mounts
+        ):
+            raise Hidden
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        fd = syscalls.open_below(root, os.fsencode(source).strip(b"/"), flags)
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source) from None
+    finally:
+        os.close(root)
+    if syscalls.statx_mount_id(fd) != there.mount_id:  # mounted since
+        os.close(fd)
+        raise Hidden
+    return fd
 
 
 def missing(source: str, record: CopyRecord) -> str:

@@ -38,6 +38,7 @@ from cowfs.store import (
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
 from cowfs.store.directory import STORE_NAME, StoreDirectory, volume_of
 from cowfs.store.names import check_name, default_names
+from cowfs.store.registry import Entry
 from cowfs.store.space import Weight
 from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, processes, remedy
@@ -143,6 +144,12 @@ class Store(StoreDirectory):
             os.close(fd)
             raise
 
+    @classmethod
+    def remembered(cls, entry: Entry) -> Store | None:
+        """One that is where it was; None when it is not. CowfsError."""
+        fd = registry.opened(entry)
+        return None if fd is None else cls._of(entry.path, fd)
+
     def remember(self, warn: Callable[[str], None] = _log) -> None:
         """See that commands find it later, wherever it is; `warn` hears that this cannot be."""
         try:
@@ -177,18 +184,17 @@ class Store(StoreDirectory):
                 found[store.identity] = store
         for entry in registry.entries():
             try:
-                fd = registry.opened(entry)
-                if fd is None:
-                    continue
-                store = Store._of(entry.path, fd)
+                known = Store.remembered(entry)
             except CowfsError as error:
                 _log(str(error))
                 continue
-            if store.identity in found:
-                store.close()
+            if known is None:
+                continue
+            if known.identity in found:
+                known.close()
             else:
-                store.remember()
-                found[store.identity] = store
+                known.remember()
+                found[known.identity] = known
         return list(found.values())
 
     def templates(self) -> list[Template]:
@@ -213,7 +219,6 @@ class Store(StoreDirectory):
                 found.append(
                     CopyInfo(
                         **vars(record),
-                        private_bytes=copies.private_bytes(self, name),
                         mounted=copies.is_locked(self, name),
                         last_mounted=copies.last_mounted(self, name),
                     )
@@ -383,8 +388,10 @@ class Store(StoreDirectory):
                 if needed is not None and template.id not in needed
             ]
             present: dict[tuple[str, Policy], str] = {}
+            mounts = mountinfo.read()
             for source, links in {(template.source, template.links) for template in unused}:
-                with contextlib.suppress(CowfsError):
+                with contextlib.suppress(CowfsError, OSError, sources.Hidden):
+                    os.close(sources.opened(self, source, mounts))
                     present[source, links] = seal.fingerprint(self, source, links)
             old = [
                 template

@@ -22,7 +22,14 @@ from cowfs.transfer.staging import Staging
 from cowfs.trees import cloning, filedata, workers
 from cowfs.trees.cloning import Chunk, Cloner, Pair, Progress
 from cowfs.trees.links import Links, Policy
-from cowfs.trees.scan import Directory, Scanner, SourceChanged, warn_of_left_out, warn_of_links
+from cowfs.trees.scan import (
+    Directory,
+    Place,
+    Scanner,
+    SourceChanged,
+    warn_of_left_out,
+    warn_of_links,
+)
 
 Reflink = Literal["always", "auto"]
 
@@ -104,7 +111,7 @@ def clone(
                     if is_tree:
                         made = _tree(scanner, place, kind, warn, progress)
                     else:
-                        made = _single(scanner, path, place, kind)
+                        made = _single(scanner, path, place, kind, warn)
             place.publish(made)
         except SourceChanged as change:
             raise CowfsError(
@@ -146,11 +153,13 @@ def _tree(
     finally:
         os.close(tree_fd)
     warn_of_left_out(scanner.source, found, warn)
-    warn_of_links(scanner, found, "--links=follow", warn)
+    warn_of_links(scanner, found.symlinks, "--links=follow", warn)
     return staging.TREE
 
 
-def _single(scanner: Scanner, path: str, place: Staging, kind: Kind) -> str:
+def _single(
+    scanner: Scanner, path: str, place: Staging, kind: Kind, warn: Callable[[str], None]
+) -> str:
     """Copy one file, symlink, fifo or device; its name in the hidden directory."""
     name = os.path.basename(path)
     mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
@@ -165,6 +174,8 @@ def _single(scanner: Scanner, path: str, place: Staging, kind: Kind) -> str:
     files, special = ([name], []) if regular else ([], [name])
     with closing(kind(scanner.fd, place.fd, 0o777, scanner.links)) as cloner:
         cloner.clone_chunk(Chunk(directory, files, special, whole=False))
+    if stat.S_ISLNK(mode) and not regular:
+        warn_of_links(scanner, [Place(directory, name)], "--links=follow", warn)
     return name
 
 

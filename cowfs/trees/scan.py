@@ -19,7 +19,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -259,11 +259,11 @@ class Scanner:
             mounted = self._mounted_below()
             return _Walk(tree, mounted, self._leave_out, self._whiteouts, self.links).run()
 
-    def leading_out(self, found: Scan) -> list[LinkOut]:
-        """The links of a scan that stay links and lead out of the source."""
+    def leading_out(self, links: Iterable[Place]) -> list[LinkOut]:
+        """Those of the links that stay links that lead out of the source."""
         leading = []
         with Tree(self.fd, syscalls.RESOLVE_NO_XDEV) as tree:
-            for place in found.symlinks:
+            for place in links:
                 directory, name = place
                 with contextlib.suppress(OSError):  # gone meanwhile
                     fd = tree.open(directory)
@@ -330,12 +330,14 @@ def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> N
             warn(f"left out of the copy: {kind}: {named}{more}")
 
 
-def warn_of_links(scanner: Scanner, found: Scan, how: str, warn: Callable[[str], None]) -> None:
-    """One line for all links that lead out of the copy; none if that was asked for.
+def warn_of_links(
+    scanner: Scanner, links: Iterable[Place], how: str, warn: Callable[[str], None]
+) -> None:
+    """One line for all links that stay ones and lead out of the copy; none if that was asked for.
 
     `how` is what the caller would write to have files in their place.
     """
-    leading = [] if scanner.policy == "keep" else scanner.leading_out(found)
+    leading = [] if scanner.policy == "keep" else scanner.leading_out(links)
     if not leading:
         return
     path, target, why = leading[0]
