@@ -8,6 +8,7 @@ mounts of another one, or of a user.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -115,8 +116,11 @@ def wait_for_end(pid: int, timeout: float) -> bool:
     """Wait until the process has ended, at most `timeout` seconds; say whether it has."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
+    except OSError as error:
+        # EINVAL: before Linux 6.13 of a number that only a session or a group still has.
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return True
+        raise
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
