@@ -18,6 +18,7 @@ __all__ = [
     "remedies",
     "runtime",
     "seal",
+    "snapshot",
     "space",
     "store",
     "templates",

@@ -18,7 +18,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs.store import (
     copies,
@@ -31,6 +31,7 @@ from cowfs.store import (
     remedies,
     runtime,
     seal,
+    snapshot,
     sources,
     space,
     templates,
@@ -44,6 +45,9 @@ from cowfs.system import directories, mountinfo, processes, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
 from cowfs.trees.links import Policy
+
+if TYPE_CHECKING:
+    from cowfs.trees.cloning import Progress
 
 __all__ = [
     "STORE_NAME",
@@ -295,6 +299,126 @@ class Store(StoreDirectory):
                     self._say_unusual(copy, named_after, warn)
                     return copy
 
+    def acquire_copy_of(
+        self,
+        origin: str,
+        name: str | None,
+        *,
+        mountpoint: str = "",
+        persistent: bool,
+        progress: Callable[[], contextlib.AbstractContextManager[Progress | None]],
+        warn: Callable[[str], None] = _log,
+    ) -> Copy:
+        """Take the copy of this name for a mount, and make it if need be: of another copy, as that
+        is at this moment, mounted or not. Without a name the one that belongs to this mountpoint.
+
+        One that was made in this way goes on as it is, and never follows the other one. `progress`
+        is asked for when there is something to be cloned. CowfsError: as for `acquire`; MountFailure
+        when there is no such copy, or it is being changed all the time (snapshot.py).
+        """
+        check_name(origin)
+        if name is not None:
+            check_name(name)
+        named_after = mountpoint if name is None else ""
+        with _translated(self.path):
+            self.trash_leftovers()
+            self._trash_stale()
+            while True:
+                chosen = naming.choose(self, mountpoint) if name is None else name
+                if chosen == origin:
+                    raise MountFailure(
+                        f"the copy {origin} cannot be a copy of itself: choose another name with "
+                        "-o copy=NAME, or go on with it: "
+                        f"{remedy.command('cowfs mount', origin, mountpoint)}"
+                    )
+                lock_fd = self._lock(chosen)
+                try:
+                    copy = None
+                    if lock_fd is not None:
+                        copy = self._go_on(lock_fd, chosen, origin, named_after, persistent, warn)
+                    if copy is None:
+                        copy = self._make_copy_of(
+                            origin, chosen, named_after, persistent, lock_fd, progress, warn
+                        )
+                except BaseException:
+                    if lock_fd is not None:
+                        os.close(lock_fd)
+                    raise
+                if lock_fd is not None and (copy is None or copy.lock_fd != lock_fd):
+                    os.close(lock_fd)
+                if copy is not None:
+                    copy.note_use()
+                    self._say_unusual(copy, named_after, warn)
+                    return copy
+
+    def _go_on(
+        self,
+        lock_fd: int,
+        name: str,
+        origin: str,
+        mountpoint: str,
+        persistent: bool,
+        warn: Callable[[str], None],
+    ) -> Copy | None:
+        """Go on with a copy of that one, whose lock we have; None: it may be replaced.
+
+        MountFailure when it is something else, with changes.
+        """
+        record = copies.read(self, name)
+        if not record.persistent:  # its daemon was killed
+            return None
+        copy = Copy(self, record, copies.template_of(self, record), lock_fd)
+        if record.copied_from != origin:
+            if record.copied_from is None and not copy.has_changes():
+                return None
+            raise MountFailure(sources.no_copy_of(self, copy, origin))
+        if not persistent:
+            raise MountFailure(
+                f"the copy {name} is kept, and an ephemeral mount would discard that: mount it "
+                "without -o ephemeral, choose another name with -o copy=NAME, or discard it with: "
+                f"{self._rm(name)}"
+            )
+        if not self.has(origin):
+            warn(f"the copy {name} goes on without the copy {origin} that it was made of")
+        copies.recover(self, name)
+        return copy
+
+    def _make_copy_of(
+        self,
+        origin: str,
+        name: str,
+        named_after: str,
+        persistent: bool,
+        lock_fd: int | None,
+        progress: Callable[[], contextlib.AbstractContextManager[Progress | None]],
+        warn: Callable[[str], None],
+    ) -> Copy | None:
+        """Make a copy of another one, in the place of the one whose lock we have, if any.
+
+        None: to try again, as somebody else was quicker. MountFailure: there is no such copy.
+        """
+        try:
+            theirs = copies.read(self, origin)
+            template = copies.template_of(self, theirs)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._no_copy(origin) from None
+        record = CopyRecord(
+            *(name, theirs.source, template.id, persistent, time.time()),
+            named_after=named_after if lock_fd is None else copies.read(self, name).named_after,
+            copied_from=origin,
+        )
+
+        def fill(upper_fd: int) -> None:
+            with progress() as shown:
+                snapshot.fill(self, origin, upper_fd, warn=warn, progress=shown)
+            if copies.read(self, origin).template != template.id:
+                raise snapshot.Gone  # it was exchanged before we opened it
+
+        try:
+            return copies.make(self, record, template, replace=lock_fd is not None, fill=fill)
+        except snapshot.Gone:
+            return None
+
     def remove(self, name: str) -> Removed:
         """Discard a copy that is not mounted, what was written to it, and its template if no other
         copy needs that. CowfsError.
@@ -425,7 +549,8 @@ class Store(StoreDirectory):
         if record.source != source and not os.path.lexists(source):
             raise MountFailure(sources.missing(source, record))
         copy = Copy(self, record, copies.template_of(self, record), lock_fd)
-        changed = copy.has_changes()
+        # What a copy of a copy has it may have alone by now.
+        changed = record.copied_from is not None or copy.has_changes()
         # Of a source that is gone a copy without changes is all that is left.
         if record.source != source and (changed or not os.path.lexists(record.source)):
             raise MountFailure(sources.another(self, copy, source))
