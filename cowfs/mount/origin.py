@@ -60,9 +60,9 @@ def find(source: str, mountpoint: str, options: Options) -> Origin | None:
     if mount.mountpoint != path or mount.root != "/":
         clone = remedy.command("cowfs clone")
         raise MountFailure(
-            f"source {source} is a part of the copy mounted at {mount.mountpoint}, and only all of a "
-            f"copy can be copied: mount that, or make a directory of the part with {clone}, and "
-            "mount that"
+            f"source {source} is a part of the copy mounted at {mount.mountpoint}, and only all "
+            f"of a copy can be copied: mount that, or make a directory of the part with {clone}, "
+            "and mount that"
         )
     from cowfs.store import runtime
     from cowfs.store.store import Store
@@ -70,8 +70,8 @@ def find(source: str, mountpoint: str, options: Options) -> Origin | None:
     record = runtime.of(mount)
     if record is None:
         raise MountFailure(
-            f"source {source} is a copy, and what lies behind it cannot be seen from here: name the "
-            f"copy as {PREFIX}NAME, in the mount namespace in which it was mounted"
+            f"source {source} is a copy, and what lies behind it cannot be seen from here: name "
+            f"the copy as {PREFIX}NAME, in the mount namespace in which it was mounted"
         )
     if options.store is not None:
         with contextlib.closing(Store.open(record.store)) as store:

@@ -5,6 +5,7 @@ Does not know how a copy is served.
 """
 
 __all__ = [
+    "collecting",
     "copies",
     "directory",
     "emptying",

@@ -229,6 +229,7 @@ class Copy:
         """Note that the copy is in use, or was until now: `last_mounted`."""
         with contextlib.suppress(OSError):  # a list would show an earlier time
             os.utime(self.lock_fd)
+        templates.note_use(self._store, self.template.id)
 
     def release(self) -> None:
         """Close our descriptor of the lock, and end this object. The copy stays."""

@@ -135,7 +135,7 @@ class _Taking:
             before = after
 
     def _settle(self, mirror: Mirror, state: State, busy: set[bytes]) -> State | None:
-        """A state of these directories at one moment that the mirror shows; None: there was none."""
+        """Have the mirror show what these directories were at one moment; None: there was none."""
         before = self._again(state, busy)
         for turn in range(_TRIES):
             mirror.follow(before)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs.store import (
+    collecting,
     copies,
     directory,
     emptying,
@@ -30,12 +31,12 @@ from cowfs.store import (
     registry,
     remedies,
     runtime,
-    seal,
     snapshot,
     sources,
     space,
     templates,
 )
+from cowfs.store.collecting import Doomed, Limits
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
 from cowfs.store.directory import STORE_NAME, StoreDirectory, volume_of
 from cowfs.store.names import check_name, default_names
@@ -44,7 +45,6 @@ from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, processes, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
-from cowfs.trees.links import Policy
 
 if TYPE_CHECKING:
     from cowfs.trees.cloning import Progress
@@ -54,6 +54,7 @@ __all__ = [
     "Collected",
     "Copy",
     "CopyInfo",
+    "Limits",
     "Removed",
     "Store",
     "Template",
@@ -61,13 +62,22 @@ __all__ = [
 ]
 
 
-class Collected(NamedTuple):
-    """What `Store.collect` has removed."""
+NO_LIMITS = Limits()
 
-    templates: list[str]  # ids
+
+class Collected(NamedTuple):
+    """What `Store.collect` has removed, or would."""
+
+    removed: list[Doomed]  # templates
     copies: list[str]  # names of ephemeral copies that a crash had left
-    kept: int  # templates that no copy needs, of sources that are as they were
+    kept: int  # templates that no copy needs, and that stay
     freed: Weight
+    missing: int  # bytes that the volume lacks still of what was asked for
+
+    @property
+    def templates(self) -> list[str]:
+        """The ids of the templates."""
+        return [doomed.template.id for doomed in self.removed]
 
 
 class Removed(NamedTuple):
@@ -313,8 +323,8 @@ class Store(StoreDirectory):
         is at this moment, mounted or not. Without a name the one that belongs to this mountpoint.
 
         One that was made in this way goes on as it is, and never follows the other one. `progress`
-        is asked for when there is something to be cloned. CowfsError: as for `acquire`; MountFailure
-        when there is no such copy, or it is being changed all the time (snapshot.py).
+        is asked for when there is something to be cloned. CowfsError: as for `acquire`; and
+        MountFailure when there is no such copy, or it is changed all the time (snapshot.py).
         """
         check_name(origin)
         if name is not None:
@@ -335,7 +345,7 @@ class Store(StoreDirectory):
                 try:
                     copy = None
                     if lock_fd is not None:
-                        copy = self._go_on(lock_fd, chosen, origin, named_after, persistent, warn)
+                        copy = self._go_on(lock_fd, chosen, origin, persistent, warn)
                     if copy is None:
                         copy = self._make_copy_of(
                             origin, chosen, named_after, persistent, lock_fd, progress, warn
@@ -356,7 +366,6 @@ class Store(StoreDirectory):
         lock_fd: int,
         name: str,
         origin: str,
-        mountpoint: str,
         persistent: bool,
         warn: Callable[[str], None],
     ) -> Copy | None:
@@ -492,36 +501,29 @@ class Store(StoreDirectory):
             finally:
                 os.close(lock_fd)
 
-    def collect(self) -> Collected:
-        """Remove what nobody needs any more, and what crashes have left. CowfsError.
+    def collect(self, limits: Limits = NO_LIMITS, *, pretend: bool = False) -> Collected:
+        """Remove what nobody needs any more, and what crashes have left; with pretend only say what
+        that would be. CowfsError.
 
-        A template that no copy is based on goes when its source has gone or has another state
-        now; while the source is as it was, the next mount of it will want that template.
+        Which templates that are is decided in collecting.py.
         """
         with _translated(self.path):
+            plan = collecting.plan(self, collecting.ephemeral(self), self.leftovers(), limits)
+            if pretend:
+                return Collected(
+                    plan.templates, plan.ephemeral, plan.kept, plan.freed, plan.missing
+                )
             dropped = self._trash_stale()
-            needed = copies.references(self)
-            unused = [
-                template
-                for template in self.templates()
-                if needed is not None and template.id not in needed
-            ]
-            present: dict[tuple[str, Policy], str] = {}
-            for source, links in {(template.source, template.links) for template in unused}:
-                with contextlib.suppress(CowfsError):
-                    present[source, links] = seal.fingerprint(self, source, links)
-            old = [
-                template
-                for template in unused
-                if present.get((template.source, template.links)) != template.id
-            ]
-            freed = space.Scales(self, space.AT_LEISURE).rubbish(old)
-            trashed = garbage.trash_unused(self, [template.id for template in old])
-            if len(trashed) < len(old):  # a mount has just begun with one
-                freed = Weight(0, exact=False)
+            ids = [doomed.template.id for doomed in plan.templates]
+            trashed = set(garbage.trash_unused(self, ids))
+            gone = [doomed for doomed in plan.templates if doomed.template.id in trashed]
+            # A mount has just begun with one, or another gc was quicker.
+            as_planned = len(gone) == len(ids) and dropped == plan.ephemeral
+            freed = plan.freed if as_planned else Weight(0, exact=False)
             lowers.trash_orphans(self)
             self.remove_rubbish()
-        return Collected(trashed, dropped, len(unused) - len(trashed), freed)
+        kept = plan.kept + len(ids) - len(gone)
+        return Collected(gone, dropped, kept, freed, plan.missing)
 
     def _take(
         self,
@@ -624,13 +626,11 @@ class Store(StoreDirectory):
     def _trash_stale(self) -> list[str]:
         """Discard ephemeral copies that nobody serves: their daemons were killed."""
         discarded = []
-        for name in copies.names(self):
+        for name in collecting.ephemeral(self):
             try:
-                if copies.read(self, name).persistent or copies.is_locked(self, name):
-                    continue
                 lock_fd = copies.lock(self, name)
-            except (FileNotFoundError, NotADirectoryError, MountFailure, copies.Busy):
-                continue  # gone, no copy, damaged (its users get the error), or served after all
+            except (FileNotFoundError, NotADirectoryError, copies.Busy):
+                continue  # gone, no copy, or served after all
             if lock_fd is None:
                 continue
             try:

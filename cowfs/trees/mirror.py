@@ -1,8 +1,8 @@
 """A tree of clones that is made after another tree, and follows it until both are the same.
 
 The other one may be changed meanwhile, by anybody and in any way: the kernel's passthrough and
-overlayfs ask nobody before they write. So nothing is held off. What there is gets looked at (`look`),
-made (`Mirror.follow`), and looked at again; what is another by then is made again.
+overlayfs ask nobody before they write. So nothing is held off. What there is gets looked at
+(`look`), made (`Mirror.follow`), and looked at again; what is another by then is made again.
 
 Two looks that are the same prove that the whole tree had this one state at the moment between them:
 every change of a file or directory gives it another ctime. Where the clock of a filesystem is too
@@ -326,7 +326,12 @@ class Mirror:
                             first = directory, name
                     continue
                 with _opened(self._target_fd, first[0]) as beside:
-                    os.link(first[1], name, src_dir_fd=beside, dst_dir_fd=target)
+                    os.link(
+                        *(first[1], name),
+                        src_dir_fd=beside,
+                        dst_dir_fd=target,
+                        follow_symlinks=False,
+                    )
             self._own.pop(directory, None)
             self._made[directory][name] = entry
             self._advance(1)
