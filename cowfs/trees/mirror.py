@@ -228,13 +228,12 @@ class Mirror:
         OSError names the entry."""
         groups = _groups(state)
         linked = {path for paths in groups.values() for path in paths}
-        touched = []
         for path in sorted(state):  # a directory comes before what is in it
             if not self._has_made(path, state[path]):
-                touched.append(path)
+                self._own.pop(path, None)
                 self._follow_names(path, state[path], linked)
         self._link(groups, state)
-        for path in touched:
+        for path in state.keys() & self._made.keys() - self._own.keys():
             self._finish(path, state[path])
 
     def shows(self, state: State) -> bool:
@@ -338,8 +337,6 @@ class Mirror:
 
     def _finish(self, path: bytes, listing: Listing) -> None:
         """Give a directory its attributes, and its times last."""
-        if path not in self._made:
-            return
         with _opened_if_there(self._source_fd, path) as source:
             if source is None:
                 return

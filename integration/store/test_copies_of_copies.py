@@ -26,7 +26,7 @@ from integration.trees import Entry, differences, tree_state
 from integration.volumes import Volume
 
 ENGINES = pytest.mark.parametrize("engine", ["fuse", "overlay"])
-STEPS = 120 * EFFORT
+STEPS = 80 * EFFORT
 
 
 def same(one: dict[str, Entry], other: dict[str, Entry]) -> None:
@@ -42,7 +42,7 @@ def copies_of(store: Path) -> list[str]:
 
 
 @ENGINES
-@pytest.mark.timeout(120 * EFFORT)
+@pytest.mark.timeout(600 * EFFORT)
 def test_copy_of_a_copy_is_as_a_reflink_copy_of_it(
     mount_plain: MountCopy, xfs: Path, engine: str
 ) -> None:

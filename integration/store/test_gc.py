@@ -147,7 +147,7 @@ def test_what_is_no_limit_is_said(xfs: Path, option: tuple[str, str]) -> None:
     assert option[1] in one_error(result)
 
 
-@pytest.mark.timeout(200 * EFFORT)
+@pytest.mark.timeout(600 * EFFORT)
 def test_gc_beside_everything_else(mount_plain: MountCopy, xfs: Path) -> None:
     """Random schedules of mounts, copies of copies, imports, clones, unmounts, removals and gc."""
     store = xfs / "store"
