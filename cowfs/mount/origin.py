@@ -69,9 +69,10 @@ def find(source: str, mountpoint: str, options: Options) -> Origin | None:
 
     record = runtime.of(mount)
     if record is None:
+        shown = remedy.command("cowfs list", store=options.store)
         raise MountFailure(
-            f"source {source} is a copy, and what lies behind it cannot be seen from here: name "
-            f"the copy as {PREFIX}NAME, in the mount namespace in which it was mounted"
+            f"nobody says which copy {source} is, as its daemon was killed, or is in another "
+            f"container: name it as {PREFIX}NAME, with its name from {shown}"
         )
     if options.store is not None:
         with contextlib.closing(Store.open(record.store)) as store:

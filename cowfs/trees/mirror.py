@@ -139,7 +139,8 @@ class Looker:
 
     def _entry(self, st: os.stat_result) -> Entry:
         serial = 0
-        if not self._fine and st.st_ctime_ns > time.time_ns() - _COARSE:
+        # One that is later than now is of a clock that was set back, and no change of just now.
+        if not self._fine and abs(time.time_ns() - st.st_ctime_ns) < _COARSE:
             self._serial += 1
             serial = self._serial
         return Entry(

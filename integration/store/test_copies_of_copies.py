@@ -255,14 +255,16 @@ def test_one_file_that_is_written_to_without_a_pause_delays_nothing(
 
 @pytest.mark.parametrize("killed", [signal.SIGSTOP, signal.SIGKILL])
 def test_it_needs_no_daemon_of_the_other(
-    mount_plain: MountCopy, model: Path, killed: signal.Signals
+    mount_plain: MountCopy, xfs: Path, model: Path, killed: signal.Signals
 ) -> None:
-    one = mount_plain(model)
+    one = mount_plain(model, None, f"store={xfs / 'store'}", "copy=one")
     (one / "mine").write_bytes(b"kept")
     state = tree_state(one)
     if killed == signal.SIGKILL:
         mount_plain.orphan(one)
-        two = mount_plain(one, None, "copy=two")
+        refused = cowfs("mount", one, mount_plain.mountpoint(), check=False)
+        assert "name it as copy:NAME" in one_error(refused)
+        two = mount_plain("copy:one", None, f"store={xfs / 'store'}", "copy=two")
     else:
         pid = mount_plain.daemon_pid(one)
         os.kill(pid, signal.SIGSTOP)
