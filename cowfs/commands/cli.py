@@ -94,7 +94,7 @@ def cowfs(context: click.Context) -> None:
     help="Change a mounted copy to these OPTIONS as far as a remount can, and say what takes a new "
     "mount.",
 )
-@click.argument("source", metavar="SOURCE|NAME")
+@click.argument("source", metavar="SOURCE|NAME|copy:NAME")
 @click.argument("mountpoint")
 def mount(
     options: tuple[str, ...], foreground: bool, remount: bool, source: str, mountpoint: str
@@ -107,6 +107,9 @@ def mount(
 
     NAME is that of a kept copy, which goes on at MOUNTPOINT with its own source. It has no slash;
     where a directory has the same name the directory is meant.
+
+    SOURCE may be the mountpoint of a copy, or copy:NAME, mounted or not: the new copy has the state
+    of that one at this moment, also while programs write to it.
     """
     from cowfs.mount import launch, preflight
     from cowfs.mount.options import parse
@@ -362,13 +365,47 @@ def set_source(force: bool, store: str | None, name: str, source: str) -> None:
 
 
 @cowfs.command(short_help="Delete what no copy needs.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option(
+    "--keep-template",
+    metavar="AGE",
+    help="Keep a template for so long after its last use (seconds, or with m, h, d, w or y), "
+    "whatever became of its source.",
+)
+@click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    help="Let templates that no copy needs hold at most SIZE bytes of their own (with k, M, G or "
+    "T): the least recently used ones go first.",
+)
+@click.option(
+    "--low-space",
+    metavar="PERCENT",
+    type=click.FloatRange(0, 100),
+    help="While less than PERCENT of the volume is free, delete templates that no copy needs, the "
+    "least recently used ones first.",
+)
 @_store_option
-def gc(store: str | None) -> None:
-    """Delete what no copy needs: old templates, and what a crash left behind."""
+def gc(
+    dry_run: bool,
+    keep_template: str | None,
+    max_bytes: str | None,
+    low_space: float | None,
+    store: str | None,
+) -> None:
+    """Delete what no copy needs: old templates, and what a crash left behind.
+
+    A template that no copy needs stays while its source is as it was: the next mount wants it.
+    --max-bytes and --low-space take such ones, too, and those that --keep-template would keep. What
+    is in use never goes.
+    """
     from cowfs.commands import removing
 
+    limits = removing.limits(keep_template, max_bytes, low_space)
     for found in _stores(store):
-        report.tell(removing.collected(found, found.collect()))
+        done = found.collect(limits, pretend=dry_run)
+        for line in removing.collected(found, done, limits, pretend=dry_run):
+            report.tell(line)
 
 
 @cowfs.group(short_help="List the stores, or remove one.", invoke_without_command=True)

@@ -104,6 +104,7 @@ def _row(
         "state": _state(copy, read_only, source),
         "source": copy.source,
         "source_state": source or None,
+        "copied_from": copy.copied_from,
         "template": copy.template,
         "mountpoint": (mount or record).mountpoint if record is not None else None,
         "read_only": read_only,
@@ -144,7 +145,16 @@ def _others(mounts: Iterable[Mount], known: set[str]) -> list[Row]:
 
 # What only the store or the record of a mount tells.
 _UNKNOWN = (
-    *("name", "source_state", "version", "persistent", "private_bytes", "frees", "frees_exact"),
+    *(
+        "name",
+        "source_state",
+        "copied_from",
+        "version",
+        "persistent",
+        "private_bytes",
+        "frees",
+        "frees_exact",
+    ),
     *("created", "last_mounted", "daemon_pid", "keeper_pid", "options", "store"),
 )
 
@@ -181,7 +191,7 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
         used,
         _frees(row),
         row["template"][:_ID] if row["template"] else "-",
-        row["source"],
+        row["source"] + (f" (copy:{row['copied_from']})" if row["copied_from"] else ""),
         row["mountpoint"] or "-",
     )
 

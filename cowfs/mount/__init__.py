@@ -11,6 +11,7 @@ __all__ = [
     "launch",
     "mountpoint",
     "options",
+    "origin",
     "preflight",
     "privileges",
     "probes",

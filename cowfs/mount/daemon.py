@@ -533,6 +533,7 @@ class _Mount:
                 persistent=copy.persistent,
                 version=__version__,
                 replaceable=self._replaceable,
+                passthrough=self._channel.passthrough,
             )
         )
 
@@ -749,5 +750,5 @@ def _give_back(config: Config) -> None:
     """Discard the copy that was made for a mount that failed, unless something is in it."""
     with contextlib.suppress(CowfsError, OSError):
         copy = Copy.adopt(Store.open(config.store), config.copy, config.lock_fd)
-        if not copy.has_changes():
+        if copy.is_untouched():
             copy.discard()

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from cowfs.mount import attendant, engine, preflight, privileges
+from cowfs.mount import attendant, engine, origin, preflight, privileges
 from cowfs.mount.config import Config
 from cowfs.mount.conversation import (
     DEVICE,
@@ -205,8 +205,9 @@ def mount(
     if not by_overlayfs:
         preflight.require_fuse_device()
     missing = None
+    found = origin.find(source, os.path.realpath(mountpoint), options)
     try:
-        source = preflight.check_source(source)
+        source = preflight.check_source(source) if found is None else found.source
     except preflight.SourceMissing as error:
         missing = error
         source = os.path.realpath(source)
@@ -219,9 +220,11 @@ def mount(
     if missing is not None and not _copy_exists(source, mountpoint, options):
         raise missing
     if pretend:
-        preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
+        store = _store_path(source, options.store) if found is None else found.store
+        preflight.check_apart_from_store(source, mountpoint, store)
         return 0
     launch = _Launch(source, mountpoint, options, missing, warn, progress)
+    launch.origin = found
     launch.by_overlayfs = by_overlayfs
     return launch.in_foreground() if foreground else launch.in_background()
 
@@ -250,6 +253,8 @@ class _Launch:
         self.copy: Copy | None = None
         self.mounted_before = mountinfo.mounted_at(mountpoint)
         self.by_overlayfs = False
+        # What it is a copy of, where that is a copy itself.
+        self.origin: origin.Origin | None = None
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
@@ -344,12 +349,37 @@ class _Launch:
         )
 
     def _take_copy(self) -> None:
-        from cowfs.store.seal import seal
         from cowfs.store.store import Store
 
-        store = self.store = Store.for_source(self.source, self.options.store)
+        if self.origin is None:
+            store = self.store = Store.for_source(self.source, self.options.store)
+        else:
+            store = self.store = Store.open(self.origin.store)
         _require_privileges(store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
+        if self.origin is None:
+            self._take_copy_of_source(store)
+        else:
+            self.copy = store.acquire_copy_of(
+                self.origin.name,
+                self.options.copy,
+                mountpoint=self.mountpoint,
+                persistent=not self.options.ephemeral,
+                progress=self._interruptible_progress,
+                warn=self.warn,
+            )
+            self._compare_links(self.copy)
+        if self.options.store is not None:
+            store.remember(self.warn)
+        self.interrupts.check()
+
+    @contextlib.contextmanager
+    def _interruptible_progress(self) -> Iterator[Progress | None]:
+        with self.interrupts.allowed(), self.progress() as progress:
+            yield progress
+
+    def _take_copy_of_source(self, store: Store) -> None:
+        from cowfs.store.seal import seal
 
         asked = False
 
@@ -358,7 +388,7 @@ class _Launch:
             asked = True
             if self.source_missing is not None:
                 raise self.source_missing
-            with self.interrupts.allowed(), self.progress() as progress:
+            with self._interruptible_progress() as progress:
                 return seal(
                     store,
                     self.source,
@@ -377,9 +407,6 @@ class _Launch:
         )
         if not asked:
             self._compare_links(self.copy)
-        if self.options.store is not None:
-            store.remember(self.warn)
-        self.interrupts.check()
 
     def _compare_links(self, copy: Copy) -> None:
         """Say so when a copy with changes has its links from a mount that wanted others."""
@@ -450,7 +477,7 @@ class _Launch:
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
-        if copy.is_new and os.path.isdir(copy.path) and not copy.has_changes():
+        if copy.is_new and os.path.isdir(copy.path) and copy.is_untouched():
             copy.discard()
         else:
             copy.release()

@@ -139,16 +139,29 @@ class StoreDirectory:
 
     def trash_leftovers(self) -> None:
         """Move what crashes have left half made into the trash. OSError."""
+        for name, fd in self._leftovers():
+            try:
+                self.trash(self.partial_fd, name)
+            finally:
+                os.close(fd)
+
+    def leftovers(self) -> list[str]:
+        """The names of what crashes have left half made. OSError."""
+        found = []
+        for name, fd in self._leftovers():
+            os.close(fd)
+            found.append(name)
+        return found
+
+    def _leftovers(self) -> Iterator[tuple[str, int]]:
+        """Each with its lock, for the caller to close."""
         for name in directories.names(self.partial_fd):
             try:
                 fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except NotADirectoryError:
                 continue  # not made by us
             if fd is not None:
-                try:
-                    self.trash(self.partial_fd, name)
-                finally:
-                    os.close(fd)
+                yield name, fd
 
 
 def lock_directory(dir_fd: int, name: str, operation: int) -> int | None:

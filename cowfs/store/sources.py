@@ -87,6 +87,16 @@ def another(store: StoreDirectory, copy: Copy, source: str) -> str:
     )
 
 
+def no_copy_of(store: StoreDirectory, copy: Copy, origin: str) -> str:
+    """That a copy is none of another copy, what is in it, and the ways out."""
+    of = copy.source if copy.copied_from is None else f"the copy {copy.copied_from}"
+    return (
+        f"the copy {copy.name} is one of {of}, not of the copy {origin}, and has "
+        f"{_contents(store, copy)}: mount {copy.name} to go on with it, choose another name with "
+        f"-o copy=NAME, or discard it with: {remedies.of_copy('cowfs rm', store.path, copy.name)}"
+    )
+
+
 def elsewhere(store: StoreDirectory, record: CopyRecord, source: str) -> str:
     """That a directory cannot be the source of a copy, as it is on another volume."""
     place = os.path.join(volume_of(store.path), os.path.basename(source))
@@ -139,7 +149,7 @@ def has_moved_on(store: StoreDirectory, template: Template, source: str) -> bool
 def _contents(store: StoreDirectory, copy: Copy) -> str:
     """What a copy holds, in few words. OSError."""
     if not copy.has_changes():
-        return "what is left of that"
+        return "what is left of that" if copy.copied_from is None else "its state"
     files, deleted = copies.changes(store, copy.name)
     counts = [
         f"{count} {word}{'' if count == 1 else 's'}"

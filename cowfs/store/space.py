@@ -76,11 +76,13 @@ class Scales:
             if (template := _read(store, name)) is not None
         }
 
-    def needed_by_nobody(self) -> list[Template]:
-        """The templates that no copy is based on; none when that is not known."""
+    def needed_by_nobody(self, without: Iterable[str] = ()) -> list[Template]:
+        """The templates that no copy is based on, but for these; none when that is not known."""
         if self._users is None:
             return []
-        return [known for name, known in self._templates.items() if name not in self._users]
+        going = set(without)
+        needed = {name for name, users in self._users.items() if users.keys() - going}
+        return [known for name, known in self._templates.items() if name not in needed]
 
     def template_of(self, name: str) -> Template | None:
         """The template that this copy alone is based on; None when there is no such thing."""
@@ -102,9 +104,12 @@ class Scales:
         """Templates without any copy."""
         return self._weigh([], together)
 
-    def rubbish(self, together: list[Template]) -> Weight:
-        """The same, with all that is in the trash."""
-        return self._weigh([], together, Tree(self._store.trash_fd, b"."))
+    def rubbish(
+        self, together: list[Template], names: Iterable[str] = (), leftovers: Iterable[str] = ()
+    ) -> Weight:
+        """The same, with all that is in the trash, these copies, and these entries of `partial`."""
+        partial = (Tree(self._store.partial_fd, os.fsencode(name)) for name in leftovers)
+        return self._weigh(names, together, Tree(self._store.trash_fd, b"."), *partial)
 
     def everything(self) -> Weight:
         """All copies and templates."""

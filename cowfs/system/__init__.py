@@ -16,4 +16,5 @@ __all__ = [
     "processes",
     "remedy",
     "syscalls",
+    "writeback",
 ]
