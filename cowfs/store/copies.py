@@ -17,7 +17,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -366,9 +366,17 @@ def _forget(dir_fd: int) -> None:
 
 
 def make(
-    store: StoreDirectory, record: CopyRecord, template: Template, *, replace: bool
+    store: StoreDirectory,
+    record: CopyRecord,
+    template: Template,
+    *,
+    replace: bool,
+    make_upper: Callable[[int, int], None] | None = None,
 ) -> Copy | None:
     """Make a copy with nothing in it, locked; with `replace` in the place of the one that is there.
+
+    make_upper: makes upper/ in an open directory, for a template that is open; without it there is
+    nothing in that.
 
     None when there is nothing to be done that way any more: the name has been taken, or the
     template is gone. OSError.
@@ -385,7 +393,7 @@ def make(
             lock_fd = os.open(LOCK, flags, 0o600, dir_fd=dir_fd)
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_EX)
-                _make_upper(dir_fd, in_use)
+                (make_upper or _make_upper)(dir_fd, in_use)
                 os.mkdir(WORK, 0o700, dir_fd=dir_fd)
                 record.write(dir_fd)
                 syscalls.renameat2(
@@ -410,6 +418,18 @@ def make(
         return copy
     finally:
         os.close(in_use)
+
+
+def rename(store: StoreDirectory, record: CopyRecord, new: str) -> None:
+    """Give a copy whose lock we have another name, that a user has chosen. OSError: EEXIST.
+
+    The directory's name counts: a crash may leave the old one in copy.json, where nobody reads it.
+    """
+    fd = store.copies_fd
+    old, wanted = os.fsencode(record.name), os.fsencode(new)
+    syscalls.renameat2(fd, old, fd, wanted, syscalls.RENAME_NOREPLACE)
+    with _opened(fd, new) as copy:
+        replace(record, name=new, named_after="").write(copy)
 
 
 def recover(store: StoreDirectory, name: str) -> None:
