@@ -5,4 +5,4 @@ made of that: a list, a plain directory, a layer of an image, a copy without som
 Does not look into mounts, but for having them write out what they still hold.
 """
 
-__all__ = ["committing", "diff", "layer", "resetting", "sides"]
+__all__ = ["committing", "diff", "resetting", "sides"]

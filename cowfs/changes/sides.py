@@ -57,6 +57,11 @@ def between(
     content: bool = False,
 ) -> Difference:
     """What has to be done to the other copy to make it this one. CowfsError."""
+    if store.identity[0] != other_store.identity[0]:  # the same place is another one there
+        raise UsageError(
+            f"the copies {name} and {other} are on different volumes, and have no blocks to "
+            "compare: mount both, and compare them with diff -r"
+        )
     with told(name), opened(store, name) as new, opened(other_store, other) as old:
         groups = new.template.hard_links
         return _in_peace(
@@ -120,18 +125,24 @@ def opened(store: Store, name: str) -> Iterator[Side]:
 
 def mounted_at(store: Store, name: str) -> str | None:
     """Where a copy is mounted in this namespace, at a place of its own; None: nowhere."""
-    for record in runtime.all():
-        if record.copy == name and store.is_at(record.store):
-            place = runtime.place(record)
-            if place is not None and not place.namespace:
-                return place.mount.mountpoint
-    return None
+    record = _mounted(store, name)
+    place = None if record is None else runtime.place(record)
+    return None if place is None or place.namespace else place.mount.mountpoint
+
+
+def _mounted(store: Store, name: str) -> runtime.Record | None:
+    records = (record for record in runtime.all() if record.copy == name)
+    return next((record for record in records if store.is_at(record.store)), None)
 
 
 def _write_out(store: Store, name: str) -> None:
-    """Have a mount write what programs have changed through mappings to the files behind it."""
+    """Have a mount write what programs have changed through mappings to the files behind it.
+
+    overlayfs has no pages of its own, and would write out all of the volume.
+    """
+    record = _mounted(store, name)
     mountpoint = mounted_at(store, name)
-    if mountpoint is None:
+    if record is None or record.engine != "fuse" or mountpoint is None:
         return
     with contextlib.suppress(OSError):  # unmounted meanwhile, or nobody serves it any more
         fd = os.open(mountpoint, _DIRECTORY)

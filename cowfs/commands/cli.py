@@ -423,7 +423,9 @@ def commit(oci: str | None, store: str | None, name: str, destination: str | Non
     from cowfs.system.interrupts import Interrupts
 
     if (destination is None) == (oci is None):
-        raise UsageError("name a DESTINATION, or a file with --oci: see cowfs commit --help")
+        raise UsageError(
+            f"name a DESTINATION, or a file with --oci: see {remedy.command('cowfs commit --help')}"
+        )
     one = which.which(name, _stores(store))
     with Interrupts("nothing was made") as interrupts:
         if oci is not None:
