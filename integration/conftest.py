@@ -94,6 +94,7 @@ def _missing() -> str | None:
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
         *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv", "logrotate"),
         *("mmdebstrap", "systemd-nspawn", "dpkg-deb", "qemu-system-x86_64", "busybox", "depmod"),
+        "umoci",
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"

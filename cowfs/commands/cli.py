@@ -11,8 +11,9 @@ import atexit
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from gc import freeze
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,8 @@ from cowfs.mount.options import CHOICES, DESCRIPTIONS
 from cowfs.system import remedy
 from cowfs.system.errors import (
     CHECK_EXIT_CODES,
+    DIFF_EXIT_CODES,
+    DIFF_TROUBLE,
     EXIT_CODES,
     WARM_EXIT_CODES,
     CowfsError,
@@ -346,6 +349,134 @@ def rm(yes: bool, store: str | None, names: tuple[str, ...]) -> int:
     return code
 
 
+@cowfs.command(
+    short_help="Show what a copy has changed.",
+    epilog="\b\nExit codes, as in diff(1):\n"
+    + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in DIFF_EXIT_CODES.items()),
+)
+@click.option("--source", is_flag=True, help="Compare with the source as it is now.")
+@click.option("--stat", is_flag=True, help="Only numbers and sizes.")
+@click.option("--name-only", is_flag=True, help="Only the paths.")
+@click.option("--times", is_flag=True, help="Times of modification count, too.")
+@click.option(
+    "--content",
+    is_flag=True,
+    help="Read files whose data is elsewhere on the disk: they may hold the same bytes.",
+)
+@_json_option
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("other", metavar="[OTHER]", required=False)
+def diff(
+    source: bool,
+    stat: bool,
+    name_only: bool,
+    times: bool,
+    content: bool,
+    as_json: bool,
+    store: str | None,
+    name: str,
+    other: str | None,
+) -> int:
+    """Show what a copy, mounted or not, has added, removed, changed and renamed.
+
+    It is compared with its template, the state of its source that it is based on; or with the copy
+    OTHER; or with the source as it is now, and each line says which of the two has moved. What is
+    told of a file is its size, and how much of it no other file shares.
+
+    Content is compared by where it is on the disk, so that no data is read: a file that was written
+    anew counts as changed also when it holds the same bytes. --content reads such files.
+    """
+    from cowfs.commands import changes
+
+    if source and other is not None:
+        raise UsageError("name another copy, or say --source, not both")
+    if stat + name_only + as_json > 1:
+        raise UsageError("say one of --stat, --name-only and --json")
+    stores = _stores(store)
+    one = which.which(name, stores)
+    two = None if other is None else which.which(other, stores)
+    found = changes.found(one, two, source=source, times=times, content=content)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        for line in changes.lines(found, stat=stat, name_only=name_only):
+            click.echo(report.printable(line))
+    return changes.code(found)
+
+
+@cowfs.command(short_help="Make a plain directory of what a copy shows.")
+@click.option(
+    "--oci",
+    metavar="FILE",
+    help="Write only the changes, as a layer of an OCI image (a tar file), to FILE.",
+)
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("destination", required=False)
+def commit(oci: str | None, store: str | None, name: str, destination: str | None) -> None:
+    """Make the plain directory DESTINATION of what a copy, mounted or not, shows at present.
+
+    It is on the volume of the copy, and made of reflink clones: no data is copied, and it can be
+    the source of other copies. Neither DESTINATION nor FILE may exist; they appear when they are
+    whole.
+    """
+    from cowfs.commands import changes
+    from cowfs.system.interrupts import Interrupts
+
+    if (destination is None) == (oci is None):
+        raise UsageError(
+            f"name a DESTINATION, or a file with --oci: see {remedy.command('cowfs commit --help')}"
+        )
+    one = which.which(name, _stores(store))
+    with Interrupts("nothing was made") as interrupts:
+        if oci is not None:
+            line = changes.commit_layer(one, oci, warn=_warn, interruptible=interrupts.allowed)
+        else:
+            assert destination is not None
+            with report.cloning_progress() as progress:
+                line = changes.commit(
+                    one,
+                    destination,
+                    warn=_warn,
+                    progress=progress,
+                    interruptible=interrupts.allowed,
+                )
+    click.echo(report.printable(line))
+
+
+@cowfs.command(short_help="Take back what was changed in a copy.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("paths", metavar="[PATH...]", nargs=-1)
+def reset(yes: bool, store: str | None, name: str, paths: tuple[str, ...]) -> None:
+    """Take back what was changed in a copy that is not mounted: all of it, or each PATH alone.
+
+    PATH is seen from the top of the copy, and everything below it goes back to the template. All
+    happens in one step, or nothing. On a terminal it asks before all changes go.
+    """
+    from cowfs.commands import changes
+
+    one = which.which(name, _stores(store))
+    click.echo(report.printable(changes.reset(one, paths, yes=yes)))
+
+
+@cowfs.command(short_help="Give a kept copy another name.")
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("new", metavar="NEW")
+def rename(store: str | None, name: str, new: str) -> None:
+    """Give a kept copy that is not mounted the name NEW.
+
+    A copy that has its name from a mountpoint has it from you afterwards: mount it by its name.
+    """
+    from cowfs.commands import changes
+
+    one = which.which(name, _stores(store))
+    click.echo(report.printable(changes.rename(one, new)))
+
+
 @cowfs.command("set-source", short_help="Say which directory a copy is one of.")
 @click.option("--force", is_flag=True, help="Also when SOURCE is not as the copy's template.")
 @_store_option
@@ -628,17 +759,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # At its end the interpreter would look for garbage in all that there is. The kernel frees it as
     # well, and that takes none of the few hundredths of a second that a short command has.
     atexit.register(freeze)
+    words = sys.argv[1:] if arguments is None else list(arguments)
 
     def run() -> int:
         try:
-            code = cowfs.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+            code = cowfs.main(args=words, prog_name=PROGRAM, standalone_mode=False)
         except click.ClickException as error:
             raise _wrong_call(error) from None
         except click.Abort:
             raise Interrupted("interrupted") from None
         return code if isinstance(code, int) else 0
 
-    return messages.told(PROGRAM, run)
+    return messages.told(PROGRAM, _as_diff(run) if words[:1] == ["diff"] else run)
+
+
+def _as_diff(run: Callable[[], int]) -> Callable[[], int]:
+    """What calls diff(1) takes 1 for a difference, and 2 for every failure."""
+
+    def told() -> int:
+        try:
+            return run()
+        except Interrupted:
+            raise
+        except CowfsError as error:
+            error.exit_code = DIFF_TROUBLE
+            raise
+
+    return told
 
 
 def _check_lines(found: Report) -> Iterator[str]:

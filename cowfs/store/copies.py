@@ -390,13 +390,16 @@ def make(
     template: Template,
     *,
     replace: bool,
-    fill: Callable[[int], None] | None = None,
+    make_upper: Callable[[int, int], None] | None = None,
+    created_then: bool = False,
 ) -> Copy | None:
     """Make a copy, locked; with `replace` in the place of the one that is there.
 
-    There is nothing in it, or what `fill` puts into its upper layer, which is open. None when there
-    is nothing to be done that way any more: the name has been taken, or the template is gone.
-    OSError.
+    make_upper: makes upper/ in an open directory, for a template that is open; without it there is
+    nothing in that. created_then: the copy is as old as what that has made.
+
+    None when there is nothing to be done that way any more: the name has been taken, or the
+    template is gone. OSError.
     """
     # While this lock is held nobody removes the template (garbage.py); afterwards copy.json does
     # the same.
@@ -410,12 +413,8 @@ def make(
             lock_fd = os.open(LOCK, flags, 0o600, dir_fd=dir_fd)
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_EX)
-                if fill is None:
-                    _make_upper(dir_fd, in_use)
-                else:
-                    os.mkdir(UPPER, 0o700, dir_fd=dir_fd)
-                    with _opened(dir_fd, UPPER) as upper:
-                        fill(upper)
+                (make_upper or _make_upper)(dir_fd, in_use)
+                if created_then:
                     record = dataclasses.replace(record, created=time.time())
                 os.mkdir(WORK, 0o700, dir_fd=dir_fd)
                 record.write(dir_fd)
@@ -441,6 +440,18 @@ def make(
         return copy
     finally:
         os.close(in_use)
+
+
+def rename(store: StoreDirectory, record: CopyRecord, new: str) -> None:
+    """Give a copy whose lock we have another name, that a user has chosen. OSError: EEXIST.
+
+    The directory's name counts: a crash may leave the old one in copy.json, where nobody reads it.
+    """
+    fd = store.copies_fd
+    old, wanted = os.fsencode(record.name), os.fsencode(new)
+    syscalls.renameat2(fd, old, fd, wanted, syscalls.RENAME_NOREPLACE)
+    with _opened(fd, new) as copy:
+        dataclasses.replace(record, name=new, named_after="").write(copy)
 
 
 def recover(store: StoreDirectory, name: str) -> None:

@@ -42,24 +42,27 @@ _PAUSE = 0.001
 Warn = Callable[[str], None]
 
 
-def fill(
+def make_upper(
     store: StoreDirectory,
     name: str,
-    target_fd: int,
+    target_copy_fd: int,
     *,
     warn: Warn,
     progress: Progress | None = None,
     patience: float = PATIENCE,
 ) -> None:
-    """Make an empty directory the upper layer that the copy has at one moment. MountFailure: there
-    is none, as names in it are changed all the time. Gone. OSError.
+    """Give a copy that is being made the upper layer that this one has at one moment. MountFailure:
+    there is none, as names in it are changed all the time. Gone. OSError.
 
     `warn` hears of files that are written to all the time, whose moments differ.
     """
     with opened(store, name) as copy_fd:
+        os.mkdir(copies.UPPER, 0o700, dir_fd=target_copy_fd)
+        target_fd = os.open(copies.UPPER, _DIRECTORY, dir_fd=target_copy_fd)
         try:
             upper_fd = os.open(copies.UPPER, _DIRECTORY, dir_fd=copy_fd)
         except FileNotFoundError:  # it is being removed
+            os.close(target_fd)
             raise Gone from None
         try:
             _write_out(store, name, upper_fd)
@@ -69,6 +72,7 @@ def fill(
             )
         finally:
             os.close(upper_fd)
+            os.close(target_fd)
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ class _Taking:
         progress: Progress | None,
         deadline: float,
     ) -> None:
-        """See `fill`."""
+        """See `make_upper`."""
         before = self._look()
         if progress is not None:
             progress.begin(sum(len(listing.entries) for listing in before.values()), 0)

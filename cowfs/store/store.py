@@ -422,14 +422,19 @@ class Store(StoreDirectory):
             copied_from=origin,
         )
 
-        def fill(upper_fd: int) -> None:
+        def make_upper(copy_fd: int, template_fd: int) -> None:  # noqa: ARG001
             with progress() as shown:
-                snapshot.fill(self, origin, upper_fd, warn=warn, progress=shown)
+                snapshot.make_upper(self, origin, copy_fd, warn=warn, progress=shown)
             if copies.read(self, origin).template != template.id:
                 raise snapshot.Gone  # it was exchanged before we opened it
 
         try:
-            return copies.make(self, record, template, replace=lock_fd is not None, fill=fill)
+            return copies.make(
+                *(self, record, template),
+                replace=lock_fd is not None,
+                make_upper=make_upper,
+                created_then=True,
+            )
         except snapshot.Gone:
             return None
 
@@ -485,6 +490,61 @@ class Store(StoreDirectory):
             finally:
                 os.close(lock_fd)
         return record.source
+
+    def rename(self, name: str, new: str) -> CopyRecord:
+        """Give a kept copy that is not mounted another name; what it was. CowfsError."""
+        check_name(name)
+        check_name(new)
+        with _translated(self.path), self.taken(name) as record:
+            if not record.persistent:
+                raise MountFailure(
+                    f"the copy {name} is ephemeral, and only waits to be discarded: a copy that is "
+                    "kept can be renamed"
+                )
+            try:
+                copies.rename(self, record, new)
+            except FileExistsError:
+                raise UsageError(
+                    f"there is a copy {new} in {self.path} already: choose another name, or "
+                    f"discard that one with: {self._rm(new)}"
+                ) from None
+        return record
+
+    def reset(self, name: str, make_upper: Callable[[int, int], None] | None = None) -> None:
+        """Give a copy that is not mounted its template's state again, or, with `make_upper`
+        (`copies.make`), another upper layer. In one step: a crash leaves one of the two.
+
+        CowfsError; what `make_upper` raises.
+        """
+        check_name(name)
+        with _translated(self.path), self.taken(name) as record:
+            template = copies.template_of(self, record)
+            self.trash_leftovers()
+            made = copies.make(self, record, template, replace=True, make_upper=make_upper)
+            if made is None:
+                copies.template_of(self, record)  # says that it is gone
+                raise MountFailure(f"the template of the copy {name} is being removed: try again")
+            made.release()
+            emptying.empty(self.trash_fd)
+
+    @contextlib.contextmanager
+    def taken(self, name: str) -> Iterator[CopyRecord]:
+        """Have a copy that is not mounted for oneself, in the state that a mount would show.
+
+        CowfsError: there is none, it is mounted (and where), it is damaged.
+        """
+        check_name(name)
+        with _translated(self.path):
+            lock_fd = self._lock(name)
+            if lock_fd is None:
+                raise self._no_copy(name)
+        try:
+            with _translated(self.path):
+                record = copies.read(self, name)
+                copies.recover(self, name)
+            yield record
+        finally:
+            os.close(lock_fd)
 
     def settle(self, name: str) -> None:
         """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.

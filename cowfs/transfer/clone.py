@@ -43,6 +43,7 @@ class _PlainCloner(Cloner):
     """Clones, or gives up. `behind` has the data, if the source is in a mounted copy."""
 
     seals = False
+    drops_marks = False
 
     def __init__(
         self,
@@ -87,17 +88,19 @@ def clone(
     warn: Callable[[str], None],
     progress: Progress | None,
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+    doing: str = "clone",
 ) -> None:
     """Copy `source` to `destination`, which must not be there yet. CowfsError.
 
     A symlink is copied, not followed, unless its path ends in a slash or `links` says so. `warn`
     gets one line for each kind of thing that is left out, and one for links that lead out. In what
-    `interruptible` encloses an exception may come at any moment.
+    `interruptible` encloses an exception may come at any moment. doing: what the user has called;
+    a "commit" is of a mounted copy, or fails.
     """
     path = base = origin.canonical(source, follow=False)
     opened = partial(origin.open_tree, links=links, volumes=reflink == "auto")
     is_reached = True
-    with Staging(destination, "clone", path) as place:
+    with Staging(destination, doing, path) as place:
         try:
             with interruptible():
                 place.empty()  # what a crash has left
@@ -105,6 +108,8 @@ def clone(
                 base = path if is_tree else os.path.dirname(path)
                 with _behind(base, place) as behind, opened(base) as scanner:
                     is_reached = behind is not None
+                    if doing == "commit" and not is_reached:
+                        raise CowfsError(f"{base} is no copy any more that can be read: try again")
                     kind = partial(
                         _PlainCloner if reflink == "always" else _AnyCloner, behind=behind
                     )

@@ -73,6 +73,7 @@ class Directory:
         "depth",
         "files",
         "followed",
+        "in_parts",
         "key",
         "mounted",
         "name",
@@ -92,6 +93,7 @@ class Directory:
         self.followed: AbstractSet[str] = _NONE  # those of the files that are links in the source
         self.special: list[str] = []  # symlinks, fifos and devices, in the same way
         self.subdirectories: list[str] = []
+        self.in_parts = False  # another one of the same path has the rest of it
         self.mounted: list[tuple[str, bool]] = []  # hidden by another mount; whether a directory
         self.names: list[str] = []  # every entry, in order
         self.records = b""  # a _RECORD for each of the names
