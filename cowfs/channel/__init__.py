@@ -26,6 +26,7 @@ from ._channel import (
     Channel,
     check_ledger,
     lost_privileges,
+    read_counts,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "Channel",
     "check_ledger",
     "lost_privileges",
+    "read_counts",
 ]
