@@ -10,6 +10,8 @@ This package only names what the extension module offers; `_channel.pyi` describ
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._channel import (
     AGAIN,
     ATTRIBUTE_AGAIN,
@@ -29,6 +31,9 @@ from ._channel import (
     read_counts,
 )
 
+if TYPE_CHECKING:
+    from ._channel import Counts
+
 __all__ = [
     "AGAIN",
     "ATTRIBUTE_AGAIN",
@@ -43,6 +48,7 @@ __all__ = [
     "TAKES_SETGID",
     "UNNAMED",
     "Channel",
+    "Counts",
     "check_ledger",
     "lost_privileges",
     "read_counts",

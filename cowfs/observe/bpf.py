@@ -197,29 +197,38 @@ def load(program: bytes, name: str) -> int:
 
     OSError; ValueError: the verifier refuses it, with its last words.
     """
+    try:
+        return _load(program, name, None)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL):
+            raise
+    log = ctypes.create_string_buffer(_LOG)
+    try:
+        return _load(program, name, log)
+    except OSError as error:
+        words = log.value.decode("utf-8", "replace").strip().splitlines()
+        if words:
+            raise ValueError(f"{error.strerror}: {' | '.join(words[-4:])}") from None
+        raise
+
+
+def _load(program: bytes, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
     code = ctypes.create_string_buffer(program, len(program))
     license_ = ctypes.create_string_buffer(b"MIT")
-    log = ctypes.create_string_buffer(_LOG)
     attributes = struct.pack(
         "=IIQQIIQII16s",
         _TRACEPOINT,
         len(program) // 8,
         ctypes.addressof(code),
         ctypes.addressof(license_),
-        1,
-        _LOG,
-        ctypes.addressof(log),
+        0 if log is None else 1,
+        0 if log is None else _LOG,
+        0 if log is None else ctypes.addressof(log),
         0,
         0,
         name.encode(),
     )
-    try:
-        return _bpf(_PROG_LOAD, attributes)
-    except OSError as error:
-        words = log.value.decode("utf-8", "replace").strip().splitlines()
-        if error.errno in (errno.EACCES, errno.EINVAL) and words:
-            raise ValueError(" | ".join(words[-4:])) from None
-        raise
+    return _bpf(_PROG_LOAD, attributes)
 
 
 def _bpf(command: int, attributes: bytes) -> int:

@@ -83,7 +83,7 @@ _METRICS = (
     _Metric(
         "bytes_total",
         "counter",
-        "Bytes that the daemon has read, written or copied; it does not see what is passed through.",
+        "Bytes that the daemon has read, written or copied: not what is passed through.",
         _bytes,
     ),
     _Metric(

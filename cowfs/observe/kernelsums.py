@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import struct
 from typing import NamedTuple
 
@@ -79,6 +80,8 @@ class KernelSums:
         """OSError; ValueError: the kernel refuses a program. `missing`: what it cannot count."""
         self.missing: list[str] = []
         self._resources = contextlib.ExitStack()
+        with contextlib.suppress(OSError, ValueError):  # before Linux 5.11 maps count against it
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
         try:
             self._devices = self._map(bpf.HASH, 4, 4, 1024, "cowfs_devices")
             self._sums = self._map(bpf.HASH, _KEY.size, _SUMS.size, _ROWS, "cowfs_sums")

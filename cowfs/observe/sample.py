@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from cowfs.channel import read_counts
 from cowfs.mount import unmount
 from cowfs.store import runtime
-from cowfs.system import remedy
+from cowfs.system import processes, remedy
 from cowfs.system.errors import MountFailure, UsageError
 
 if TYPE_CHECKING:
-    from cowfs.channel._channel import Counts
+    from cowfs.channel import Counts
     from cowfs.store.runtime import Record
 
 # As /proc shows a memory file; `ledger_new` of channel/ledger.c gives it the name.
@@ -194,17 +194,7 @@ def _open_ledger(record: Record) -> int | None:
 
 def open_memory(pid: int, name: str, flags: int) -> int | None:
     """A memory file of one of our processes, opened anew; None: there is none, or no process."""
-    if runtime.living(pid) is None:
-        return None
-    where = f"/proc/{pid}/fd"
-    try:
-        for fd in os.listdir(where):
-            path = os.path.join(where, fd)
-            if os.readlink(path) == name:
-                return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        pass  # it has ended, or closed it
-    return None
+    return None if runtime.living(pid) is None else processes.open_memory(pid, name, flags)
 
 
 def _cost(record: Record) -> Cost:

@@ -54,9 +54,12 @@ def watching(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def end(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """Have it end after one more look; all looks since `watching` began."""
+    """Have it end after a look that begins now; all looks since `watching` began."""
     assert process.stdout is not None
-    looks = [json.loads(process.stdout.readline()), json.loads(process.stdout.readline())]
+    now = time.time()
+    looks = []
+    while not looks or looks[-1]["time"] - looks[-1]["seconds"] < now:
+        looks.append(json.loads(process.stdout.readline()))
     os.kill(process.pid, signal.SIGINT)
     looks += [json.loads(line) for line in process.stdout]
     assert process.wait(30) == 0
