@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "counters.h"
+#include "tally.h"
 #include "wire.h"
 
 /* Changes with every change of a layout below: a daemon reads its own only. What is added at the end of the
@@ -113,6 +114,21 @@ int ledger_peek_init(int fd, struct ledger_init *init);
 
 /* The counters of every daemon of the mount; they are valid as long as the ledger is. */
 struct counters *ledger_counters(struct ledger *l);
+struct tally *ledger_tally(struct ledger *l);
+
+/* All that is counted, as others see it who have a descriptor of the ledger. */
+struct ledger_counts {
+	uint32_t lives;	  /* daemons there were */
+	uint64_t files;	  /* nodes that are open */
+	uint64_t handles; /* how often, together */
+	uint64_t passed;  /* those of them whose files the kernel reads by itself */
+	struct counters counters;
+	struct tally tally;
+};
+
+/* Read it without a mapping, at no cost for who serves. 0, or -errno like ledger_check(). fd stays the
+ * caller's. */
+int ledger_peek_counts(int fd, struct ledger_counts *counts);
 
 /* The times of a directory that is being changed, see kept_times.h, whose lock it has. */
 struct ledger_times *ledger_times(struct ledger *l);

@@ -36,6 +36,7 @@
 #include <unistd.h>
 
 #include "clone.h"
+#include "counters.h"
 #include "kept_times.h"
 #include "touch.h"
 
@@ -565,8 +566,10 @@ static int change(int fd, const struct fuse_setattr_in *in)
 }
 
 /* A clone of the template's file, marked as having its data, or -1. */
-static int clone_source(int work_fd, const struct touch_source *s)
+static int clone_source(struct tally *tally, int work_fd, const struct touch_source *s)
 {
+	uint64_t start = now_ns();
+	int fd;
 	uint64_t ino = htole64(s->nodeid);
 	int64_t mtime = (int64_t)s->st.st_mtim.tv_sec * 1000000000 + s->st.st_mtim.tv_nsec;
 	uint64_t head = htole64((uint64_t)mtime);
@@ -577,7 +580,10 @@ static int clone_source(int work_fd, const struct touch_source *s)
 
 	memcpy(data, &head, sizeof(head));
 	memcpy(data + sizeof(head), s->path, path_len);
-	return clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
+	fd = clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
+	if (fd >= 0 && tally)
+		tally_clone(tally, now_ns() - start);
+	return fd;
 }
 
 static int link_keeping_times(const struct touch_table *t, int fd, int directory, const char *name)
@@ -619,7 +625,7 @@ static bool copy_up(struct touch_table *t, struct touch_file *f,
 		return false;
 	fd = stock_take(&t->stock, f->nodeid);
 	if (fd < 0 && find_source(t, f))
-		fd = clone_source(t->work_fd, &t->source);
+		fd = clone_source(t->tally, t->work_fd, &t->source);
 	if (fd < 0)
 		return false;
 	done = change(fd, in) == 0 && link_keeping_times(t, fd, f->directory->upper_fd, f->name) == 0;
@@ -628,6 +634,8 @@ static bool copy_up(struct touch_table *t, struct touch_file *f,
 		unprimed = primed_take(t->primed, f->directory->nodeid, f->name, strlen(f->name),
 				       &primed);
 		f->state = TOUCH_UPPER;
+		if (t->tally)
+			tally_add(t->tally, TALLY_COPY_UPS, 1);
 		tell(t, f->nodeid, unprimed);
 		done = fstat(fd, st) == 0;
 	}
@@ -708,7 +716,7 @@ static void plan(struct touch_table *t)
 }
 
 /* A clone of what is planned, or -1. */
-static int make(const struct stock_clone *planned, int tree_fd, int work_fd)
+static int make(struct tally *tally, const struct stock_clone *planned, int tree_fd, int work_fd)
 {
 	struct touch_source source;
 	int fd;
@@ -716,7 +724,7 @@ static int make(const struct stock_clone *planned, int tree_fd, int work_fd)
 	strcpy(source.path, planned->path);
 	if (!open_source(tree_fd, planned->nodeid, &source))
 		return -1;
-	fd = clone_source(work_fd, &source);
+	fd = clone_source(tally, work_fd, &source);
 	close(source.fd);
 	return fd;
 }
@@ -738,7 +746,7 @@ void touch_ahead(struct touch_table *t)
 		pthread_mutex_unlock(&t->lock);
 		any = false;
 		while ((planned = stock_begin(&t->stock))) {
-			stock_made(&t->stock, planned, make(planned, tree_fd, work_fd));
+			stock_made(&t->stock, planned, make(t->tally, planned, tree_fd, work_fd));
 			any = true;
 		}
 	}

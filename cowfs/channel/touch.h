@@ -15,6 +15,7 @@
 #include "ledger.h"
 #include "primed.h"
 #include "stock.h"
+#include "tally.h"
 #include "wire.h"
 
 #define TOUCH_MAX_DIRECTORIES 256
@@ -50,6 +51,7 @@ struct touch_table {
 	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
 	struct ledger *ledger;			 /* the caller's, set before the first offer */
+	struct tally *tally;			 /* never changes; NULL: nothing is counted */
 
 	/* The one that was opened last: the kernel asks for its capabilities before a change of owner. */
 	struct touch_source source; /* lock */

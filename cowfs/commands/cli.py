@@ -597,6 +597,135 @@ def logs(follow: bool, lines: int | None, mountpoint: str) -> None:
     )
 
 
+@cowfs.command(short_help="Show what mounts have done, and what they cost.")
+@click.option("--all", "everything", is_flag=True, help="Every mount of this machine (default).")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=86400),
+    help="A line of columns every SECONDS, of what came in between, until the mount ends.",
+)
+@click.option(
+    "--count", metavar="N", type=click.IntRange(1), help="With --interval: N lines, and no more."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON; with --interval one line for each mount."
+)
+@click.option("--prometheus", is_flag=True, help="Print the text format of Prometheus.")
+@click.argument("mountpoint", metavar="[MOUNTPOINT|NAME]", required=False)
+def stats(
+    everything: bool,
+    interval: float | None,
+    count: int | None,
+    as_json: bool,
+    prometheus: bool,
+    mountpoint: str | None,
+) -> None:
+    """Show what the mount at MOUNTPOINT, or each mount, has done since it began, and what it costs.
+
+    Requests of the kernel by kind, bytes by what backs the file, copy-ups and the time of their
+    clones, opens that the channel has answered again, nodes and open files, take-overs, and
+    processor time and memory of keeper and daemon. What is passed through the kernel reads and
+    writes by itself: no daemon sees those bytes. The counters are read out of memory: it costs the
+    daemon nothing. They go on when another daemon takes over.
+    """
+    from cowfs.commands import stats as showing
+
+    if everything and mountpoint is not None:
+        raise UsageError(
+            f"name a mountpoint, or say --all: see {remedy.command('cowfs stats --help')}"
+        )
+    if prometheus and (as_json or interval is not None):
+        raise UsageError(
+            "--prometheus goes with neither --json nor --interval: see "
+            f"{remedy.command('cowfs stats --help')}"
+        )
+    if count is not None and interval is None:
+        raise UsageError(
+            f"--count goes with --interval: see {remedy.command('cowfs stats --help')}"
+        )
+    place = mountpoint and which.mountpoint(mountpoint)
+    if interval is not None:
+        showing.watch(place, interval, count, as_json=as_json)
+        return
+    found = showing.samples(place)
+    if as_json:
+        showing.show_json(found)
+    elif prometheus:
+        showing.show_prometheus(found)
+    else:
+        showing.show(found)
+
+
+@cowfs.command(short_help="Show which thread reads and writes which file.")
+@click.option("--all", "everything", is_flag=True, help="Every mount of this machine (default).")
+@click.option("-p", "--pid", metavar="PID", type=click.IntRange(1), help="This process alone.")
+@click.option(
+    "-d", "--directory", metavar="PATH", help="Files at and below this path of the copy alone."
+)
+@click.option("-r", "--rows", metavar="N", type=click.IntRange(1), help="At most N rows.")
+@click.option(
+    "-s",
+    "--sort",
+    type=click.Choice(("all", "reads", "writes", "read-kb", "written-kb", "faults", "file")),
+    default="all",
+    help="By what: all bytes (default), or a column.",
+)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=1.0,
+    show_default=True,
+    help="How long each look takes.",
+)
+@click.option("--count", metavar="N", type=click.IntRange(1), help="N looks, and no more.")
+@click.option("-C", "--no-clear", is_flag=True, help="Write one look below the other.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each look.")
+@click.argument("mountpoint", metavar="[MOUNTPOINT|NAME]", required=False)
+def top(
+    everything: bool,
+    pid: int | None,
+    directory: str | None,
+    rows: int | None,
+    sort: str,
+    interval: float,
+    count: int | None,
+    no_clear: bool,
+    as_json: bool,
+    mountpoint: str | None,
+) -> None:
+    """Show which thread reads and writes which file of the copy at MOUNTPOINT, or of every copy.
+
+    READS and WRITES are calls, R_KB and W_KB what they have moved, FAULTS those in mappings. BY is
+    kernel for what is passed through, or served by overlayfs, and cowfs for what a daemon has
+    served; what FUSE answers out of pages of its own is not counted. A file of a template that
+    several mounted copies share is counted for all of them together.
+
+    On a terminal the table fills the screen, and a key changes the order: a for all bytes, r and w
+    for the calls, R and W for their bytes, f for faults, n for the name of the file; q ends it.
+
+    It takes CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, and the tracepoints of XFS; what cannot be
+    seen without them is said in a line of its own. Whoever is watched pays for it with some hundred
+    nanoseconds for each call.
+    """
+    from cowfs.commands import top as showing
+
+    if everything and mountpoint is not None:
+        raise UsageError(
+            f"name a mountpoint, or say --all: see {remedy.command('cowfs top --help')}"
+        )
+    showing.run(
+        mountpoint and which.mountpoint(mountpoint),
+        showing.Choice(pid, directory, rows, sort),
+        interval=interval,
+        count=count,
+        clear=not no_clear,
+        as_json=as_json,
+        warn=_warn,
+    )
+
+
 @cowfs.command(
     short_help="Look for damage in copies and templates.",
     epilog="\b\nExit codes:\n"

@@ -236,7 +236,7 @@ def _kind(command: Command, argument: Argument) -> str | None:
     """What an argument is, when it is no path."""
     if argument.name in ("name", "names", "other"):
         return _COPIES
-    if argument.name == "mountpoint" and command.name in ("logs", "umount"):
+    if argument.name == "mountpoint" and command.name in ("logs", "stats", "top", "umount"):
         return _MOUNTS
     return None
 

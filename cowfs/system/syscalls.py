@@ -80,6 +80,7 @@ _MOUNT_ATTR__ATIME = 0x70  # the bits of all of them; relatime is none of these 
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
 
 # sys/inotify.h
 _IN_UNMOUNT = 0x2000
@@ -98,6 +99,7 @@ _PR_SET_PDEATHSIG = 1
 _SYS_OPEN_TREE = 428  # these have one number on every architecture but alpha
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
@@ -593,6 +595,22 @@ def create_filesystem(fstype: bytes, parameters: Mapping[bytes, bytes]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def mount_nowhere(fstype: bytes) -> int:
+    """A descriptor (O_PATH) of the root of a filesystem that needs no source, in a mount nobody
+    else sees and that ends with it. fsmount(2), Linux 5.2. OSError as above."""
+    fd = create_filesystem(fstype, {})
+    try:
+        return _call(
+            _libc.syscall,
+            ctypes.c_long(_SYS_FSMOUNT),
+            ctypes.c_int(fd),
+            ctypes.c_uint(_FSMOUNT_CLOEXEC),
+            ctypes.c_uint(0),
+        )
+    finally:
+        os.close(fd)
 
 
 def _fsopen(fstype: bytes) -> int:
