@@ -197,6 +197,9 @@ class Node:
 
         def work() -> None:
             turn.write(volume)
+            if where.mount is None:  # what is wrong with it is said before the long part
+                with where.opened(make=not target.staged):
+                    pass
             mountpoint = self._volumes.mount(turn, volume)
             flags = 0
             for flag in (*target.flags, *(("ro",) if target.read_only else ())):

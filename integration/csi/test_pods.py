@@ -25,7 +25,6 @@ def alive(path: Path) -> None:
 
 @pytest.mark.quick
 def test_pod_has_a_copy_of_its_own_that_goes_with_it(node: Kubelet, xfs: Path) -> None:
-    """As COWFS, "csi" serves it: `Kubelet.start`."""
     one, other = node.inline("pod-1"), node.inline("pod-2")
     node("NodePublishVolume", **one)
     node("NodePublishVolume", **other)
