@@ -627,7 +627,8 @@ def csi(
             "pip install", "grpcio", "protobuf", options=("--python", sys.executable)
         )
         raise UsageError(
-            f"cowfs csi needs the Python packages grpcio and protobuf: install them with: {install}"
+            f"this command needs the Python packages grpcio and protobuf: install them with: "
+            f"{install}"
         ) from None
     plugin.run(
         endpoint=endpoint,

@@ -21,7 +21,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from cowfs.csi.calls import Refused, StatusCode, invalid, not_found, precondition
+from grpc import StatusCode
+
+from cowfs.csi.calls import Refused, invalid, not_found, precondition
 from cowfs.system import syscalls
 
 _KEYS = {"roots", "sources", "default", "store", "pod_info"}

@@ -15,8 +15,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from grpc import StatusCode
+
 from cowfs.csi import calls, messages, requests, volumes
-from cowfs.csi.calls import Refused, StatusCode, again, invalid, not_found, precondition
+from cowfs.csi.calls import Refused, again, invalid, not_found, precondition
 from cowfs.csi.records import Records, Turn, Volume, key_of
 from cowfs.csi.settings import Settings, translated
 from cowfs.csi.volumes import Volumes

@@ -11,8 +11,10 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from grpc import StatusCode
+
 from cowfs.csi import calls, messages, requests, targets, volumes
-from cowfs.csi.calls import Refused, StatusCode, again, invalid, not_found, precondition
+from cowfs.csi.calls import Refused, again, invalid, not_found, precondition
 from cowfs.csi.configuration import Configuration
 from cowfs.csi.records import Records, Target, Turn, Volume, key_of
 from cowfs.csi.requests import Access

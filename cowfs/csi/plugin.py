@@ -68,7 +68,7 @@ def run(
         records = Records(state)
     except BlockingIOError:
         raise UsageError(
-            f"the state directory {state} is in use by another cowfs csi: name another with --state"
+            f"the state directory {state} is in use by another driver: name another with --state"
         ) from None
     except OSError as error:
         raise SystemFailure(f"the state directory {state}: {error.strerror}") from None

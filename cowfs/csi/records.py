@@ -25,7 +25,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from cowfs.csi.calls import Refused, StatusCode, again
+from grpc import StatusCode
+
+from cowfs.csi.calls import Refused, again
 from cowfs.system import directories, jsonfile, syscalls
 
 log = logging.getLogger(__name__)

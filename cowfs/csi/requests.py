@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from grpc import StatusCode
+
 from cowfs.csi import messages
-from cowfs.csi.calls import Refused, StatusCode, invalid
+from cowfs.csi.calls import Refused, invalid
 from cowfs.csi.targets import FLAGS
 
 # csi.proto, "Size Limits": of a text, and of a map, in bytes.

@@ -6,8 +6,10 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from grpc import StatusCode
+
 from cowfs.csi import configuration
-from cowfs.csi.calls import Refused, StatusCode
+from cowfs.csi.calls import Refused
 from cowfs.csi.configuration import Configuration
 from cowfs.system.errors import CowfsError
 

@@ -21,7 +21,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cowfs.csi.calls import Refused, StatusCode, invalid, precondition
+from grpc import StatusCode
+
+from cowfs.csi.calls import Refused, invalid, precondition
 from cowfs.mount.mountpoint import Mountpoint
 from cowfs.system import mountinfo, syscalls
 from cowfs.system.mountinfo import Mount

@@ -25,7 +25,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cowfs.csi.calls import Refused, StatusCode, again, not_found, precondition
+from grpc import StatusCode
+
+from cowfs.csi.calls import Refused, again, not_found, precondition
 from cowfs.csi.records import Records, Turn, Volume, key_of
 from cowfs.mount import options, unmount
 from cowfs.mount.mountpoint import Mountpoint
@@ -294,7 +296,7 @@ def _remove_copy(volume: Volume) -> bool:
 
 def _refused(lines: list[str], status: int) -> Refused:
     said = [line for line in lines if line and not line.startswith("warning: ")]
-    sentence = said[-1] if said else f"cowfs mount ended with {status}"
+    sentence = said[-1] if said else f"the mount ended with {status}"
     for words, code in _MEANINGS:
         if words in sentence:
             return again(sentence) if code is StatusCode.ABORTED else Refused(code, sentence)

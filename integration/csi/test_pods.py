@@ -207,4 +207,4 @@ def test_second_driver_is_refused_the_same_state(node: Kubelet, cowfs: Callable[
         check=False,
     )
     assert result.returncode == 1
-    assert "is in use by another cowfs csi" in result.stderr
+    assert "is in use by another driver" in result.stderr
