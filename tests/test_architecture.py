@@ -29,6 +29,8 @@ PACKAGES = {
     "click": {"commands"},
     "rich": {"commands"},
     "xxhash": {"transfer"},
+    "grpc": {"csi"},
+    "google": {"csi"},
 }
 
 

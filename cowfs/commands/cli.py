@@ -848,6 +848,95 @@ def doctor(as_json: bool, path: str | None) -> int:
     return 0 if doctors.would_mount(findings) else CowfsError.exit_code
 
 
+@cowfs.command(short_help="Serve copies as volumes of Kubernetes (CSI).")
+@click.option(
+    "--endpoint",
+    metavar="SOCKET",
+    default="/var/lib/kubelet/plugins/csi.cowfs/csi.sock",
+    show_default=True,
+    help="The Unix socket to listen on.",
+)
+@click.option(
+    "--kubelet",
+    metavar="DIR",
+    default="/var/lib/kubelet",
+    show_default=True,
+    help="The kubelet's directory: targets lie below it.",
+)
+@click.option(
+    "--state",
+    metavar="DIR",
+    default="/var/lib/cowfs/csi",
+    show_default=True,
+    help="Records and mounts of the volumes.",
+)
+@click.option(
+    "--configuration",
+    metavar="FILE",
+    default="/etc/cowfs/csi.json",
+    show_default=True,
+    help="Which sources there are, and which namespaces may have them.",
+)
+@click.option(
+    "--driver",
+    metavar="NAME",
+    default="csi.cowfs",
+    show_default=True,
+    help="The driver's name, that of the CSIDriver object.",
+)
+@click.option(
+    "--node", metavar="NAME", default="", help="The node's name (default: the host's name)."
+)
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Volumes that are mounted at the same time; the others wait in a queue.",
+)
+@click.option("--no-register", is_flag=True, help="Do not register with the kubelet.")
+def csi(
+    endpoint: str,
+    kubelet: str,
+    state: str,
+    configuration: str,
+    driver: str,
+    node: str,
+    at_once: int,
+    no_register: bool,
+) -> None:
+    """Serve the copies of this node as volumes of Kubernetes, as a CSI driver.
+
+    Runs in the foreground until SIGTERM. What it has mounted stays mounted when it ends or is
+    killed, and the next one goes on with it.
+
+    Needs the Python packages grpcio and protobuf.
+    """
+    try:
+        from cowfs.csi import plugin
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        install = remedy.command(
+            "pip install", "grpcio", "protobuf", options=("--python", sys.executable)
+        )
+        raise UsageError(
+            f"this command needs the Python packages grpcio and protobuf: install them with: "
+            f"{install}"
+        ) from None
+    plugin.run(
+        endpoint=endpoint,
+        kubelet=kubelet,
+        state=state,
+        configuration=configuration,
+        driver=driver,
+        node=node,
+        at_once=at_once,
+        register=not no_register,
+    )
+
+
 @cowfs.command(short_help="Put mount helpers, units and man pages into the system.")
 @click.option(
     "--root",
