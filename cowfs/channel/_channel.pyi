@@ -293,6 +293,14 @@ class Channel:
     def let_touches(self) -> None:
         """The end of `hold_touches`."""
 
+    def keep_times(self, directory: int) -> None:
+        """Note the times of an open directory of the upper layer, of which a copy-up is about to
+        change a name, so that this or the next daemon sets them back. Between `hold_touches` and
+        `let_touches`, one at a time. Raises OSError of fstat(2)."""
+
+    def set_times_back(self, directory: int) -> None:
+        """The end of `keep_times`, whether the change was made or not."""
+
     def drop_idle_clones(self) -> None:
         """Close the clones that were made ahead of a walk, if it has not gone on since the last
         call."""

@@ -61,6 +61,7 @@ struct ledger_header {
 	struct unacked unacked[MAX_UNACKED];
 	struct again again[AGAIN]; /* again_lock */
 	struct counters counters;
+	struct ledger_times times; /* touch_table.lock */
 };
 
 _Static_assert(sizeof(struct ledger_header) <= SLOTS_AT, "the slots' place");
@@ -193,6 +194,11 @@ void ledger_free(struct ledger *l)
 struct counters *ledger_counters(struct ledger *l)
 {
 	return &l->header->counters;
+}
+
+struct ledger_times *ledger_times(struct ledger *l)
+{
+	return &l->header->times;
 }
 
 const struct ledger_init *ledger_init(const struct ledger *l)

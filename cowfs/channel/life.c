@@ -100,6 +100,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ca
 		err = errno;
 		goto fail;
 	}
+	ch->touch.ledger = ch->ledger;
 	ch->counters = ledger_counters(ch->ledger);
 	if (!ch->drain_buffer ||
 	    nodes_init(&ch->nodes, max_cached < max_held ? max_cached : max_held, max_held, ops,

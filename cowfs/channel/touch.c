@@ -36,6 +36,7 @@
 #include <unistd.h>
 
 #include "clone.h"
+#include "kept_times.h"
 #include "touch.h"
 
 #define BUCKETS 16384u
@@ -579,19 +580,15 @@ static int clone_source(int work_fd, const struct touch_source *s)
 	return clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
 }
 
-/* A copy-up inside is no change of the directory that users made. */
-static int link_keeping_times(int fd, int directory, const char *name)
+static int link_keeping_times(const struct touch_table *t, int fd, int directory, const char *name)
 {
-	struct stat st;
-	struct timespec times[2];
+	int err = kept_times_begin(t->ledger, directory);
 
-	if (fstat(directory, &st) < 0 || linkat(fd, "", directory, name, AT_EMPTY_PATH) < 0)
-		return -1;
-	times[0] = st.st_atim;
-	times[1] = st.st_mtim;
-	/* The file is there, so an error here fails nothing; the next request will meet it. */
-	utimensat(directory, "", times, AT_EMPTY_PATH);
-	return 0;
+	if (err)
+		return err;
+	err = linkat(fd, "", directory, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	kept_times_end(t->ledger, directory);
+	return err;
 }
 
 /* In which order the walk goes on. It has one in a directory when it went from one file to the next. */
@@ -625,7 +622,7 @@ static bool copy_up(struct touch_table *t, struct touch_file *f,
 		fd = clone_source(t->work_fd, &t->source);
 	if (fd < 0)
 		return false;
-	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
+	done = change(fd, in) == 0 && link_keeping_times(t, fd, f->directory->upper_fd, f->name) == 0;
 	if (done) {
 		note_step(t, f);
 		unprimed = primed_take(t->primed, f->directory->nodeid, f->name, strlen(f->name),

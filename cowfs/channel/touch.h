@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 
+#include "ledger.h"
 #include "primed.h"
 #include "stock.h"
 #include "wire.h"
@@ -48,6 +49,7 @@ struct touch_table {
 	uint32_t directories, files;		 /* lock */
 	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
+	struct ledger *ledger;			 /* the caller's, set before the first offer */
 
 	/* The one that was opened last: the kernel asks for its capabilities before a change of owner. */
 	struct touch_source source; /* lock */

@@ -341,6 +341,7 @@ class _Mount:
         priming = Priming(overlay, channel)
         touching = Touching(overlay, channel)
         overlay.alone = touching
+        overlay.times = channel
         overlay.layers.on_release = channel.let
         backing = Backing(
             overlay,
