@@ -42,7 +42,6 @@ _PATIENCE = 0.5
 _LOOK = 60.0
 
 _SO_PEERPIDFD = 77
-_LIMITS = 16  # RLIM_NLIMITS
 _CREDENTIALS = struct.Struct("3i")
 
 # Of proc_pid_status(5): what is not the same must be the caller's, and cannot be.
@@ -120,11 +119,11 @@ class _Forker:
         fds: list[int] = []
         try:
             connection.settimeout(_PATIENCE)
-            packet, fds, _, _ = socket.recv_fds(connection, forkerlink.MAX_REQUEST, 3)
+            packet, fds, _, _ = socket.recv_fds(connection, forkerlink.MAX_REQUEST, 1)
             for fd in fds:
                 os.set_inheritable(fd, False)
-            if len(fds) != 3:
-                raise Refused("three descriptors belong to a request")
+            if len(fds) != 1:
+                raise Refused("one descriptor belongs to a request")
             request = json.loads(packet)
             if request["identity"] != self._identity:
                 raise Refused("the caller is of another installation")
@@ -132,7 +131,7 @@ class _Forker:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 if not os.fork():
-                    forked.run(lambda: self._become_keeper(connection, request, fds, caller))
+                    forked.run(lambda: self._become_keeper(connection, request, fds[0], caller))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
         except (OSError, ValueError, LookupError, TypeError, Refused) as reason:
@@ -166,29 +165,33 @@ class _Forker:
         return int(pid)
 
     def _become_keeper(
-        self, connection: socket.socket, request: dict[str, Any], fds: list[int], caller: int
+        self, connection: socket.socket, request: dict[str, Any], launcher: int, caller: int
     ) -> int:
         """In the child: be what the caller would have started, and say so."""
-        launcher, *streams = fds
         command = [sys.executable, *keeper.KEEPER, "launcher", str(launcher)]
         try:
             os.setsid()
             _join_groups(caller)
-            for number in range(_LIMITS):
-                resource.setrlimit(number, resource.prlimit(caller, number))
-            for fd, stream in enumerate(streams, 1):
-                os.dup2(stream, fd)
+            for number, (soft, hard) in enumerate(request["limits"]):
+                resource.setrlimit(number, (soft, hard))
             os.environ.clear()
             os.environ.update(request["environment"])
             time.tzset()
             forked.begin(command, launcher, connection.fileno())
             pidfd = os.pidfd_open(os.getpid())
-        except (OSError, ValueError, Refused) as reason:
+        except (OSError, ValueError, LookupError, TypeError, Refused) as reason:
             _say(connection, f"{forkerlink.REFUSED} {reason}")
             return 1
         if not _say(connection, f"{forkerlink.FORKED} {os.getpid()}", pidfd):
             return 0  # nobody waits for it any more
         os.close(pidfd)
+        connection.settimeout(None)
+        _, streams, _, _ = socket.recv_fds(connection, 1, 2)
+        if len(streams) != 2:
+            return 0
+        for fd, stream in enumerate(streams, 1):
+            os.dup2(stream, fd)
+            os.close(stream)
         connection.close()
         return keeper.main(["launcher", str(launcher)], forked.Daemons(self._code))
 

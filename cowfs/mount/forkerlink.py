@@ -1,8 +1,10 @@
 """The launcher's side of the forker: ask for a keeper, and have a forker that can be asked.
 
-    launcher -> forker   JSON: {"identity": ..., "environment": {...}}, with three descriptors: the
-                         keeper's socket, and what its standard output and error are
-    keeper -> launcher   forked PID, with a pidfd of it: it is what the launcher would have started
+    launcher -> forker   JSON: {"identity": ..., "environment": {...}, "limits": [[soft, hard], ...]}
+                         with the keeper's socket
+    keeper -> launcher   forked PID, with a pidfd of it
+    launcher -> keeper   what its standard output and error are: a forker that hangs would keep
+                         them open. Now it is what the launcher would have started
     forker -> launcher   refused REASON
 
 The socket is in /run/cowfs, and named after the installation: another version, interpreter or place
@@ -19,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -29,7 +32,7 @@ from typing import NamedTuple
 
 import cowfs
 from cowfs.store import runtime
-from cowfs.system import inherited
+from cowfs.system import inherited, shown
 from cowfs.system.interrupts import SIGNALS
 
 FORKER = ("-I", "-X", "utf8", "-m", "cowfs.forker")
@@ -45,8 +48,7 @@ PATIENCE = 3.0
 
 # Before it is trusted, a file of the installation must not have changed for so long, in seconds.
 _SETTLED = 1.0
-_CAP_SYS_RESOURCE = 24
-_FIRST_USER_NAMESPACE = "user:[4026531837]"  # PROC_USER_INIT_INO of linux/proc_ns.h
+_LIMITS = 16  # RLIM_NLIMITS
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -76,6 +78,7 @@ class Asked:
                 os.set_inheritable(fd, False)
             verb, _, argument = packet.decode(errors="replace").partition(" ")
             if verb == FORKED and len(fds) == 1:
+                socket.send_fds(self._connection, [b" "], [1, 2])
                 forked = Forked(int(argument), fds.pop())
         except TimeoutError:
             with contextlib.suppress(OSError):
@@ -123,18 +126,14 @@ def path() -> str:
 
 
 def _is_possible() -> bool:
-    """Whether a forker could be what we would start: its names are UTF-8, and it is root, who may
-    say what /proc shows of it."""
-    if os.environ.get(VARIABLE) == "off" or sys.getfilesystemencoding() != "utf-8" or os.getuid():
-        return False
-    try:
-        with open("/proc/self/status", "rb") as status:
-            lines = dict(line.split(b":", 1) for line in status.read().splitlines())
-        capabilities = int(lines[b"CapEff"], 16)
-        namespace = os.readlink("/proc/self/ns/user")
-    except (OSError, ValueError, LookupError):
-        return False
-    return bool(capabilities >> _CAP_SYS_RESOURCE & 1) and namespace == _FIRST_USER_NAMESPACE
+    """Whether a forker could be what we would start: its names are UTF-8, it is root, and what
+    /proc shows of it can be set."""
+    return (
+        os.environ.get(VARIABLE) != "off"
+        and sys.getfilesystemencoding() == "utf-8"
+        and not os.getuid()
+        and shown.can_be_set()
+    )
 
 
 def _connect() -> tuple[socket.socket | None, int | None]:
@@ -167,10 +166,12 @@ def _of_root(sock: socket.socket) -> socket.socket:
 
 
 def _send(connection: socket.socket, sock: int, environment: Mapping[str, str]) -> None:
-    request = json.dumps({"identity": identity(), "environment": dict(environment)}).encode()
+    limits = [resource.getrlimit(number) for number in range(_LIMITS)]
+    words = {"identity": identity(), "environment": dict(environment), "limits": limits}
+    request = json.dumps(words).encode()
     if len(request) > MAX_REQUEST:
         raise OSError
-    socket.send_fds(connection, [request], [sock, 1, 2])
+    socket.send_fds(connection, [request], [sock])
 
 
 def _start() -> int | None:
@@ -182,6 +183,8 @@ def _start() -> int | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
+        if not _has_usual_personality():
+            return None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path())
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -190,6 +193,12 @@ def _start() -> int | None:
             return _spawn(listener.fileno(), lock)
     finally:
         os.close(lock)
+
+
+def _has_usual_personality() -> bool:
+    """Whether what we start is laid out at random: for every mount that is forked of it."""
+    with open("/proc/self/personality", "rb") as personality:
+        return int(personality.read(), 16) == 0
 
 
 def _spawn(listener: int, lock: int) -> int:
