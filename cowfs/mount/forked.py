@@ -11,10 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from cowfs.mount import keeper
+from cowfs.mount.conversation import DAEMON
 from cowfs.system import shown
 
 _BY_NOBODY = (signal.SIGKILL, signal.SIGSTOP)
@@ -68,9 +69,9 @@ class Daemons:
     def __init__(self, code: Code) -> None:
         self._code = code
 
-    def __call__(self, command: Sequence[str], *, apart: bool) -> int:
+    def __call__(self, command: list[str], *, apart: bool) -> int:
         """What `keeper.spawn` does. OSError."""
-        if tuple(command[:-1]) != (sys.executable, *keeper.DAEMON) or not self._code.is_current():
+        if tuple(command[:-1]) != (sys.executable, *DAEMON) or not self._code.is_current():
             return keeper.spawn(command, apart=apart)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -82,7 +83,7 @@ class Daemons:
         return pid
 
 
-def _become_daemon(command: Sequence[str], *, apart: bool) -> int:
+def _become_daemon(command: list[str], *, apart: bool) -> int:
     from cowfs.mount import daemon
 
     if apart:
@@ -91,7 +92,7 @@ def _become_daemon(command: Sequence[str], *, apart: bool) -> int:
     return daemon.main([command[-1]])
 
 
-def begin(command: Sequence[str], *fds: int) -> None:
+def begin(command: list[str], *fds: int) -> None:
     """Signals, descriptors and what /proc shows, as execve(2) and Python's start leave them.
 
     All signals are blocked when this is called. *fds*: what stays open beside 0, 1 and 2. OSError.

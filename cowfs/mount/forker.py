@@ -33,7 +33,7 @@ import time
 from typing import Any
 
 from cowfs.mount import forked, forkerlink, keeper
-from cowfs.mount.conversation import encoded
+from cowfs.mount.conversation import KEEPER, encoded
 from cowfs.system import inherited, mountinfo
 
 # How long a caller may take for its request, seconds: it sends it when it has connected.
@@ -143,8 +143,7 @@ class _Forker:
         return True
 
     def _caller(self, connection: socket.socket) -> int:
-        """The pid of who asks. Refused: a keeper for it would be another one than it would start.
-        """
+        """The pid of who asks. Refused: what it would start would be another process."""
         size = _CREDENTIALS.size
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid, uid, _gid = _CREDENTIALS.unpack(credentials)
@@ -168,7 +167,7 @@ class _Forker:
         self, connection: socket.socket, request: dict[str, Any], launcher: int, caller: int
     ) -> int:
         """In the child: be what the caller would have started, and say so."""
-        command = [sys.executable, *keeper.KEEPER, "launcher", str(launcher)]
+        command = [sys.executable, *KEEPER, "launcher", str(launcher)]
         try:
             os.setsid()
             _join_groups(caller)

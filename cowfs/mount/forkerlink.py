@@ -1,7 +1,7 @@
 """The launcher's side of the forker: ask for a keeper, and have a forker that can be asked.
 
-    launcher -> forker   JSON: {"identity": ..., "environment": {...}, "limits": [[soft, hard], ...]}
-                         with the keeper's socket
+    launcher -> forker   JSON: {"identity": ..., "environment": {...},
+                         "limits": [[soft, hard], ...]}, with the keeper's socket
     keeper -> launcher   forked PID, with a pidfd of it
     launcher -> keeper   what its standard output and error are: a forker that hangs would keep
                          them open. Now it is what the launcher would have started
@@ -203,10 +203,9 @@ def _has_usual_personality() -> bool:
 
 def _spawn(listener: int, lock: int) -> int:
     idle = os.environ.get(VARIABLE, "")
-    given: list[int] = []
+    # Not 0, 1 or 2, which are opened anew.
+    given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (listener, lock)]
     try:
-        for fd in (listener, lock):
-            given.append(fcntl.fcntl(fd, fcntl.F_DUPFD, 3))
         command = [
             sys.executable,
             *FORKER,

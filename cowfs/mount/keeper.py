@@ -31,6 +31,7 @@ from cowfs.mount import conversation, logline, oom, threads
 from cowfs.mount.conversation import (
     ABLE,
     CONTROL,
+    DAEMON,
     DEVICE,
     DROP,
     FD,
@@ -49,19 +50,13 @@ from cowfs.system.errors import InternalError
 
 TYPE_CHECKING = False  # as mypy understands it: see conversation.py
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Protocol
 
     class Start(Protocol):
         """What starts a daemon, in a process group of its own or in ours; its pid. OSError."""
 
-        def __call__(self, command: Sequence[str], *, apart: bool) -> int: ...
+        def __call__(self, command: list[str], *, apart: bool) -> int: ...
 
-
-# The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
-# or the PYTHONPATH of its caller.
-DAEMON = ("-I", "-m", "cowfs.daemon")
-KEEPER = ("-I", "-m", "cowfs.keeper")
 
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: at most this
 # many at a time, and none for this many seconds after it has put or dropped something.
@@ -78,7 +73,7 @@ _SO_SNDBUFFORCE = 32
 _WORDS = {event.value: event for event in Event if event.value in conversation.OF_THE_DAEMON}
 
 
-def spawn(command: Sequence[str], *, apart: bool) -> int:
+def spawn(command: list[str], *, apart: bool) -> int:
     """Start a program; its pid. OSError."""
     return os.posix_spawn(
         command[0],

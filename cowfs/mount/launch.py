@@ -35,13 +35,13 @@ from cowfs.mount.config import Config
 from cowfs.mount.conversation import (
     DEVICE,
     FORWARDED,
+    KEEPER,
     LEAVE,
     LOCK,
     ORDER,
     receive_answer,
     send_order,
 )
-from cowfs.mount.keeper import KEEPER
 from cowfs.mount.options import Options
 from cowfs.store import names
 from cowfs.system import inherited, mountinfo, remedy

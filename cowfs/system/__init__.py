@@ -15,5 +15,6 @@ __all__ = [
     "ondisk",
     "processes",
     "remedy",
+    "shown",
     "syscalls",
 ]

@@ -50,9 +50,8 @@ _memory: mmap.mmap | None = None
 def can_be_set() -> bool:
     """Whether this kernel lets a process say what is shown of it."""
     size = ctypes.c_uint()
-    return (
-        _call(_PR_SET_MM_MAP_SIZE, ctypes.byref(size), 0) == 0
-        and size.value == ctypes.sizeof(_Map)
+    return _call(_PR_SET_MM_MAP_SIZE, ctypes.byref(size), 0) == 0 and size.value == ctypes.sizeof(
+        _Map
     )
 
 
@@ -85,5 +84,7 @@ def _joined(words: Sequence[str]) -> bytes:
 
 def _call(what: int, argument: object, size: int) -> int:
     return int(
-        _libc.prctl(_PR_SET_MM, ctypes.c_ulong(what), argument, ctypes.c_ulong(size), ctypes.c_ulong(0))
+        _libc.prctl(
+            _PR_SET_MM, ctypes.c_ulong(what), argument, ctypes.c_ulong(size), ctypes.c_ulong(0)
+        )
     )

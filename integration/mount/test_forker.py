@@ -123,7 +123,9 @@ def test_keeper_and_daemon_are_forked_and_look_like_started_ones(
             # Each has a log of its own.
             assert ours == theirs or ours.startswith("/run/cowfs/"), link
         kinds = [
-            sorted(os.readlink(entry).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
+            sorted(
+                os.readlink(entry).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir()
+            )
             for pid in (one, other)
         ]
         assert len(kinds[0]) == len(kinds[1]), kinds
@@ -136,8 +138,10 @@ def test_keeper_and_daemon_are_forked_and_look_like_started_ones(
 def test_a_forked_mount_has_nothing_of_its_caller(
     mount_plain: MountCopy, model: Path, installed: Installation, tmp_path: Path
 ) -> None:
-    """Neither the first, whose caller starts the forker, nor the next; but one that has switched off
-    the random layout of what it starts may not start a forker."""
+    """Neither the first, whose caller starts the forker, nor the next.
+
+    One that has switched off the random layout of what it starts may not start a forker.
+    """
     caller = CALLER.replace("libc.personality(0x0040000)", "libc.personality(0)")
     for number, twist in enumerate((CALLER, caller, CALLER)):
         root = mount_plain.mountpoint()
@@ -293,12 +297,8 @@ def test_a_caller_from_elsewhere_is_not_served_from_here(
     command = installed.command("mount", model, root)
     # What is mounted in that namespace ends with it.
     script = (
-        '"$@" && cowfs=$(pgrep -f "cowfs.keeper launcher" -n) && readlink /proc/self/ns/mnt '
-        "/proc/$cowfs/ns/mnt"
-    )
-    script = (
         'mounted=$1; shift; cd /; "$@" || exit 1; ns=$(readlink /proc/self/ns/mnt)\n'
-        'for p in /proc/[0-9]*; do if grep -qs cowfs.daemon $p/cmdline && '
+        "for p in /proc/[0-9]*; do if grep -qs cowfs.daemon $p/cmdline && "
         '[ "$(readlink $p/ns/mnt)" = "$ns" ]; then echo daemon; fi; done\n'
         'test -e "$mounted/config.json" && echo shown; umount -i "$mounted"'
     )
@@ -311,9 +311,7 @@ def test_a_caller_from_elsewhere_is_not_served_from_here(
     assert installed.forker() == forker
 
 
-def test_many_mounts_at_once(
-    mount_plain: MountCopy, model: Path, installed: Installation
-) -> None:
+def test_many_mounts_at_once(mount_plain: MountCopy, model: Path, installed: Installation) -> None:
     roots = [mount_plain.mountpoint() for _ in range(30)]
     installed.mount(model, roots[0])
     forker = installed.forker()
@@ -325,9 +323,7 @@ def test_many_mounts_at_once(
     assert [(root / "own").read_text() for root in roots] == [root.name for root in roots]
 
 
-def test_an_idle_forker_ends(
-    mount_plain: MountCopy, model: Path, installed: Installation
-) -> None:
+def test_an_idle_forker_ends(mount_plain: MountCopy, model: Path, installed: Installation) -> None:
     root = mount_plain.mountpoint()
     installed.mount(model, root, COWFS_FORKER="2")
     assert kernel.wait_for_end(installed.forker(), 20)
