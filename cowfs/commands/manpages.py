@@ -33,8 +33,8 @@ _MOUNT_EXIT_CODES = {
 
 ENVIRONMENT = {
     "COWFS_DEBUG": "When it is set, an internal error is shown with its traceback.",
-    "COWFS_FORKER": "With off, keeper and daemon of a mount are started, and not forked of the "
-    "forker. A number: how many seconds without a mount a forker stays (300).",
+    "COWFS_FORKER": "With on, keeper and daemon of a mount are forked of a process that all mounts "
+    "share. A number: the same, and how many seconds without a mount that stays (300). Else off.",
     "COWFS_IO_URING": "With off, cowfs import copies without io_uring.",
     "COWFS_RESEND": "With off, a mount does as on Linux before 6.9: its daemon has no successor.",
 }

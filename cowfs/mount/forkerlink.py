@@ -39,9 +39,10 @@ FORKER = ("-I", "-X", "utf8", "-m", "cowfs.forker")
 FORKED, REFUSED = "forked", "refused"
 MAX_REQUEST = 1 << 16
 
-# Set to off: mounts are started. A number: after so many seconds without a mount, a forker that is
-# started now ends.
+# on: mounts are forked. A number: they are, and a forker that is started now ends after so many
+# seconds without a mount. off: mounts are started. Without it BY_DEFAULT decides.
 VARIABLE = "COWFS_FORKER"
+BY_DEFAULT = "off"
 IDLE = 300
 # How long to wait for a keeper, seconds: one that is forked answers in a few thousandths.
 PATIENCE = 3.0
@@ -125,11 +126,15 @@ def path() -> str:
     return os.path.join(runtime.RUN_DIR, f"forker-{name()}.sock")
 
 
+def _wanted() -> str:
+    return os.environ.get(VARIABLE) or BY_DEFAULT
+
+
 def _is_possible() -> bool:
     """Whether a forker could be what we would start: its names are UTF-8, it is root, and what
     /proc shows of it can be set."""
     return (
-        os.environ.get(VARIABLE) != "off"
+        _wanted() != "off"
         and sys.getfilesystemencoding() == "utf-8"
         and not os.getuid()
         and shown.can_be_set()
@@ -202,7 +207,7 @@ def _has_usual_personality() -> bool:
 
 
 def _spawn(listener: int, lock: int) -> int:
-    idle = os.environ.get(VARIABLE, "")
+    idle = _wanted()
     # Not 0, 1 or 2, which are opened anew.
     given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (listener, lock)]
     try:

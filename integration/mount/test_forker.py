@@ -2,6 +2,7 @@
 served as before.
 
 Each test has an installation of its own, and with it a forker that no other test asks or ends.
+COWFS_FORKER=on in the environment of the whole suite has all other tests drive forked mounts, too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Installation(OtherVersion):
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Iterator[Installation]:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    monkeypatch.setenv("COWFS_FORKER", "on")
     installation = Installation(tmp_path / "installation")
     yield installation
     installation.end()

@@ -139,7 +139,7 @@ def test_without_a_forker_that_answers_there_is_no_keeper(
     path = Path("forker.sock")  # the path of a socket is short
     monkeypatch.setattr(forkerlink, "path", lambda: str(path))
     monkeypatch.setattr(forkerlink, "PATIENCE", 0.2)
-    monkeypatch.delenv(forkerlink.VARIABLE, raising=False)
+    monkeypatch.setenv(forkerlink.VARIABLE, "on")
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
