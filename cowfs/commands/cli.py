@@ -114,26 +114,19 @@ def mount(
     SOURCE may be the mountpoint of a copy, or copy:NAME, mounted or not: the new copy has the state
     of that one at this moment, also while programs write to it.
     """
+    from cowfs.commands import mounting
     from cowfs.mount import launch, preflight
-    from cowfs.mount.options import parse
 
     if foreground:
         messages.show_log(PROGRAM)
         launch.go_on()
-    with preflight.comments_explained(source, mountpoint, *options):
-        if remount:
-            from cowfs.commands import configuration
+    if remount:
+        from cowfs.commands import configuration
 
+        with preflight.comments_explained(source, mountpoint, *options):
             return configuration.apply(source, mountpoint, options, say=_say, say_error=_say_error)
-        source, wanted = which.source(PROGRAM, source, parse(options))
-        return launch.mount(
-            source,
-            mountpoint,
-            wanted,
-            foreground=foreground,
-            warn=_warn,
-            progress=report.sealing_progress,
-        )
+    call = mounting.Call(options, source, mountpoint)
+    return mounting.mount(PROGRAM, call, foreground=foreground)
 
 
 @cowfs.command(short_help="Make a plain reflink copy, without a mount.")

@@ -7,6 +7,7 @@ to programs is the overlay's, what is on disk the store's.
 __all__ = [
     "attendant",
     "daemon",
+    "forker",
     "keeper",
     "launch",
     "mountpoint",
