@@ -180,9 +180,7 @@ class Activity:
                 os.fsdecode(now.name),
                 *_shown(file),
                 who.device in fuse,
-                **{
-                    field: new - (getattr(old, field) if old else 0) for field, new in _numbers(now)
-                },
+                *_since(now, old),
             )
         self._quiet = {who: count for who, count in self._quiet.items() if who in self._sums}
         self.lost += self._kernel.lost()
@@ -232,9 +230,17 @@ class Activity:
         return self._cgroups[pid]
 
 
-def _numbers(sums: Sums) -> Iterator[tuple[str, int]]:
-    for field in ("reads", "read_bytes", "writes", "written", "faults"):
-        yield field, getattr(sums, field)
+def _since(now: Sums, old: Sums | None) -> tuple[int, int, int, int, int]:
+    """The numbers of a Row, in its order."""
+    if old is None:
+        return now.reads, now.read_bytes, now.writes, now.written, now.faults
+    return (
+        now.reads - old.reads,
+        now.read_bytes - old.read_bytes,
+        now.writes - old.writes,
+        now.written - old.written,
+        now.faults - old.faults,
+    )
 
 
 def _shown(file: File) -> tuple[str, tuple[str, ...]]:
