@@ -384,7 +384,7 @@ def _fill_up(volume: Path) -> None:
         os.fsync(filler.fileno())
 
 
-@pytest.mark.timeout(200 * EFFORT)
+@pytest.mark.timeout(300 * EFFORT)
 def test_a_commit_that_is_killed_can_be_given_again(
     cowfs: Cowfs, mount_plain: MountCopy, xfs: Path, xfs_volume: Volume
 ) -> None:
@@ -421,7 +421,7 @@ def _changed(mounts: MountCopy, xfs: Path, turn: int) -> Path:
     return root
 
 
-@pytest.mark.timeout(200 * EFFORT)
+@pytest.mark.timeout(300 * EFFORT)
 def test_a_reset_that_is_killed_leaves_all_or_nothing(
     cowfs: Cowfs, mount_plain: MountCopy, xfs: Path, xfs_volume: Volume
 ) -> None:
