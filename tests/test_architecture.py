@@ -166,7 +166,7 @@ def test_only_directories_lists_what_is_open() -> None:
     """A descriptor that was opened earlier may not show what is in the directory by now."""
     # These name /proc, and what users say.
     by_path = {"system/inherited", "system/nearby", "system/processes"}
-    by_path |= {f"mount/{name}" for name in ("launch", "preflight", "threads", "unmount")}
+    by_path |= {f"mount/{name}" for name in ("launch", "origin", "preflight", "threads", "unmount")}
     wrong = [
         f"{path}:{node.lineno}: use cowfs.system.directories, or list a path"
         for path in MODULES

@@ -49,6 +49,7 @@ class FakeStore:
                 persistent=name != "job",
                 created=time.time() - 7200,
                 private_bytes=1258291,
+                copied_from=None,
                 mounted=False,
                 last_mounted=time.time() - 3700,
             )
