@@ -170,7 +170,7 @@ def test_only_directories_lists_what_is_open() -> None:
     by_path = {"system/inherited", "system/nearby", "system/processes"}
     by_path |= {
         f"mount/{name}"
-        for name in ("forked", "forker", "launch", "preflight", "threads", "unmount")
+        for name in ("forked", "forker", "launch", "origin", "preflight", "threads", "unmount")
     }
     wrong = [
         f"{path}:{node.lineno}: use cowfs.system.directories, or list a path"

@@ -19,7 +19,6 @@ __all__ = [
     "remedies",
     "runtime",
     "seal",
-    "snapshot",
     "space",
     "store",
     "templates",

@@ -177,6 +177,8 @@ import os, sys, time
 root, pause = sys.argv[1], float(sys.argv[2])
 one = os.open(root + "/one", os.O_RDWR | os.O_CREAT)
 two = os.open(root + "/two", os.O_RDWR | os.O_CREAT)
+for file in one, two:
+    os.pwrite(file, b"%016d" % 0 * 512, 0)
 os.mkdir(root + "/left")
 os.mkdir(root + "/right")
 os.close(os.open(root + "/left/ball", os.O_CREAT))

@@ -48,6 +48,7 @@ class FakeStore:
                 template="abcdef0123456789",
                 persistent=name != "job",
                 created=time.time() - 7200,
+                copied_from=None,
                 mounted=False,
                 last_mounted=time.time() - 3700,
             )

@@ -104,7 +104,7 @@ def test_a_namespace_that_is_not_there_is_refused(
 
 def test_a_machine_without_mount_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounthelper, "_MOUNT", "/nowhere/mount")
-    mounthelper._note_for_umount("/src", "/mnt", network=True)
+    mounthelper._note_for_umount("/mnt", network=True)
 
 
 @pytest.mark.parametrize("module", ["mounthelper", "umounthelper"])
