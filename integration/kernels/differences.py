@@ -24,10 +24,14 @@ class Difference(NamedTuple):
 DIFFERENCES: tuple[Difference, ...] = (
     *(
         Difference(
-            f"compare: *: opening-o_tmpfile_{case}",
+            f"compare: {way}: opening-o_tmpfile_{case}",
             "Operation not supported",
-            "neither FUSE nor overlayfs has O_TMPFILE",
-            before=(6, 1),
+            f"{filesystem} has no O_TMPFILE",
+            before=before,
+        )
+        for way, filesystem, before in (
+            ("relayed", "FUSE", (6, 1)),
+            ("overlay", "overlayfs", (6, 10)),
         )
         for case in (
             "makes_a_file_without_a_name",
