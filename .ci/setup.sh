@@ -9,7 +9,7 @@ BUILD_PACKAGES=(gcc libc6-dev pkg-config libfuse3-dev liburing-dev mount xfsprog
 TEST_PACKAGES=(btrfs-progs e2fsprogs attr acl fio shellcheck stress-ng strace git rsync make patch cpio vim-tiny
     bash-completion fish zsh man-db mandoc logrotate
     mmdebstrap systemd-container python3 python3-dev python3-venv dpkg
-    qemu-system-x86 busybox-static kmod)
+    qemu-system-x86 busybox-static kmod umoci)
 
 say() { printf '\e[1m==> %s\e[0m\n' "$*" >&2; }
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from cowfs.commands.cli import main
+from cowfs.commands.program import main
 
 sys.exit(main())

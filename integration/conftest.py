@@ -26,7 +26,7 @@ import pytest
 from integration import kernel, machine
 from integration.command import COWFS, Result
 from integration.command import cowfs as run_cowfs
-from integration.effort import CHANCE, EFFORT, SEED
+from integration.effort import CHANCE, EFFORT, SEED, is_its_turn
 from integration.leaks import Leaks
 from integration.mounts import MountCopy
 from integration.oracle import Oracle
@@ -46,6 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """What does more may take longer."""
     if EFFORT > 1 and config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * EFFORT
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is only run with more effort, unless it was asked for."""
+    if EFFORT > 1 or config.option.keyword or any("::" in word for word in config.args):
+        return
+    kept = [item for item in items if is_its_turn(item, MODES)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 def pytest_report_header() -> str:
@@ -84,6 +94,7 @@ def _missing() -> str | None:
         *("git", "rsync", "make", "gcc", "patch", "cpio", "vim.tiny", "perl", "strace"),
         *("bash", "zsh", "fish", "man", "mandoc", "findmnt", "nsenter", "setpriv", "logrotate"),
         *("mmdebstrap", "systemd-nspawn", "dpkg-deb", "qemu-system-x86_64", "busybox", "depmod"),
+        "umoci",
     ):
         if shutil.which(program) is None:
             return f"there is no {program}: ./test.sh installs what they need"
@@ -242,7 +253,8 @@ def _timeout(request: pytest.FixtureRequest) -> float:
 
 
 def _empty_stores() -> None:
-    """Delete every copy and template, so that the next test starts with an empty store.
+    """Delete every copy and template, so that the next test starts with an empty store, and what
+    the machine remembers of stores elsewhere.
 
     Not with `cowfs rm`: that has tests of its own, and would cost every other test a second.
     """
@@ -253,6 +265,7 @@ def _empty_stores() -> None:
         store = Path(mount.mountpoint) / ".cowfs"
         if mount.source.startswith("/dev/loop") and store.is_dir():
             remove_tree(store)
+    kernel.forget_stores()
 
 
 @pytest.fixture
@@ -296,6 +309,15 @@ def volume(request: pytest.FixtureRequest) -> Volume:
 def xfs(volume: Volume, tmp_path: Path) -> Iterator[Path]:
     """A new directory on the XFS volume, or on another one in tests marked `filesystems`."""
     path = volume.mountpoint / tmp_path.name
+    path.mkdir()
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def outside(ext4_volume: Volume, tmp_path: Path) -> Iterator[Path]:
+    """A new directory on another volume, of another kind."""
+    path = ext4_volume.mountpoint / tmp_path.name
     path.mkdir()
     yield path
     remove_tree(path)

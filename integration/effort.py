@@ -5,12 +5,19 @@ that no run has had before. The head of a run says the seed; COWFS_RANDOM_SEED=N
 it each does what meets every kind of thing that it makes up, and does the same each time; but for
 kills and crashes, which come at other moments in each run (the head says COWFS_CHANCE).
 `./test.sh --exhaustive` is all of the tests with COWFS_EFFORT=10.
+
+Without it, too, a test that has parameters and runs in each mode has not each of them in each mode,
+but by turns: so that each parameter, and each two of them together, come in one mode or the other.
+Whoever names tests, or chooses them with -k, has them all.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
+
+import pytest
 
 EFFORT = int(os.environ.get("COWFS_EFFORT", "1"))
 
@@ -28,3 +35,18 @@ SEED = int(
         "COWFS_RANDOM_SEED", "1" if EFFORT == 1 else str(random.SystemRandom().randrange(1 << 30))
     )
 )
+
+
+def is_its_turn(item: pytest.Item, modes: Sequence[str]) -> bool:
+    """Whether a test with these parameters is to run in its mode."""
+    parameters = getattr(item, "callspec", None)
+    if parameters is None or "mode" not in parameters.params or "volume" in parameters.params:
+        return True
+    places: list[int] = [
+        parameters.indices[_first_name(mark.args[0])] for mark in item.iter_markers("parametrize")
+    ]
+    return not places or modes[sum(places) % len(modes)] == parameters.params["mode"]
+
+
+def _first_name(names: str | Sequence[str]) -> str:
+    return (names.split(",") if isinstance(names, str) else list(names))[0].strip()

@@ -1,4 +1,4 @@
-"""The mounts, FUSE connections, loop devices and processes of this test session.
+"""The mounts, FUSE connections, loop devices, processes and remembered stores of this session.
 
 A session is known by two things that every child inherits or lies below: the directory
 `session_dir()` and the environment variable COWFS_TEST_SESSION. So a session never touches the
@@ -7,6 +7,9 @@ mounts of another one, or of a user.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import re
 import select
@@ -19,6 +22,8 @@ DIRECTORY = "COWFS_TEST_DIR"
 #: What the sessions of one ./test.sh share, the workers of pytest-xdist: a directory of that.
 RUN = "COWFS_TEST_RUN"
 CONNECTIONS = Path("/sys/fs/fuse/connections")
+#: Where cowfs remembers stores that are elsewhere than at the top of a volume.
+REGISTRY = Path("/var/lib/cowfs/stores")
 
 
 class Mount(NamedTuple):
@@ -76,15 +81,16 @@ def is_cowfs(mount: Mount) -> bool:
 
 
 def session_loops() -> list[str]:
-    """Loop devices that are backed by a file of this session, also by one that is deleted."""
-    listed = subprocess.run(
-        ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    """Loop devices that are backed by a file of this session, also by one that is deleted; each
+    with that file."""
     below = f"{session_dir()}/"
-    return [line for line in listed.stdout.splitlines() if line.partition(" ")[2].startswith(below)]
+    found = []
+    for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it was released meanwhile
+            backed = loop.read_text().rstrip("\n")
+            if backed.startswith(below):
+                found.append(f"/dev/{loop.parts[-3]} {backed}")
+    return found
 
 
 def session_processes() -> dict[int, str]:
@@ -110,8 +116,11 @@ def wait_for_end(pid: int, timeout: float) -> bool:
     """Wait until the process has ended, at most `timeout` seconds; say whether it has."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
+    except OSError as error:
+        # EINVAL: before Linux 6.13 of a number that only a session or a group still has.
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return True
+        raise
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -124,6 +133,15 @@ def cpu_ticks(pid: int) -> int:
     """The CPU time of a process so far, in units of 10 ms: proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def forget_stores() -> None:
+    """Let cowfs remember no store of this session."""
+    below = f"{session_dir()}/"
+    for entry in REGISTRY.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # another session takes away its own
+            if str(json.loads(entry.read_text())["path"]).startswith(below):
+                entry.unlink()
 
 
 def detach(mountpoint: str) -> None:

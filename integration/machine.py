@@ -79,7 +79,7 @@ def build_package(directory: Path, version: str | None = None) -> Path:
             text = (tree / name).read_text()
             (tree / name).write_text(text.replace(f'"{__version__}"', f'"{version}"'))
     strict = ("bash", "-c", 'umask 077; exec "$@"', "build")  # as its builder may have it
-    built = run(*strict, tree / "packaging/build-deb", directory, timeout=600)
+    built = run(*strict, tree / "packaging/build-deb", directory, timeout=1800)
     return Path(built.stdout.strip())
 
 

@@ -29,6 +29,8 @@ PACKAGES = {
     "click": {"commands"},
     "rich": {"commands"},
     "xxhash": {"transfer"},
+    "grpc": {"csi"},
+    "google": {"csi"},
 }
 
 
@@ -166,7 +168,10 @@ def test_only_directories_lists_what_is_open() -> None:
     """A descriptor that was opened earlier may not show what is in the directory by now."""
     # These name /proc, and what users say.
     by_path = {"system/inherited", "system/nearby", "system/processes"}
-    by_path |= {f"mount/{name}" for name in ("launch", "preflight", "threads", "unmount")}
+    by_path |= {
+        f"mount/{name}"
+        for name in ("forked", "forker", "launch", "preflight", "threads", "unmount")
+    }
     wrong = [
         f"{path}:{node.lineno}: use cowfs.system.directories, or list a path"
         for path in MODULES
@@ -185,7 +190,7 @@ def test_only_directories_lists_what_is_open() -> None:
 
 #: What is started as `python -m cowfs.NAME`. Keepers outlive an upgrade and start the daemon of
 #: another version by this name, installed helpers of mount(8) the helper: the names stay for good.
-PROCESSES = ("attendant", "daemon", "emptying", "keeper", "mounthelper", "umounthelper")
+PROCESSES = ("attendant", "daemon", "emptying", "forker", "keeper", "mounthelper", "umounthelper")
 
 
 def test_beside_the_rooms_there_are_only_processes() -> None:

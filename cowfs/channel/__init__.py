@@ -10,6 +10,8 @@ This package only names what the extension module offers; `_channel.pyi` describ
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._channel import (
     AGAIN,
     ATTRIBUTE_AGAIN,
@@ -26,7 +28,11 @@ from ._channel import (
     Channel,
     check_ledger,
     lost_privileges,
+    read_counts,
 )
+
+if TYPE_CHECKING:
+    from ._channel import Counts
 
 __all__ = [
     "AGAIN",
@@ -42,6 +48,8 @@ __all__ = [
     "TAKES_SETGID",
     "UNNAMED",
     "Channel",
+    "Counts",
     "check_ledger",
     "lost_privileges",
+    "read_counts",
 ]

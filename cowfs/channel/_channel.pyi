@@ -4,7 +4,7 @@ Node ids are the numbers that pyfuse3 calls inodes. Every `OSError` carries the 
 call that failed.
 """
 
-from typing import Final, final
+from typing import Final, TypedDict, final
 
 SHARED: Final[int]
 """Backed by a template's file: read-only, cached after the last release, and later opens for
@@ -293,6 +293,14 @@ class Channel:
     def let_touches(self) -> None:
         """The end of `hold_touches`."""
 
+    def keep_times(self, directory: int) -> None:
+        """Note the times of an open directory of the upper layer, of which a copy-up is about to
+        change a name, so that this or the next daemon sets them back. Between `hold_touches` and
+        `let_touches`, one at a time. Raises OSError of fstat(2)."""
+
+    def set_times_back(self, directory: int) -> None:
+        """The end of `keep_times`, whether the change was made or not."""
+
     def drop_idle_clones(self) -> None:
         """Close the clones that were made ahead of a walk, if it has not gone on since the last
         call."""
@@ -316,6 +324,12 @@ class Channel:
         (from reading the request to writing the reply). Requests without a reply are only
         counted."""
 
+    def count_copy_up(self, took_ns: int, /) -> None:
+        """A regular file has become private, of a clone that took so long."""
+
+    def note_nodes(self, count: int, /) -> None:
+        """How many nodes there are, for `read_counts`."""
+
     def close(self) -> None:
         """Stop the threads, answer EIO to whatever waits, close every descriptor and backing id.
 
@@ -328,6 +342,28 @@ def check_ledger(fd: int, passthrough: bool, /) -> None:
 
     ValueError says why this version cannot go on with it: the layout, or what was agreed on with
     the kernel. OSError."""
+
+class Counts(TypedDict):
+    """What is counted of one mount, over all daemons that it has had.
+
+    lives: these daemons. passthrough: what was agreed with the kernel. files: nodes that are open;
+    handles: how often, together; passed: those whose file the kernel reads by itself. requests: as
+    `Channel.counters`. tally: the words of tally.h by their names; what the daemon does not
+    know yet, as it is older, is 0.
+    """
+
+    lives: int
+    passthrough: bool
+    files: int
+    handles: int
+    passed: int
+    requests: dict[str, dict[str, int]]
+    tally: dict[str, int]
+
+def read_counts(fd: int, /) -> Counts:
+    """Read them out of a ledger, of whichever process; who serves has no part in it.
+
+    ValueError: it is no ledger, or that of a version with another layout. OSError."""
 
 def lost_privileges(mode: int, in_group: bool) -> int:
     """Which of S_ISUID and S_ISGID a change of data or owner takes from a file of that mode.

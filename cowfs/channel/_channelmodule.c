@@ -10,6 +10,7 @@
 #include "agreement.h"
 #include "attr.h"
 #include "bind.h"
+#include "bind_counts.h"
 #include "bind_life.h"
 #include "bind_names.h"
 #include "bind_nodes.h"
@@ -142,6 +143,7 @@ static int module_exec(PyObject *module)
 
 static PyMethodDef module_methods[] = {
 	{"check_ledger", check_ledger, METH_VARARGS, NULL},
+	{"read_counts", read_counts, METH_O, NULL},
 	{"lost_privileges", lost_privileges_of, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "handle.h"
 #include "wire.h"
 
 /* ---- the ioctls --------------------------------------------------------------------------------- */
@@ -56,41 +57,14 @@ const struct backing_ops kernel_backing_ops = {
 
 /* ---- file handles ------------------------------------------------------------------------------- */
 
-union handle_buffer {
-	struct file_handle head;
-	uint8_t bytes[sizeof(struct file_handle) + LEDGER_HANDLE];
-};
-
-/* So that the next daemon can open the same file, whatever it is called then, or when it has no
- * name any more. */
-static void note_handle(struct backing *b)
-{
-	union handle_buffer h;
-	int mount_id;
-
-	h.head.handle_bytes = LEDGER_HANDLE;
-	if (name_to_handle_at(b->fd, "", &h.head, &mount_id, AT_EMPTY_PATH) < 0)
-		return; /* restoring says so, should it come to that */
-	b->handle_len = (uint8_t)h.head.handle_bytes;
-	b->handle.type = h.head.handle_type;
-	memcpy(b->handle.bytes, h.head.f_handle, h.head.handle_bytes);
-}
-
 /* The file of a handle in the mount of mount_fd, or -1. */
 static int open_handle(int mount_fd, uint8_t len, const struct ledger_handle *handle, bool writable)
 {
-	union handle_buffer h;
-	int fd;
+	int flags = O_NOATIME | O_CLOEXEC;
+	int fd = handle_open(mount_fd, len, handle, flags | (writable ? O_RDWR : O_RDONLY));
 
-	if (len == 0 || len > LEDGER_HANDLE)
-		return -1;
-	h.head.handle_bytes = len;
-	h.head.handle_type = handle->type;
-	memcpy(h.head.f_handle, handle->bytes, len);
-	fd = open_by_handle_at(mount_fd, &h.head,
-			       (writable ? O_RDWR : O_RDONLY) | O_NOATIME | O_CLOEXEC);
 	if (fd < 0 && writable && (errno == EROFS || errno == EPERM))
-		fd = open_by_handle_at(mount_fd, &h.head, O_RDONLY | O_NOATIME | O_CLOEXEC);
+		fd = handle_open(mount_fd, len, handle, flags | O_RDONLY);
 	return fd;
 }
 
@@ -106,7 +80,9 @@ struct backing *backing_new(int fd, enum node_kind kind)
 			      .kind = (uint8_t)kind,
 			      .refs = 1,
 			      .syncing = PTHREAD_MUTEX_INITIALIZER};
-	note_handle(b);
+	/* So that the next daemon can open the same file, whatever it is called then, or when it has no
+	 * name any more. If there is none, restoring says so, should it come to that. */
+	b->handle_len = handle_of(fd, &b->handle);
 	return b;
 }
 

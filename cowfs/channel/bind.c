@@ -1,8 +1,8 @@
 /*
  * bind.c - what every file of the channel's Python face needs
  *
- * The face is in four files: bind_life.c, bind_nodes.c and bind_names.c have the methods of a Channel,
- * and _channelmodule.c puts them together. They know Python objects and struct channel, and no
+ * The face is in five files: bind_life.c, bind_nodes.c and bind_names.c have the methods of a Channel,
+ * bind_counts.c what is counted, and _channelmodule.c puts them together. They know Python objects and struct channel, and no
  * protocol. Errors of the core, negative errno values, become OSError here. _channel.pyi says what each
  * call promises.
  *

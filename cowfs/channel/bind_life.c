@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include "bind.h"
+#include "bind_counts.h"
 #include "handshake.h"
 #include "life.h"
-#include "opcodes.h"
 #include "replies.h"
 
 /* ---- life --------------------------------------------------------------------------------------- */
@@ -150,35 +150,32 @@ static PyObject *Channel_drain(PyObject *self, PyObject *unused)
 static PyObject *Channel_counters(PyObject *self, PyObject *unused)
 {
 	struct channel *ch = channel_of(self);
-	PyObject *all;
 
 	(void)unused;
-	if (!ch)
-		return NULL;
-	all = PyDict_New();
-	if (!all)
-		return NULL;
-	for (uint32_t i = 0; i < OPCODES; i++) {
-		struct counter *k = &ch->counters->by_opcode[i];
-		PyObject *one;
+	return ch ? counters_as_dict(ch->counters) : NULL;
+}
 
-		if (atomic_load(&k->count) == 0)
-			continue;
-		one = Py_BuildValue("{sK sK sK sK sK}",
-				    "count", (unsigned long long)atomic_load(&k->count),
-				    "errors", (unsigned long long)atomic_load(&k->errors),
-				    "answered_here",
-				    (unsigned long long)atomic_load(&k->answered_here),
-				    "total_ns", (unsigned long long)atomic_load(&k->total_ns),
-				    "max_ns", (unsigned long long)atomic_load(&k->max_ns));
-		if (!one || PyDict_SetItemString(all, opcode_info(i)->name, one) < 0) {
-			Py_XDECREF(one);
-			Py_DECREF(all);
-			return NULL;
-		}
-		Py_DECREF(one);
-	}
-	return all;
+static PyObject *Channel_count_copy_up(PyObject *self, PyObject *took)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t took_ns;
+
+	if (!ch || !to_u64(took, &took_ns))
+		return NULL;
+	tally_add(ch->tally, TALLY_COPY_UPS, 1);
+	tally_clone(ch->tally, took_ns);
+	Py_RETURN_NONE;
+}
+
+static PyObject *Channel_note_nodes(PyObject *self, PyObject *count)
+{
+	struct channel *ch = channel_of(self);
+	uint64_t nodes;
+
+	if (!ch || !to_u64(count, &nodes))
+		return NULL;
+	tally_set(ch->tally, TALLY_NODES, nodes);
+	Py_RETURN_NONE;
 }
 
 static PyObject *Channel_oldest(PyObject *self, PyObject *unused)
@@ -259,6 +256,8 @@ const PyMethodDef life_methods[] = {
 	{"close", Channel_close, METH_NOARGS, NULL},
 	{"drain", Channel_drain, METH_NOARGS, NULL},
 	{"counters", Channel_counters, METH_NOARGS, NULL},
+	{"count_copy_up", Channel_count_copy_up, METH_O, NULL},
+	{"note_nodes", Channel_note_nodes, METH_O, NULL},
 	{"oldest", Channel_oldest, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "bind.h"
+#include "kept_times.h"
 #include "kernel.h"
 #include "life.h"
 #include "primed.h"
@@ -201,6 +202,28 @@ static PyObject *Channel_let_touches(PyObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+/* Python holds the touches meanwhile, hence the lock; so the ledger is one's own. */
+static PyObject *Channel_keep_times(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	int directory;
+
+	if (!ch || !PyArg_ParseTuple(args, "i:keep_times", &directory))
+		return NULL;
+	return none_or_error(kept_times_begin(ch->ledger, directory));
+}
+
+static PyObject *Channel_set_times_back(PyObject *self, PyObject *args)
+{
+	struct channel *ch = channel_of(self);
+	int directory;
+
+	if (!ch || !PyArg_ParseTuple(args, "i:set_times_back", &directory))
+		return NULL;
+	kept_times_end(ch->ledger, directory);
+	Py_RETURN_NONE;
+}
+
 /* ---- notifications ------------------------------------------------------------------------------ */
 
 static PyObject *Channel_invalidate_entry(PyObject *self, PyObject *args)
@@ -260,6 +283,8 @@ const PyMethodDef name_methods[] = {
 	{"take_touched", Channel_take_touched, METH_NOARGS, NULL},
 	{"hold_touches", Channel_hold_touches, METH_NOARGS, NULL},
 	{"let_touches", Channel_let_touches, METH_NOARGS, NULL},
+	{"keep_times", Channel_keep_times, METH_VARARGS, NULL},
+	{"set_times_back", Channel_set_times_back, METH_VARARGS, NULL},
 	{"drop_idle_clones", Channel_drop_idle_clones, METH_NOARGS, NULL},
 	{"invalidate_entry", Channel_invalidate_entry, METH_VARARGS, NULL},
 	{"invalidate_attr", Channel_invalidate_attr, METH_VARARGS, NULL},

@@ -24,7 +24,7 @@
  *                                                      touch.c      changes of mode and owner
  *   backing.c                    one open file         stock.c      clones that it has made ahead
  *   ledger.c                     outlives the daemon   primed.c     answers to LOOKUPs to come
- *   agreement.c, ahead.c, writeback.c, holders.c, pending.c, counters.c, opcodes.c
+ *   agreement.c, ahead.c, writeback.c, holders.c, pending.c, counters.c, tally.c, served.c, opcodes.c
  *
  * Threads: workers read the kernel's descriptor and answer or relay; the thread that runs pyfuse3 calls
  * channel_drain(); one notifier (kernel.c) writes what may block.
@@ -41,7 +41,7 @@
  *          +-- draining ----+-- pending.lock, notifier.lock
  *
  *   backing.syncing, looking_back --- node_table.lock
- *   flushing, pool.lock, ledger.again_lock: alone
+ *   flushing, pool.lock, ledger.again_lock, served.lock: alone
  *
  * Against this order Python takes `life`, shared, while it has touch.lock from hold_touches(). That is
  * safe as one thread, the event loop's, makes all calls from outside that take touch.lock, which is
@@ -65,6 +65,7 @@
 #include "nodes.h"
 #include "pending.h"
 #include "primed.h"
+#include "served.h"
 #include "touch.h"
 #include "wire.h"
 
@@ -113,6 +114,7 @@ struct channel {
 	int closed_fd;	       /* eventfd; readable when the kernel's end is gone, or cannot be read */
 	struct ledger *ledger; /* what the next daemon takes over */
 	struct counters *counters; /* in the ledger */
+	struct tally *tally;	   /* the same */
 
 	/* Set before any thread runs. */
 	int dev_fd;	       /* the kernel; -1 until it is mounted or adopted */
@@ -131,6 +133,7 @@ struct channel {
 	struct worker_pool pool;
 	struct notifier notifier;
 	struct ahead ahead;
+	struct served served;
 
 	pthread_mutex_t flushing;  /* held by the one worker that waits for dirty pages */
 	pthread_mutex_t draining;  /* protects drain_buffer: there is one drain at a time */

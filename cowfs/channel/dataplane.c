@@ -56,6 +56,8 @@ static void answer_read(struct channel *ch, const struct request *rq, struct bac
 			break;
 		got += (size_t)n;
 	}
+	tally_add(ch->tally, b->kind == NODE_SHARED ? TALLY_READ_SHARED : TALLY_READ_PRIVATE, got);
+	served_count(&ch->served, rq->start_ns, rq->head.pid, rq->head.nodeid, false, got);
 	answer_here(ch, rq, got ? 0 : err, rq->scratch, got);
 	if (follows && got)
 		ahead_read(&ch->ahead, &b->stream, b->fd);
@@ -90,6 +92,8 @@ static void answer_write(struct channel *ch, const struct request *rq, const str
 	 * an asynchronous O_DIRECT it does not. */
 	if (in.write_flags & FUSE_WRITE_CACHE || in.flags & O_DIRECT)
 		notify_inval_attr(ch, rq->head.nodeid);
+	tally_add(ch->tally, TALLY_WRITTEN, out.size);
+	served_count(&ch->served, rq->start_ns, rq->head.pid, rq->head.nodeid, true, out.size);
 	answer_here(ch, rq, out.size ? 0 : err, &out, sizeof(out));
 }
 
@@ -198,6 +202,8 @@ static void answer_copy(struct channel *ch, const struct request *rq, const stru
 	while (!err && (n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, 0)) < 0 &&
 	       (err = errno) == EINTR)
 		err = 0;
+	if (!err)
+		tally_add(ch->tally, TALLY_COPIED, (uint64_t)n);
 	if (err) {
 		answer_here(ch, rq, err, NULL, 0);
 	} else if (wide) {

@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "kept_times.h"
 #include "kernel.h"
 #include "node_restore.h"
 #include "workers.h"
@@ -251,6 +252,7 @@ int channel_resume(struct channel *ch, int dev_fd, int volume_fd)
 	err = replay_init(ch, init);
 	if (err)
 		return err;
+	kept_times_restore(ch->ledger, volume_fd);
 	lost = nodes_restore(&ch->nodes, volume_fd);
 	if (lost < 0)
 		return lost;

@@ -26,6 +26,8 @@
 /* Sparse: what no node has used takes no memory. */
 #define MAX_SLOTS (1u << 22)
 #define SLOTS_AT 16384
+/* In what earlier versions have left empty, and so at a place of its own. */
+#define TALLY_AT 12288
 #define LEDGER_SIZE (SLOTS_AT + (size_t)MAX_SLOTS * sizeof(struct ledger_slot))
 
 #define MAX_UNACKED 256
@@ -61,9 +63,11 @@ struct ledger_header {
 	struct unacked unacked[MAX_UNACKED];
 	struct again again[AGAIN]; /* again_lock */
 	struct counters counters;
+	struct ledger_times times; /* touch_table.lock */
 };
 
-_Static_assert(sizeof(struct ledger_header) <= SLOTS_AT, "the slots' place");
+_Static_assert(sizeof(struct ledger_header) <= TALLY_AT, "the tally's place");
+_Static_assert(TALLY_AT + sizeof(struct tally) <= SLOTS_AT, "the slots' place");
 
 /* ---- making and opening ----------------------------------------------------------------------- */
 
@@ -148,6 +152,57 @@ int ledger_peek_init(int fd, struct ledger_init *init)
 	return n == sizeof(*init) ? 0 : -EIO;
 }
 
+/* 0, or -errno: the ledger is a memory file of one size, so what is missing is an error. */
+static int peek(int fd, void *to, size_t len, size_t at)
+{
+	ssize_t n = pread(fd, to, len, (off_t)at);
+
+	if (n < 0)
+		return -errno;
+	return n == (ssize_t)len ? 0 : -EIO;
+}
+
+/* What is open. A slot that is just written may be seen half old and half new: it is one of many. */
+static int peek_slots(int fd, uint32_t used, struct ledger_counts *counts)
+{
+	struct ledger_slot some[64];
+	int err = 0;
+
+	for (uint32_t at = 0; !err && at < used && at < MAX_SLOTS; at += 64) {
+		uint32_t count = used - at < 64 ? used - at : 64;
+
+		err = peek(fd, some, count * sizeof(*some), SLOTS_AT + (size_t)at * sizeof(*some));
+		for (uint32_t i = 0; !err && i < count; i++) {
+			uint64_t opens = (uint64_t)some[i].readers + some[i].writers;
+
+			if (!some[i].nodeid || !opens)
+				continue;
+			counts->files++;
+			counts->handles += opens;
+			if (some[i].id > 0)
+				counts->passed += opens;
+		}
+	}
+	return err;
+}
+
+int ledger_peek_counts(int fd, struct ledger_counts *counts)
+{
+	struct ledger_header head;
+	int err = ledger_check(fd);
+
+	*counts = (struct ledger_counts){.files = 0};
+	if (!err)
+		err = peek(fd, &head, sizeof(head), 0);
+	if (!err)
+		err = peek(fd, &counts->tally, sizeof(counts->tally), TALLY_AT);
+	if (err)
+		return err;
+	counts->lives = head.lives;
+	memcpy(&counts->counters, &head.counters, sizeof(head.counters));
+	return peek_slots(fd, head.used, counts);
+}
+
 static void undo(struct ledger *l)
 {
 	struct undo *u = &l->header->undo;
@@ -193,6 +248,16 @@ void ledger_free(struct ledger *l)
 struct counters *ledger_counters(struct ledger *l)
 {
 	return &l->header->counters;
+}
+
+struct ledger_times *ledger_times(struct ledger *l)
+{
+	return &l->header->times;
+}
+
+struct tally *ledger_tally(struct ledger *l)
+{
+	return (struct tally *)((uint8_t *)l->header + TALLY_AT);
 }
 
 const struct ledger_init *ledger_init(const struct ledger *l)

@@ -10,9 +10,11 @@
 #include <stdint.h>
 
 #include "counters.h"
+#include "tally.h"
 #include "wire.h"
 
-/* Changes with every change of a layout below: a daemon reads its own only. */
+/* Changes with every change of a layout below: a daemon reads its own only. What is added at the end of the
+ * header is no such change where 0, which a ledger of before has there, means that there is nothing. */
 #define LEDGER_LAYOUT 3
 
 #define LEDGER_NO_SLOT UINT32_MAX
@@ -61,6 +63,20 @@ struct unacked {
 	uint32_t what; /* enum unacked_kind */
 };
 
+struct ledger_time {
+	int64_t sec;
+	int64_t nsec;
+};
+
+/* What kept_times.c has to set back. */
+struct ledger_times {
+	_Atomic uint32_t noted;	 /* 1: the rest is valid, and not set back yet */
+	uint8_t handle_len;	 /* 0: the file system has no handles */
+	uint8_t unused[3];
+	struct ledger_handle handle; /* of the directory */
+	struct ledger_time times[2]; /* of access, of change */
+};
+
 struct ledger_header;
 
 struct ledger {
@@ -98,6 +114,24 @@ int ledger_peek_init(int fd, struct ledger_init *init);
 
 /* The counters of every daemon of the mount; they are valid as long as the ledger is. */
 struct counters *ledger_counters(struct ledger *l);
+struct tally *ledger_tally(struct ledger *l);
+
+/* All that is counted, as others see it who have a descriptor of the ledger. */
+struct ledger_counts {
+	uint32_t lives;	  /* daemons there were */
+	uint64_t files;	  /* nodes that are open */
+	uint64_t handles; /* how often, together */
+	uint64_t passed;  /* those of them whose files the kernel reads by itself */
+	struct counters counters;
+	struct tally tally;
+};
+
+/* Read it without a mapping, at no cost for who serves. 0, or -errno like ledger_check(). fd stays the
+ * caller's. */
+int ledger_peek_counts(int fd, struct ledger_counts *counts);
+
+/* The times of a directory that is being changed, see kept_times.h, whose lock it has. */
+struct ledger_times *ledger_times(struct ledger *l);
 
 /* What was agreed at INIT, or NULL before it was. */
 const struct ledger_init *ledger_init(const struct ledger *l);

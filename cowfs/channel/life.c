@@ -86,6 +86,7 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ca
 	primed_init(&ch->primed);
 	touch_init(&ch->touch, &ch->primed);
 	ahead_init(&ch->ahead);
+	served_init(&ch->served);
 	pthread_mutex_init(&ch->pool.lock, NULL);
 	pthread_cond_init(&ch->pool.changed, NULL);
 	pthread_mutex_init(&ch->notifier.lock, NULL);
@@ -100,7 +101,10 @@ struct channel *channel_new(bool passthrough, uint64_t root_ino, uint32_t max_ca
 		err = errno;
 		goto fail;
 	}
+	ch->touch.ledger = ch->ledger;
 	ch->counters = ledger_counters(ch->ledger);
+	ch->tally = ledger_tally(ch->ledger);
+	ch->touch.tally = ch->tally;
 	if (!ch->drain_buffer ||
 	    nodes_init(&ch->nodes, max_cached < max_held ? max_cached : max_held, max_held, ops,
 		       ch->ledger) ||
@@ -185,6 +189,7 @@ void channel_free(struct channel *ch)
 	channel_close(ch);
 	pending_destroy(&ch->pending);
 	primed_destroy(&ch->primed);
+	served_destroy(&ch->served);
 	ledger_free(ch->ledger);
 	/* A caller that waits for closed_fd, or has not taken daemon_fd yet, has a reference to the
 	 * object, so these two stay open until here. Once libfuse

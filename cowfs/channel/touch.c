@@ -36,6 +36,8 @@
 #include <unistd.h>
 
 #include "clone.h"
+#include "counters.h"
+#include "kept_times.h"
 #include "touch.h"
 
 #define BUCKETS 16384u
@@ -564,8 +566,10 @@ static int change(int fd, const struct fuse_setattr_in *in)
 }
 
 /* A clone of the template's file, marked as having its data, or -1. */
-static int clone_source(int work_fd, const struct touch_source *s)
+static int clone_source(struct tally *tally, int work_fd, const struct touch_source *s)
 {
+	uint64_t start = now_ns();
+	int fd;
 	uint64_t ino = htole64(s->nodeid);
 	int64_t mtime = (int64_t)s->st.st_mtim.tv_sec * 1000000000 + s->st.st_mtim.tv_nsec;
 	uint64_t head = htole64((uint64_t)mtime);
@@ -576,22 +580,21 @@ static int clone_source(int work_fd, const struct touch_source *s)
 
 	memcpy(data, &head, sizeof(head));
 	memcpy(data + sizeof(head), s->path, path_len);
-	return clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
+	fd = clone_unnamed(s->fd, &s->st, work_fd, true, marks, 2, MARK_BTIME);
+	if (fd >= 0 && tally)
+		tally_clone(tally, now_ns() - start);
+	return fd;
 }
 
-/* A copy-up inside is no change of the directory that users made. */
-static int link_keeping_times(int fd, int directory, const char *name)
+static int link_keeping_times(const struct touch_table *t, int fd, int directory, const char *name)
 {
-	struct stat st;
-	struct timespec times[2];
+	int err = kept_times_begin(t->ledger, directory);
 
-	if (fstat(directory, &st) < 0 || linkat(fd, "", directory, name, AT_EMPTY_PATH) < 0)
-		return -1;
-	times[0] = st.st_atim;
-	times[1] = st.st_mtim;
-	/* The file is there, so an error here fails nothing; the next request will meet it. */
-	utimensat(directory, "", times, AT_EMPTY_PATH);
-	return 0;
+	if (err)
+		return err;
+	err = linkat(fd, "", directory, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	kept_times_end(t->ledger, directory);
+	return err;
 }
 
 /* In which order the walk goes on. It has one in a directory when it went from one file to the next. */
@@ -622,15 +625,17 @@ static bool copy_up(struct touch_table *t, struct touch_file *f,
 		return false;
 	fd = stock_take(&t->stock, f->nodeid);
 	if (fd < 0 && find_source(t, f))
-		fd = clone_source(t->work_fd, &t->source);
+		fd = clone_source(t->tally, t->work_fd, &t->source);
 	if (fd < 0)
 		return false;
-	done = change(fd, in) == 0 && link_keeping_times(fd, f->directory->upper_fd, f->name) == 0;
+	done = change(fd, in) == 0 && link_keeping_times(t, fd, f->directory->upper_fd, f->name) == 0;
 	if (done) {
 		note_step(t, f);
 		unprimed = primed_take(t->primed, f->directory->nodeid, f->name, strlen(f->name),
 				       &primed);
 		f->state = TOUCH_UPPER;
+		if (t->tally)
+			tally_add(t->tally, TALLY_COPY_UPS, 1);
 		tell(t, f->nodeid, unprimed);
 		done = fstat(fd, st) == 0;
 	}
@@ -711,7 +716,7 @@ static void plan(struct touch_table *t)
 }
 
 /* A clone of what is planned, or -1. */
-static int make(const struct stock_clone *planned, int tree_fd, int work_fd)
+static int make(struct tally *tally, const struct stock_clone *planned, int tree_fd, int work_fd)
 {
 	struct touch_source source;
 	int fd;
@@ -719,7 +724,7 @@ static int make(const struct stock_clone *planned, int tree_fd, int work_fd)
 	strcpy(source.path, planned->path);
 	if (!open_source(tree_fd, planned->nodeid, &source))
 		return -1;
-	fd = clone_source(work_fd, &source);
+	fd = clone_source(tally, work_fd, &source);
 	close(source.fd);
 	return fd;
 }
@@ -741,7 +746,7 @@ void touch_ahead(struct touch_table *t)
 		pthread_mutex_unlock(&t->lock);
 		any = false;
 		while ((planned = stock_begin(&t->stock))) {
-			stock_made(&t->stock, planned, make(planned, tree_fd, work_fd));
+			stock_made(&t->stock, planned, make(t->tally, planned, tree_fd, work_fd));
 			any = true;
 		}
 	}

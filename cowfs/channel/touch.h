@@ -12,8 +12,10 @@
 #include <stdint.h>
 #include <sys/stat.h>
 
+#include "ledger.h"
 #include "primed.h"
 #include "stock.h"
+#include "tally.h"
 #include "wire.h"
 
 #define TOUCH_MAX_DIRECTORIES 256
@@ -48,6 +50,8 @@ struct touch_table {
 	uint32_t directories, files;		 /* lock */
 	int tree_fd, work_fd;			 /* lock; those of the last offer, the caller's */
 	struct primed_table *primed;		 /* never changes */
+	struct ledger *ledger;			 /* the caller's, set before the first offer */
+	struct tally *tally;			 /* never changes; NULL: nothing is counted */
 
 	/* The one that was opened last: the kernel asks for its capabilities before a change of owner. */
 	struct touch_source source; /* lock */

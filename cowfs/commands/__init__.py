@@ -4,4 +4,4 @@ Knows words, exit codes, what a terminal can show, and where a system keeps help
 pages. Does not know how anything is done: it asks the rooms below.
 """
 
-__all__ = ["cli", "mounthelper", "umounthelper"]
+__all__ = ["mounthelper", "program", "umounthelper"]

@@ -11,8 +11,9 @@ import atexit
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from gc import freeze
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,8 @@ from cowfs.mount.options import CHOICES, DESCRIPTIONS
 from cowfs.system import remedy
 from cowfs.system.errors import (
     CHECK_EXIT_CODES,
+    DIFF_EXIT_CODES,
+    DIFF_TROUBLE,
     EXIT_CODES,
     WARM_EXIT_CODES,
     CowfsError,
@@ -94,7 +97,7 @@ def cowfs(context: click.Context) -> None:
     help="Change a mounted copy to these OPTIONS as far as a remount can, and say what takes a new "
     "mount.",
 )
-@click.argument("source", metavar="SOURCE|NAME")
+@click.argument("source", metavar="SOURCE|NAME|copy:NAME")
 @click.argument("mountpoint")
 def mount(
     options: tuple[str, ...], foreground: bool, remount: bool, source: str, mountpoint: str
@@ -107,27 +110,23 @@ def mount(
 
     NAME is that of a kept copy, which goes on at MOUNTPOINT with its own source. It has no slash;
     where a directory has the same name the directory is meant.
+
+    SOURCE may be the mountpoint of a copy, or copy:NAME, mounted or not: the new copy has the state
+    of that one at this moment, also while programs write to it.
     """
+    from cowfs.commands import mounting
     from cowfs.mount import launch, preflight
-    from cowfs.mount.options import parse
 
     if foreground:
         messages.show_log(PROGRAM)
         launch.go_on()
-    with preflight.comments_explained(source, mountpoint, *options):
-        if remount:
-            from cowfs.commands import configuration
+    if remount:
+        from cowfs.commands import configuration
 
+        with preflight.comments_explained(source, mountpoint, *options):
             return configuration.apply(source, mountpoint, options, say=_say, say_error=_say_error)
-        source, wanted = which.source(PROGRAM, source, parse(options))
-        return launch.mount(
-            source,
-            mountpoint,
-            wanted,
-            foreground=foreground,
-            warn=_warn,
-            progress=report.sealing_progress,
-        )
+    call = mounting.Call(options, source, mountpoint)
+    return mounting.mount(PROGRAM, call, foreground=foreground)
 
 
 @cowfs.command(short_help="Make a plain reflink copy, without a mount.")
@@ -336,12 +335,139 @@ def rm(yes: bool, store: str | None, names: tuple[str, ...]) -> int:
     for name in dict.fromkeys(names):
         try:
             found = which.which(name, stores)
-            said = removing.remove(found.store, found.name, yes=yes)
-            click.echo(report.printable(said))
+            report.tell(removing.remove(found.store, found.name, yes=yes))
         except CowfsError as error:
             _say_error(str(error))
             code = max(code, error.exit_code)
     return code
+
+
+@cowfs.command(
+    short_help="Show what a copy has changed.",
+    epilog="\b\nExit codes, as in diff(1):\n"
+    + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in DIFF_EXIT_CODES.items()),
+)
+@click.option("--source", is_flag=True, help="Compare with the source as it is now.")
+@click.option("--stat", is_flag=True, help="Only numbers and sizes.")
+@click.option("--name-only", is_flag=True, help="Only the paths.")
+@click.option("--times", is_flag=True, help="Times of modification count, too.")
+@click.option(
+    "--content",
+    is_flag=True,
+    help="Read files whose data is elsewhere on the disk: they may hold the same bytes.",
+)
+@_json_option
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("other", metavar="[OTHER]", required=False)
+def diff(
+    source: bool,
+    stat: bool,
+    name_only: bool,
+    times: bool,
+    content: bool,
+    as_json: bool,
+    store: str | None,
+    name: str,
+    other: str | None,
+) -> int:
+    """Show what a copy, mounted or not, has added, removed, changed and renamed.
+
+    It is compared with its template, the state of its source that it is based on; or with the copy
+    OTHER; or with the source as it is now, and each line says which of the two has moved. What is
+    told of a file is its size, and how much of it no other file shares.
+
+    Content is compared by where it is on the disk, so that no data is read: a file that was written
+    anew counts as changed also when it holds the same bytes. --content reads such files.
+    """
+    from cowfs.commands import changes
+
+    if source and other is not None:
+        raise UsageError("name another copy, or say --source, not both")
+    if stat + name_only + as_json > 1:
+        raise UsageError("say one of --stat, --name-only and --json")
+    stores = _stores(store)
+    one = which.which(name, stores)
+    two = None if other is None else which.which(other, stores)
+    found = changes.found(one, two, source=source, times=times, content=content)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        for line in changes.lines(found, stat=stat, name_only=name_only):
+            click.echo(report.printable(line))
+    return changes.code(found)
+
+
+@cowfs.command(short_help="Make a plain directory of what a copy shows.")
+@click.option(
+    "--oci",
+    metavar="FILE",
+    help="Write only the changes, as a layer of an OCI image (a tar file), to FILE.",
+)
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("destination", required=False)
+def commit(oci: str | None, store: str | None, name: str, destination: str | None) -> None:
+    """Make the plain directory DESTINATION of what a copy, mounted or not, shows at present.
+
+    It is on the volume of the copy, and made of reflink clones: no data is copied, and it can be
+    the source of other copies. Neither DESTINATION nor FILE may exist; they appear when they are
+    whole.
+    """
+    from cowfs.commands import changes
+    from cowfs.system.interrupts import Interrupts
+
+    if (destination is None) == (oci is None):
+        raise UsageError(
+            f"name a DESTINATION, or a file with --oci: see {remedy.command('cowfs commit --help')}"
+        )
+    one = which.which(name, _stores(store))
+    with Interrupts("nothing was made") as interrupts:
+        if oci is not None:
+            line = changes.commit_layer(one, oci, warn=_warn, interruptible=interrupts.allowed)
+        else:
+            assert destination is not None
+            with report.cloning_progress() as progress:
+                line = changes.commit(
+                    one,
+                    destination,
+                    warn=_warn,
+                    progress=progress,
+                    interruptible=interrupts.allowed,
+                )
+    click.echo(report.printable(line))
+
+
+@cowfs.command(short_help="Take back what was changed in a copy.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("paths", metavar="[PATH...]", nargs=-1)
+def reset(yes: bool, store: str | None, name: str, paths: tuple[str, ...]) -> None:
+    """Take back what was changed in a copy that is not mounted: all of it, or each PATH alone.
+
+    PATH is seen from the top of the copy, and everything below it goes back to the template. All
+    happens in one step, or nothing. On a terminal it asks before all changes go.
+    """
+    from cowfs.commands import changes
+
+    one = which.which(name, _stores(store))
+    click.echo(report.printable(changes.reset(one, paths, yes=yes)))
+
+
+@cowfs.command(short_help="Give a kept copy another name.")
+@_store_option
+@click.argument("name", metavar="NAME|MOUNTPOINT")
+@click.argument("new", metavar="NEW")
+def rename(store: str | None, name: str, new: str) -> None:
+    """Give a kept copy that is not mounted the name NEW.
+
+    A copy that has its name from a mountpoint has it from you afterwards: mount it by its name.
+    """
+    from cowfs.commands import changes
+
+    one = which.which(name, _stores(store))
+    click.echo(report.printable(changes.rename(one, new)))
 
 
 @cowfs.command("set-source", short_help="Say which directory a copy is one of.")
@@ -359,18 +485,51 @@ def set_source(force: bool, store: str | None, name: str, source: str) -> None:
     from cowfs.commands import setsource
 
     found = which.which(name, _stores(store))
-    line = setsource.set_source(found.store, found.name, source, force=force)
-    click.echo(report.printable(line))
+    report.tell(setsource.set_source(found.store, found.name, source, force=force))
 
 
 @cowfs.command(short_help="Delete what no copy needs.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option(
+    "--keep-template",
+    metavar="AGE",
+    help="Keep a template for so long after its last use (seconds, or with m, h, d, w or y), "
+    "whatever became of its source.",
+)
+@click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    help="Let templates that no copy needs hold at most SIZE bytes of their own (with k, M, G or "
+    "T): the least recently used ones go first.",
+)
+@click.option(
+    "--low-space",
+    metavar="PERCENT",
+    type=click.FloatRange(0, 100),
+    help="While less than PERCENT of the volume is free, delete templates that no copy needs, the "
+    "least recently used ones first.",
+)
 @_store_option
-def gc(store: str | None) -> None:
-    """Delete what no copy needs: old templates, and what a crash left behind."""
+def gc(
+    dry_run: bool,
+    keep_template: str | None,
+    max_bytes: str | None,
+    low_space: float | None,
+    store: str | None,
+) -> None:
+    """Delete what no copy needs: old templates, and what a crash left behind.
+
+    A template that no copy needs stays while its source is as it was: the next mount wants it.
+    --max-bytes and --low-space take such ones, too, and those that --keep-template would keep. What
+    is in use never goes.
+    """
     from cowfs.commands import removing
 
+    limits = removing.limits(keep_template, max_bytes, low_space)
     for found in _stores(store):
-        click.echo(report.printable(removing.collected(found, found.collect())))
+        done = found.collect(limits, pretend=dry_run)
+        for line in removing.collected(found, done, limits, pretend=dry_run):
+            report.tell(line)
 
 
 @cowfs.group(short_help="List the stores, or remove one.", invoke_without_command=True)
@@ -405,7 +564,8 @@ def store_rm(yes: bool, path: str) -> None:
     from cowfs.commands import stores
 
     messages.show_log(PROGRAM)
-    click.echo(report.printable(stores.remove(path, yes=yes)))
+    for line in stores.remove(path, yes=yes):
+        report.tell(line)
 
 
 @cowfs.command(short_help="Show what the daemon of a mount has to say.")
@@ -427,6 +587,135 @@ def logs(follow: bool, lines: int | None, mountpoint: str) -> None:
         lines=lines,
         follow=follow,
         out=lambda line: click.echo(report.printable(line)),
+    )
+
+
+@cowfs.command(short_help="Show what mounts have done, and what they cost.")
+@click.option("--all", "everything", is_flag=True, help="Every mount of this machine (default).")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=86400),
+    help="A line of columns every SECONDS, of what came in between, until the mount ends.",
+)
+@click.option(
+    "--count", metavar="N", type=click.IntRange(1), help="With --interval: N lines, and no more."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON; with --interval one line for each mount."
+)
+@click.option("--prometheus", is_flag=True, help="Print the text format of Prometheus.")
+@click.argument("mountpoint", metavar="[MOUNTPOINT|NAME]", required=False)
+def stats(
+    everything: bool,
+    interval: float | None,
+    count: int | None,
+    as_json: bool,
+    prometheus: bool,
+    mountpoint: str | None,
+) -> None:
+    """Show what the mount at MOUNTPOINT, or each mount, has done since it began, and what it costs.
+
+    Requests of the kernel by kind, bytes by what backs the file, copy-ups and the time of their
+    clones, opens that the channel has answered again, nodes and open files, take-overs, and
+    processor time and memory of keeper and daemon. What is passed through the kernel reads and
+    writes by itself: no daemon sees those bytes. The counters are read out of memory: it costs the
+    daemon nothing. They go on when another daemon takes over.
+    """
+    from cowfs.commands import stats as showing
+
+    if everything and mountpoint is not None:
+        raise UsageError(
+            f"name a mountpoint, or say --all: see {remedy.command('cowfs stats --help')}"
+        )
+    if prometheus and (as_json or interval is not None):
+        raise UsageError(
+            "--prometheus goes with neither --json nor --interval: see "
+            f"{remedy.command('cowfs stats --help')}"
+        )
+    if count is not None and interval is None:
+        raise UsageError(
+            f"--count goes with --interval: see {remedy.command('cowfs stats --help')}"
+        )
+    place = mountpoint and which.mountpoint(mountpoint)
+    if interval is not None:
+        showing.watch(place, interval, count, as_json=as_json)
+        return
+    found = showing.samples(place)
+    if as_json:
+        showing.show_json(found)
+    elif prometheus:
+        showing.show_prometheus(found)
+    else:
+        showing.show(found)
+
+
+@cowfs.command(short_help="Show which thread reads and writes which file.")
+@click.option("--all", "everything", is_flag=True, help="Every mount of this machine (default).")
+@click.option("-p", "--pid", metavar="PID", type=click.IntRange(1), help="This process alone.")
+@click.option(
+    "-d", "--directory", metavar="PATH", help="Files at and below this path of the copy alone."
+)
+@click.option("-r", "--rows", metavar="N", type=click.IntRange(1), help="At most N rows.")
+@click.option(
+    "-s",
+    "--sort",
+    type=click.Choice(("all", "reads", "writes", "read-kb", "written-kb", "faults", "file")),
+    default="all",
+    help="By what: all bytes (default), or a column.",
+)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=1.0,
+    show_default=True,
+    help="How long each look takes.",
+)
+@click.option("--count", metavar="N", type=click.IntRange(1), help="N looks, and no more.")
+@click.option("-C", "--no-clear", is_flag=True, help="Write one look below the other.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each look.")
+@click.argument("mountpoint", metavar="[MOUNTPOINT|NAME]", required=False)
+def top(
+    everything: bool,
+    pid: int | None,
+    directory: str | None,
+    rows: int | None,
+    sort: str,
+    interval: float,
+    count: int | None,
+    no_clear: bool,
+    as_json: bool,
+    mountpoint: str | None,
+) -> None:
+    """Show which thread reads and writes which file of the copy at MOUNTPOINT, or of every copy.
+
+    READS and WRITES are calls, R_KB and W_KB what they have moved, FAULTS those in mappings. BY is
+    kernel for what is passed through, or served by overlayfs, and cowfs for what a daemon has
+    served; what FUSE answers out of pages of its own is not counted. A file of a template that
+    several mounted copies share is counted for all of them together.
+
+    On a terminal the table fills the screen, and a key changes the order: a for all bytes, r and w
+    for the calls, R and W for their bytes, f for faults, n for the name of the file; q ends it.
+
+    It takes CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, and the tracepoints of XFS; what cannot be
+    seen without them is said in a line of its own. Whoever is watched pays for it with some hundred
+    nanoseconds for each call.
+    """
+    from cowfs.commands import top as showing
+
+    if everything and mountpoint is not None:
+        raise UsageError(
+            f"name a mountpoint, or say --all: see {remedy.command('cowfs top --help')}"
+        )
+    showing.run(
+        mountpoint and which.mountpoint(mountpoint),
+        showing.Choice(pid, directory, rows, sort),
+        interval=interval,
+        count=count,
+        clear=not no_clear,
+        as_json=as_json,
+        warn=_warn,
     )
 
 
@@ -552,6 +841,95 @@ def doctor(as_json: bool, path: str | None) -> int:
     return 0 if doctors.would_mount(findings) else CowfsError.exit_code
 
 
+@cowfs.command(short_help="Serve copies as volumes of Kubernetes (CSI).")
+@click.option(
+    "--endpoint",
+    metavar="SOCKET",
+    default="/var/lib/kubelet/plugins/csi.cowfs/csi.sock",
+    show_default=True,
+    help="The Unix socket to listen on.",
+)
+@click.option(
+    "--kubelet",
+    metavar="DIR",
+    default="/var/lib/kubelet",
+    show_default=True,
+    help="The kubelet's directory: targets lie below it.",
+)
+@click.option(
+    "--state",
+    metavar="DIR",
+    default="/var/lib/cowfs/csi",
+    show_default=True,
+    help="Records and mounts of the volumes.",
+)
+@click.option(
+    "--configuration",
+    metavar="FILE",
+    default="/etc/cowfs/csi.json",
+    show_default=True,
+    help="Which sources there are, and which namespaces may have them.",
+)
+@click.option(
+    "--driver",
+    metavar="NAME",
+    default="csi.cowfs",
+    show_default=True,
+    help="The driver's name, that of the CSIDriver object.",
+)
+@click.option(
+    "--node", metavar="NAME", default="", help="The node's name (default: the host's name)."
+)
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Volumes that are mounted at the same time; the others wait in a queue.",
+)
+@click.option("--no-register", is_flag=True, help="Do not register with the kubelet.")
+def csi(
+    endpoint: str,
+    kubelet: str,
+    state: str,
+    configuration: str,
+    driver: str,
+    node: str,
+    at_once: int,
+    no_register: bool,
+) -> None:
+    """Serve the copies of this node as volumes of Kubernetes, as a CSI driver.
+
+    Runs in the foreground until SIGTERM. What it has mounted stays mounted when it ends or is
+    killed, and the next one goes on with it.
+
+    Needs the Python packages grpcio and protobuf.
+    """
+    try:
+        from cowfs.csi import plugin
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        install = remedy.command(
+            "pip install", "grpcio", "protobuf", options=("--python", sys.executable)
+        )
+        raise UsageError(
+            f"this command needs the Python packages grpcio and protobuf: install them with: "
+            f"{install}"
+        ) from None
+    plugin.run(
+        endpoint=endpoint,
+        kubelet=kubelet,
+        state=state,
+        configuration=configuration,
+        driver=driver,
+        node=node,
+        at_once=at_once,
+        register=not no_register,
+    )
+
+
 @cowfs.command(short_help="Put mount helpers, units and man pages into the system.")
 @click.option(
     "--root",
@@ -576,13 +954,15 @@ def install(root: str, uninstall: bool) -> None:
         else installation.install(root, table.table(PROGRAM, cowfs))
     )
     for path in done.written:
-        click.echo(report.printable(f"installed {path}"))
+        report.tell(f"installed {path}")
     for path in done.removed:
-        click.echo(report.printable(f"removed {path}"))
+        report.tell(f"removed {path}")
     for path in done.kept:
         _warn(f"{path} was changed by somebody, and is left there")
     if root == "/" and (had_units or installation.has_units(root)):
-        click.echo(f"now tell systemd about the units: {remedy.command('systemctl daemon-reload')}")
+        report.tell(
+            f"now tell systemd about the units: {remedy.command('systemctl daemon-reload')}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -590,17 +970,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # At its end the interpreter would look for garbage in all that there is. The kernel frees it as
     # well, and that takes none of the few hundredths of a second that a short command has.
     atexit.register(freeze)
+    words = sys.argv[1:] if arguments is None else list(arguments)
 
     def run() -> int:
         try:
-            code = cowfs.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+            code = cowfs.main(args=words, prog_name=PROGRAM, standalone_mode=False)
         except click.ClickException as error:
             raise _wrong_call(error) from None
         except click.Abort:
             raise Interrupted("interrupted") from None
         return code if isinstance(code, int) else 0
 
-    return messages.told(PROGRAM, run)
+    return messages.told(PROGRAM, _as_diff(run) if words[:1] == ["diff"] else run)
+
+
+def _as_diff(run: Callable[[], int]) -> Callable[[], int]:
+    """What calls diff(1) takes 1 for a difference, and 2 for every failure."""
+
+    def told() -> int:
+        try:
+            return run()
+        except Interrupted:
+            raise
+        except CowfsError as error:
+            error.exit_code = DIFF_TROUBLE
+            raise
+
+    return told
 
 
 def _check_lines(found: Report) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from cowfs.commands.report import display_width as width
@@ -30,21 +30,27 @@ def table(
 ) -> None:
     """Print rows in columns; cells may hold anything."""
     out = out if out is not None else sys.stdout
+    room = shutil.get_terminal_size().columns if out.isatty() else None
+    for line in lines(columns, rows, room, _ellipsis(out)):
+        out.write(line + "\n")
+
+
+def lines(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int | None, mark: str = "…"
+) -> Iterator[str]:
+    """The same, line by line; room: for so many cells, None: nothing is cut."""
     safe = [[printable(cell) for cell in row] for row in rows]
-    lines = [[column.header for column in columns], *safe]
-    widths = [max(width(line[index]) for line in lines) for index in range(len(columns))]
-    if out.isatty():
-        _narrow(widths, columns, shutil.get_terminal_size().columns)
-    mark = _ellipsis(out)
-    for line in lines:
+    everything = [[column.header for column in columns], *safe]
+    widths = [max(width(line[index]) for line in everything) for index in range(len(columns))]
+    if room is not None:
+        _narrow(widths, columns, room)
+    for line in everything:
         cells = [
-            cell if column.cut is None or width(cell) <= room else column.cut(cell, room, mark)
-            for cell, column, room in zip(line, columns, widths, strict=True)
+            cell if column.cut is None or width(cell) <= has else column.cut(cell, has, mark)
+            for cell, column, has in zip(line, columns, widths, strict=True)
         ]
-        padded = (
-            cell + " " * (room - width(cell)) for cell, room in zip(cells, widths, strict=True)
-        )
-        out.write(_GAP.join(padded).rstrip() + "\n")
+        padded = (cell + " " * (has - width(cell)) for cell, has in zip(cells, widths, strict=True))
+        yield _GAP.join(padded).rstrip()
 
 
 def _narrow(widths: list[int], columns: Sequence[Column], room: int) -> None:

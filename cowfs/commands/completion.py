@@ -14,6 +14,7 @@ from cowfs.mount import options
 # What stands for an argument, where it is not a path.
 _COPIES = "copies"
 _MOUNTS = "mounts"
+_PATHS = ("destination", "source")  # beside a copy
 
 _SHELL_FUNCTIONS = r"""
 _cowfs_copies() {
@@ -45,6 +46,11 @@ _cowfs_lines() {
         line=$(printf '%q' "$line")
         [[ $line == "$cur"* ]] && COMPREPLY+=("$line")
     done
+}
+
+_cowfs_paths() {
+    compopt -o filenames
+    mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$cur")
 }
 
 _cowfs() {
@@ -139,10 +145,12 @@ def bash(top: Command) -> str:
                 values.append(f"    {pattern}) {_bash_value(option)}; return ;;")
         flags = " ".join(flag for option in _options(command) for flag in option.flags)
         words.append(f"        {command.name}) word={shlex.quote(flags)} ;;")
+        kinds = {_kind(command, argument) for argument in command.arguments} - {None}
+        takes_path = any(argument.name in _PATHS for argument in command.arguments)
         arguments += [
-            f"    {command.name}) _cowfs_lines < <(_cowfs_{kind}) ;;"
-            for argument in command.arguments
-            if (kind := _kind(command, argument)) is not None
+            f"    {command.name}) _cowfs_lines < <(_cowfs_{kind})"
+            + ("; _cowfs_paths ;;" if takes_path else " ;;")
+            for kind in kinds
         ]
         if below := " ".join(inner.name for inner in command.commands):
             arguments.append(
@@ -226,9 +234,9 @@ def _options(command: Command) -> list[Option]:
 
 def _kind(command: Command, argument: Argument) -> str | None:
     """What an argument is, when it is no path."""
-    if argument.name == "names":
+    if argument.name in ("name", "names", "other"):
         return _COPIES
-    if argument.name == "mountpoint" and command.name in ("logs", "umount"):
+    if argument.name == "mountpoint" and command.name in ("logs", "stats", "top", "umount"):
         return _MOUNTS
     return None
 

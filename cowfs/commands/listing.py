@@ -72,12 +72,10 @@ def show_templates(stores: Iterable[Store], *, walk: bool) -> None:
         if unneeded := scales.needed_by_nobody():
             weight = scales.templates(unneeded)
             noun = report.count(len(unneeded), "template")
-            print(
-                report.printable(
-                    f"{store.path}: {noun} that no copy needs, {said(weight)} of its own: "
-                    f"{remedies.of_store('cowfs gc', store.path)} removes those whose source has "
-                    "changed"
-                )
+            report.tell(
+                f"{store.path}: {noun} that no copy needs, {said(weight)} of its own: "
+                f"{remedies.of_store('cowfs gc', store.path)} removes those whose source has "
+                "changed"
             )
 
 
@@ -97,7 +95,7 @@ def _row(
 ) -> Row:
     weight = scales.copy(copy.name, scales.template_of(copy.name))
     mount = _mount_of(record, mounts)
-    source = glance.state(store, copy.source, copy.template, walk=walk)
+    source = glance.state(store, copy.source, copy.template, mounts, walk=walk)
     read_only = None
     if record is not None:
         read_only = mount.read_only if mount else "ro" in record.options.split(",")
@@ -106,13 +104,14 @@ def _row(
         "state": _state(copy, read_only, source),
         "source": copy.source,
         "source_state": source or None,
+        "copied_from": copy.copied_from,
         "template": copy.template,
         "mountpoint": (mount or record).mountpoint if record is not None else None,
         "read_only": read_only,
         "engine": None if record is None else record.engine,
         "version": None if record is None else record.version,
         "persistent": copy.persistent,
-        "private_bytes": copy.private_bytes,
+        "private_bytes": weight.private,
         "frees": weight.bytes,
         "frees_exact": weight.exact,
         "created": copy.created,
@@ -146,7 +145,16 @@ def _others(mounts: Iterable[Mount], known: set[str]) -> list[Row]:
 
 # What only the store or the record of a mount tells.
 _UNKNOWN = (
-    *("name", "source_state", "version", "persistent", "private_bytes", "frees", "frees_exact"),
+    *(
+        "name",
+        "source_state",
+        "copied_from",
+        "version",
+        "persistent",
+        "private_bytes",
+        "frees",
+        "frees_exact",
+    ),
     *("created", "last_mounted", "daemon_pid", "keeper_pid", "options", "store"),
 )
 
@@ -183,7 +191,7 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
         used,
         _frees(row),
         row["template"][:_ID] if row["template"] else "-",
-        row["source"],
+        row["source"] + (f" (copy:{row['copied_from']})" if row["copied_from"] else ""),
         row["mountpoint"] or "-",
     )
 

@@ -33,6 +33,8 @@ _MOUNT_EXIT_CODES = {
 
 ENVIRONMENT = {
     "COWFS_DEBUG": "When it is set, an internal error is shown with its traceback.",
+    "COWFS_FORKER": "With on, keeper and daemon of a mount are forked of a process that all mounts "
+    "share. A number: the same, and how many seconds without a mount that stays (300). Else off.",
     "COWFS_IO_URING": "With off, cowfs import copies without io_uring.",
     "COWFS_RESEND": "With off, a mount does as on Linux before 6.9: its daemon has no successor.",
 }
@@ -41,6 +43,7 @@ FILES = {
     "/run/cowfs/MAJOR:MINOR.json": "The record of a running mount, named after its device.",
     "/run/cowfs/MAJOR:MINOR.overlay": "The same, where overlayfs serves it.",
     "/run/cowfs/MAJOR:MINOR.log": "What its daemon has to say.",
+    "/run/cowfs/forker-ID.sock": "Where mounts ask for a keeper, and .lock: who makes that socket.",
     "/var/lib/cowfs/stores/": "Stores that mounts have named with store=, one file for each.",
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from cowfs.commands import helper, messages, report, which
 from cowfs.commands.helper import Option
-from cowfs.mount import launch, options
+from cowfs.mount import launch, options, origin
 from cowfs.system import mountinfo
 from cowfs.system.errors import MountFailure
 
@@ -66,16 +66,18 @@ def _run(arguments: Sequence[str]) -> int:
             pretend=call.has("f"),
         )
         if not (call.has("f") or call.has("n")):
-            _note_for_umount(source, mountpoint, network="_netdev" in items)
+            _note_for_umount(mountpoint, network="_netdev" in items)
         done = "mounted a copy of"
     if call.has("v"):
         would = "could have " if call.has("f") else ""
-        print(report.printable(f"{PROGRAM}: {would}{done} {source} on {mountpoint}"))
+        report.tell(f"{PROGRAM}: {would}{done} {source} on {mountpoint}")
     return 0
 
 
 def _check_mountpoint_outside(source: str, mountpoint: str) -> None:
     """What fstab mounts at each boot must not be a part of what it copies."""
+    if origin.named(source) is not None:
+        return
     inside, above = os.path.realpath(mountpoint), os.path.realpath(source)
     if inside != above and mountinfo.is_within(inside, above):
         raise MountFailure(
@@ -83,7 +85,7 @@ def _check_mountpoint_outside(source: str, mountpoint: str) -> None:
         )
 
 
-def _note_for_umount(source: str, mountpoint: str, *, network: bool) -> None:
+def _note_for_umount(mountpoint: str, *, network: bool) -> None:
     """Have umount(8) call our helper.
 
     It takes the type of what it unmounts from statfs(2), which knows no subtypes: all it would look
@@ -94,7 +96,7 @@ def _note_for_umount(source: str, mountpoint: str, *, network: bool) -> None:
     if mount is None or mount.fstype != mountinfo.FSTYPE:
         return  # overlayfs: umount(8) would look for the helper of that
     words = "uhelper=cowfs,_netdev" if network else "uhelper=cowfs"
-    paths = (os.path.realpath(source), os.path.realpath(mountpoint))
+    paths = (mount.source, os.path.realpath(mountpoint))
     command = (_MOUNT, "-i", "-f", "-t", mountinfo.FSTYPE, "-o", words, "--", *paths)
     silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     try:

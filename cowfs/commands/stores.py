@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cowfs.commands import columns, removing, report
@@ -43,34 +44,51 @@ def show(found: Sequence[Row]) -> None:
     columns.table(_COLUMNS, [_cells(row) for row in found])
 
 
-def remove(path: str, *, yes: bool) -> str:
-    """Remove a store for good; a line that says so. CowfsError."""
+def remove(path: str, *, yes: bool) -> Iterator[str]:
+    """Remove a store for good, or what an earlier call has left of it; lines that say so.
+    CowfsError."""
     absolute = os.path.normpath(os.path.join(os.getcwd(), path))
     if not os.path.lexists(absolute):
-        try:
-            forgotten = registry.forget(os.path.realpath(absolute))
-        except OSError as error:
-            raise UsageError(f"{path} cannot be forgotten: {error.strerror}") from None
-        if not forgotten:
+        real = os.path.realpath(absolute)
+        was_known = _forget(path, real)
+        was_there = False
+        for store in ending.left_of(real):
+            was_there = True
+            yield _removed(store, yes=yes)
+        if was_known and not was_there:
+            yield f"forgot the store {path}, which is not there; what its volume has stays as it is"
+        elif not was_there:
             shown = remedy.command("cowfs store")
             raise UsageError(f"there is no store {path}: {shown} shows those that are")
-        return f"forgot the store {path}, which is not there; what its volume has stays as it is"
+        return
     try:
         store = Store.open(absolute)
     except directory.NoStore:
         if registry.forget(os.path.realpath(absolute)):
-            return f"forgot the store {path}: something else is there"
+            yield f"forgot the store {path}: something else is there"
+            return
         raise
+    with contextlib.closing(store):
+        yield _removed(store, yes=yes)
+
+
+def _forget(path: str, real: str) -> bool:
+    """Remember a store that is not there no more; whether it was remembered."""
+    try:
+        return registry.forget(real)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be forgotten: {error.strerror}") from None
+
+
+def _removed(store: Store, *, yes: bool) -> str:
     try:
         return _remove(store, yes=yes)
     except OSError as error:
         named = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         raise MountFailure(
-            f"the store {path} cannot be removed: {error.strerror}{named}; try again when that is "
-            "mended, nothing but it was touched"
+            f"the store {store.path} cannot be removed: {error.strerror}{named}; try again when "
+            "that is mended, nothing but it was touched"
         ) from None
-    finally:
-        store.close()
 
 
 def _remove(store: Store, *, yes: bool) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs.commands import messages
 from cowfs.mount import mountpoint as mountpoints
-from cowfs.mount import preflight
+from cowfs.mount import origin, preflight
 from cowfs.store.names import NAME_MAX, check_name
 from cowfs.system import mountinfo, remedy
 from cowfs.system.errors import UsageError
@@ -72,7 +72,7 @@ def mountpoint(text: str) -> str:
 
 def source(program: str, text: str, options: Options) -> tuple[str, Options]:
     """What to mount, and how: a directory, or, by its name, a copy that was kept. CowfsError."""
-    if not _may_be_name(text) or os.path.lexists(text):
+    if not _may_be_name(text) or os.path.lexists(text) or origin.named(text) is not None:
         return text, options
     preflight.require_privilege()
     messages.show_log(program)

@@ -7,10 +7,12 @@ to programs is the overlay's, what is on disk the store's.
 __all__ = [
     "attendant",
     "daemon",
+    "forker",
     "keeper",
     "launch",
     "mountpoint",
     "options",
+    "origin",
     "preflight",
     "privileges",
     "probes",

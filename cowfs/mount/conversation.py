@@ -50,6 +50,11 @@ TYPE_CHECKING = False  # as mypy understands it; typing itself would be a tenth 
 if TYPE_CHECKING:
     from typing import Any
 
+# How the processes are started, behind the interpreter: -I, because a daemon of root's imports
+# nothing from the directory or the PYTHONPATH of its caller.
+DAEMON = ("-I", "-m", "cowfs.daemon")
+KEEPER = ("-I", "-m", "cowfs.keeper")
+
 # The names of what a keeper holds of every mount; the rest belongs to files, see restore.py.
 ORDER, LOCK, DEVICE, LEDGER = "order", "lock", "device", "ledger"
 PLACE, LOG, CONTROL = "place", "log", "control"

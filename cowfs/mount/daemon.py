@@ -56,6 +56,7 @@ from cowfs.mount.keeperlink import KeeperLink
 from cowfs.mount.mountpoint import Mountpoint
 from cowfs.mount.options import join as join_options
 from cowfs.overlay.backing import Backing
+from cowfs.overlay.inodes import NodeTable
 from cowfs.overlay.inplace import InPlace
 from cowfs.overlay.operations import Operations
 from cowfs.overlay.overlay import Overlay
@@ -85,11 +86,18 @@ class DrainReplies(trio.abc.Instrument):
     wake-up of another one, which would cost more than the handler.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, nodes: NodeTable) -> None:
         self._drain = channel.drain
+        self._note = channel.note_nodes
+        self._nodes = nodes
+        self._noted = -1
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's interface
         self._drain()
+        count = len(self._nodes)
+        if count != self._noted:  # what others read of it shall cost nobody a question
+            self._note(count)
+            self._noted = count
 
 
 # The rest of what the keeper holds belongs to files, see `restore.py`.
@@ -341,6 +349,7 @@ class _Mount:
         priming = Priming(overlay, channel)
         touching = Touching(overlay, channel)
         overlay.alone = touching
+        overlay.times = channel
         overlay.layers.on_release = channel.let
         backing = Backing(
             overlay,
@@ -393,7 +402,7 @@ class _Mount:
 
     def serve(self) -> None:
         """Until the connection is gone."""
-        trio.run(self._serve, instruments=[DrainReplies(self._channel)])
+        trio.run(self._serve, instruments=[DrainReplies(self._channel, self._overlay.nodes)])
 
     def disconnect(self) -> None:
         """Nobody is served any more."""
@@ -532,6 +541,7 @@ class _Mount:
                 persistent=copy.persistent,
                 version=__version__,
                 replaceable=self._replaceable,
+                passthrough=self._channel.passthrough,
             )
         )
 
@@ -748,5 +758,5 @@ def _give_back(config: Config) -> None:
     """Discard the copy that was made for a mount that failed, unless something is in it."""
     with contextlib.suppress(CowfsError, OSError):
         copy = Copy.adopt(Store.open(config.store), config.copy, config.lock_fd)
-        if not copy.has_changes():
+        if copy.is_untouched():
             copy.discard()

@@ -31,6 +31,7 @@ from cowfs.mount import conversation, logline, oom, threads
 from cowfs.mount.conversation import (
     ABLE,
     CONTROL,
+    DAEMON,
     DEVICE,
     DROP,
     FD,
@@ -47,10 +48,15 @@ from cowfs.mount.supervisor import Actions, Event, Role, Supervisor
 from cowfs.system import inherited
 from cowfs.system.errors import InternalError
 
-# The part behind the interpreter: -I, because a daemon of root's imports nothing from the directory
-# or the PYTHONPATH of its caller.
-DAEMON = ("-I", "-m", "cowfs.daemon")
-KEEPER = ("-I", "-m", "cowfs.keeper")
+TYPE_CHECKING = False  # as mypy understands it: see conversation.py
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Start(Protocol):
+        """What starts a daemon, in a process group of its own or in ours; its pid. OSError."""
+
+        def __call__(self, command: list[str], *, apart: bool) -> int: ...
+
 
 # Messages of the daemon are taken in bunches, so that it is not interrupted for each: at most this
 # many at a time, and none for this many seconds after it has put or dropped something.
@@ -67,22 +73,27 @@ _SO_SNDBUFFORCE = 32
 _WORDS = {event.value: event for event in Event if event.value in conversation.OF_THE_DAEMON}
 
 
+def spawn(command: list[str], *, apart: bool) -> int:
+    """Start a program; its pid. OSError."""
+    return os.posix_spawn(
+        command[0],
+        command,
+        _environment(),
+        setpgroup=0 if apart else os.getpgrp(),
+        setsigmask=[],
+        setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
+    )
+
+
 class Process:
     """A daemon that was started, with the pid and our end of its socket."""
 
-    def __init__(self, command: list[str], *, apart: bool) -> None:
+    def __init__(self, command: list[str], start: Start, *, apart: bool) -> None:
         """*apart*: in a process group of its own: Ctrl-C is for us, and we pass it on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             theirs.set_inheritable(True)
-            self.pid = os.posix_spawn(
-                command[0],
-                [*command, str(theirs.fileno())],
-                _environment(),
-                setpgroup=0 if apart else os.getpgrp(),
-                setsigmask=[],
-                setsigdef=[*FORWARDED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
-            )
+            self.pid = start([*command, str(theirs.fileno())], apart=apart)
         oom.unprotect(self.pid)
         self.sock = ours
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", HANDOVER, 0))
@@ -114,7 +125,11 @@ class Process:
 class Keeper(Actions):
     """One mount, from its first daemon to its last."""
 
-    def __init__(self, launcher: socket.socket | None, held: dict[str, int]) -> None:
+    def __init__(
+        self, launcher: socket.socket | None, held: dict[str, int], start: Start = spawn
+    ) -> None:
+        """*start*: how daemons of this version are started, another way where it is forked."""
+        self._start = start
         self.supervisor = Supervisor(self, [sys.executable, *DAEMON])
         self._launcher = launcher
         self._held = held
@@ -359,7 +374,9 @@ class Keeper(Actions):
     # ---------------------------------------------------------------- what the supervisor wants
 
     def start(self, role: Role, command: list[str]) -> int:
-        process = Process(command, apart=not self._automounted)
+        # Another version is always started: forked it would have what this one has imported.
+        start = self._start if role is Role.DAEMON else spawn
+        process = Process(command, start, apart=not self._automounted)
         self._processes[role] = process
         return process.pid
 
@@ -430,8 +447,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-def main(arguments: list[str]) -> int:
-    """The process that `cowfs mount` starts, or becomes."""
+def main(arguments: list[str], start: Start = spawn) -> int:
+    """The process that `cowfs mount` starts, or becomes, or that is forked (forker.py)."""
     launcher = None
     held: dict[str, int] = {}
     if arguments[0] == "launcher":
@@ -448,4 +465,4 @@ def main(arguments: list[str]) -> int:
     if launcher is not None:
         inherited.drop_scheduling()
     os.chdir("/")
-    return Keeper(launcher, held).run()
+    return Keeper(launcher, held, start).run()

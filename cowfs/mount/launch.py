@@ -30,18 +30,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from cowfs.mount import attendant, engine, preflight, privileges
+from cowfs.mount import attendant, engine, forkerlink, origin, preflight, privileges, scope
 from cowfs.mount.config import Config
 from cowfs.mount.conversation import (
     DEVICE,
     FORWARDED,
+    KEEPER,
     LEAVE,
     LOCK,
     ORDER,
     receive_answer,
     send_order,
 )
-from cowfs.mount.keeper import KEEPER
 from cowfs.mount.options import Options
 from cowfs.store import names
 from cowfs.system import inherited, mountinfo, remedy
@@ -49,6 +49,7 @@ from cowfs.system.errors import CowfsError, InternalError, MountFailure, SystemF
 from cowfs.system.interrupts import SIGNALS, Interrupts
 
 if TYPE_CHECKING:
+    from cowfs.mount.forkerlink import Asked
     from cowfs.mount.overlaymount import OverlayMount
     from cowfs.store.store import Copy, Store, Template
     from cowfs.trees.cloning import Progress
@@ -63,11 +64,19 @@ GIVE_UP_SECONDS = 10.0
 
 
 class Keeper:
-    """A keeper that was started and waits to be told what to serve. Owns its pid and the socket."""
+    """A keeper that waits to be told what to serve. Owns the socket, and the process.
 
-    def __init__(self, pid: int, sock: socket.socket) -> None:
+    It is our child, or forked by the forker (forker.py) and known by a pidfd; until that has
+    answered there is none yet.
+    """
+
+    def __init__(self, sock: socket.socket, pid: int, asked: Asked | None = None) -> None:
         self.pid = pid
+        self._pidfd: int | None = None
+        self._asked = asked
         self._sock = sock
+        #: The pid of a forker that was started for it.
+        self.forker = None if asked is None else asked.forker
 
     @classmethod
     def start(cls, *, automounted: bool = False) -> Keeper:
@@ -78,31 +87,24 @@ class Keeper:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            theirs.set_inheritable(True)
-            command = [*KEEPER_COMMAND, "launcher", str(theirs.fileno())]
+            if not automounted:
+                asked = forkerlink.ask(theirs.fileno(), inherited.environment(foreground=False))
+                if asked is not None:
+                    return cls(ours, 0, asked)
             try:
-                # Not the subprocess module: importing it takes longer than the whole of this.
-                pid = os.posix_spawn(
-                    command[0],
-                    command,
-                    inherited.environment(foreground=False),
-                    file_actions=[
-                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        *(
-                            (os.POSIX_SPAWN_CLOSE, fd)
-                            for fd in inherited.descriptors(theirs.fileno())
-                        ),
-                    ],
-                    setsid=not automounted,
-                    setsigmask=[],
-                    setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
-                )
-            except OSError as error:
+                return cls(ours, _spawn_keeper(theirs, automounted=automounted))
+            except BaseException:
                 ours.close()
-                raise SystemFailure(
-                    f"cannot start the keeper {' '.join(command)}: {error.strerror}"
-                ) from None
-        return cls(pid, ours)
+                raise
+
+    def arrive(self) -> None:
+        """See that there is one: what was asked for, or else what we start. SystemFailure."""
+        if self._asked is None or self._is_forked():
+            return
+        self._sock.close()
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self.pid = _spawn_keeper(theirs)
 
     def serve(self, config: Config) -> dict[str, Any]:
         """Tell it what to serve, wait until the mount answers. CowfsError if it refuses or dies."""
@@ -125,8 +127,20 @@ class Keeper:
             int(answer.get("exit_code", MountFailure.exit_code)),
         )
 
+    def _is_forked(self) -> bool:
+        """Wait for the one that was asked for."""
+        assert self._asked is not None
+        forked = self._asked.answer()
+        self._asked = None
+        if forked is None:
+            return False
+        self.pid, self._pidfd = forked
+        return True
+
     def dismiss(self) -> None:
         """Tell it that there is nothing to serve, and wait for its last word, if any."""
+        if self._asked is not None:
+            self._is_forked()
         with contextlib.suppress(OSError, ValueError), self._sock:
             self._sock.shutdown(socket.SHUT_WR)
             self._sock.settimeout(GIVE_UP_SECONDS)
@@ -135,14 +149,23 @@ class Keeper:
     def end(self) -> None:
         """Wait until it has left, and see to it that it does."""
         for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if not self.pid:
+                return  # none was forked, or none is left of what was asked for
             if number is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+                    if self._pidfd is None:
+                        os.kill(self.pid, number)
+                    else:
+                        signal.pidfd_send_signal(self._pidfd, number)
             if self._reap(GIVE_UP_SECONDS) is not None:
                 return
 
     def _reap(self, seconds: float) -> str | None:
         """How it ended, as words; None when it has not within this time."""
+        if self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            return "nobody knows how" if poll.poll(seconds * 1000) else None
         deadline = time.monotonic() + seconds
         pause = 0.001
         while True:
@@ -157,6 +180,30 @@ class Keeper:
                 return None
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
+
+
+def _spawn_keeper(sock: socket.socket, *, automounted: bool = False) -> int:
+    """Start a keeper of our own that listens to this socket; its pid. SystemFailure."""
+    sock.set_inheritable(True)
+    command = [*KEEPER_COMMAND, "launcher", str(sock.fileno())]
+    try:
+        # Not the subprocess module: importing it takes longer than the whole of this.
+        return os.posix_spawn(
+            command[0],
+            command,
+            inherited.environment(foreground=False),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in inherited.descriptors(sock.fileno())),
+            ],
+            setsid=not automounted,
+            setsigmask=[],
+            setsigdef=[*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+        )
+    except OSError as error:
+        raise SystemFailure(
+            f"cannot start the keeper {' '.join(command)}: {error.strerror}"
+        ) from None
 
 
 def go_on() -> None:
@@ -205,8 +252,9 @@ def mount(
     if not by_overlayfs:
         preflight.require_fuse_device()
     missing = None
+    found = origin.find(source, os.path.realpath(mountpoint), options)
     try:
-        source = preflight.check_source(source)
+        source = preflight.check_source(source) if found is None else found.source
     except preflight.SourceMissing as error:
         missing = error
         source = os.path.realpath(source)
@@ -219,9 +267,11 @@ def mount(
     if missing is not None and not _copy_exists(source, mountpoint, options):
         raise missing
     if pretend:
-        preflight.check_apart_from_store(source, mountpoint, _store_path(source, options.store))
+        store = _store_path(source, options.store) if found is None else found.store
+        preflight.check_apart_from_store(source, mountpoint, store)
         return 0
     launch = _Launch(source, mountpoint, options, missing, warn, progress)
+    launch.origin = found
     launch.by_overlayfs = by_overlayfs
     return launch.in_foreground() if foreground else launch.in_background()
 
@@ -250,6 +300,8 @@ class _Launch:
         self.copy: Copy | None = None
         self.mounted_before = mountinfo.mounted_at(mountpoint)
         self.by_overlayfs = False
+        # What it is a copy of, where that is a copy itself.
+        self.origin: origin.Origin | None = None
 
     def in_background(self) -> int:
         with self.interrupts, self._undone_on_failure():
@@ -265,16 +317,19 @@ class _Launch:
             automounted = before is not None and before.fstype == "autofs"
             self.keeper = Keeper.start(automounted=automounted)
             config = self._prepare()
+            self.keeper.arrive()
             with self.interrupts.allowed():
-                pids = [self.keeper.pid, int(self.keeper.serve(config)["pid"])]
+                daemon = int(self.keeper.serve(config)["pid"])
+            pids, forker = [self.keeper.pid, daemon], self.keeper.forker
             self._hand_over()
         self._leave_unit(pids)
+        if forker is not None:
+            with contextlib.suppress(OSError):  # then it ends with the unit, and another is started
+                scope.enter(f"cowfs-forker-{forker}.scope", "Forks keepers of cowfs", [forker])
         return 0
 
     def _leave_unit(self, pids: list[int]) -> None:
         """Under systemd: keeper and daemon do not end with the unit or session that we are in."""
-        from cowfs.mount import scope
-
         description = f"Copy of {self.source} on {self.mountpoint}"
         try:
             scope.enter(f"cowfs-{pids[0]}.scope", description, pids)
@@ -344,12 +399,37 @@ class _Launch:
         )
 
     def _take_copy(self) -> None:
-        from cowfs.store.seal import seal
         from cowfs.store.store import Store
 
-        store = self.store = Store.for_source(self.source, self.options.store)
+        if self.origin is None:
+            store = self.store = Store.for_source(self.source, self.options.store)
+        else:
+            store = self.store = Store.open(self.origin.store)
         _require_privileges(store)
         preflight.check_apart_from_store(self.source, self.mountpoint, os.path.realpath(store.path))
+        if self.origin is None:
+            self._take_copy_of_source(store)
+        else:
+            self.copy = store.acquire_copy_of(
+                self.origin.name,
+                self.options.copy,
+                mountpoint=self.mountpoint,
+                persistent=not self.options.ephemeral,
+                progress=self._interruptible_progress,
+                warn=self.warn,
+            )
+            self._compare_links(self.copy)
+        if self.options.store is not None:
+            store.remember(self.warn)
+        self.interrupts.check()
+
+    @contextlib.contextmanager
+    def _interruptible_progress(self) -> Iterator[Progress | None]:
+        with self.interrupts.allowed(), self.progress() as progress:
+            yield progress
+
+    def _take_copy_of_source(self, store: Store) -> None:
+        from cowfs.store.seal import seal
 
         asked = False
 
@@ -358,7 +438,7 @@ class _Launch:
             asked = True
             if self.source_missing is not None:
                 raise self.source_missing
-            with self.interrupts.allowed(), self.progress() as progress:
+            with self._interruptible_progress() as progress:
                 return seal(
                     store,
                     self.source,
@@ -377,9 +457,6 @@ class _Launch:
         )
         if not asked:
             self._compare_links(self.copy)
-        if self.options.store is not None:
-            store.remember(self.warn)
-        self.interrupts.check()
 
     def _compare_links(self, copy: Copy) -> None:
         """Say so when a copy with changes has its links from a mount that wanted others."""
@@ -450,7 +527,7 @@ class _Launch:
 
     def _give_back(self, copy: Copy) -> None:
         """Release the copy; one that was made for this mount, and holds nothing yet, goes."""
-        if copy.is_new and os.path.isdir(copy.path) and not copy.has_changes():
+        if copy.is_new and os.path.isdir(copy.path) and copy.is_untouched():
             copy.discard()
         else:
             copy.release()

@@ -88,15 +88,6 @@ def check_source(source: str) -> str:
     """The canonical path of a directory that can be copied. MountFailure says why it cannot."""
     require_name("source", source)
     path = os.path.realpath(source)
-    mount = mountinfo.holding(path)
-    if mount.is_cowfs:
-        # before any look into it: its daemon may be dead or hang
-        clone = remedy.command("cowfs clone")
-        raise MountFailure(
-            f"source {source} is in the cowfs copy mounted at {mount.mountpoint}, and copies of "
-            f"copies are not supported yet: mount its source {mount.source} instead, or make a "
-            f"directory of it on its volume with {clone}, and mount that"
-        )
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise MountFailure(

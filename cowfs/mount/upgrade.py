@@ -15,8 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cowfs import __version__
-from cowfs.mount.conversation import ENDED, OK, REFUSED
-from cowfs.mount.keeper import DAEMON
+from cowfs.mount.conversation import DAEMON, ENDED, OK, REFUSED
 from cowfs.store import runtime
 from cowfs.system import remedy
 from cowfs.system.errors import MountFailure, UsageError

@@ -104,6 +104,7 @@ class Channel(Protocol):
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
     def invalidate_attr(self, nodeid: int) -> None: ...
     def invalidate_listing(self, nodeid: int) -> None: ...
+    def count_copy_up(self, took_ns: int, /) -> None: ...
 
 
 class Backing:
@@ -320,6 +321,7 @@ class Backing:
                     await trio.to_thread.run_sync(copy_up.clone)
             async with self._all_names(node) as names:
                 await self.turns.do(overlay.publish(node, copy_up, names))
+            self._channel.count_copy_up(copy_up.took_ns)
         finally:
             copy_up.close()
             os.close(source)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from cowfs.copying import clone_file
 from cowfs.system import ondisk, syscalls
@@ -64,6 +65,8 @@ class RegularCopyUp:
         self.shared_path = shared_path if ondisk.can_note(self.origin.st_mtime_ns) else None
         self._keep_data = keep_data and self.origin.st_size > 0
         self.fd = -1
+        # How long the clone has taken.
+        self.took_ns = 0
 
     @property
     def is_quick(self) -> bool:
@@ -71,6 +74,7 @@ class RegularCopyUp:
 
     def clone(self) -> None:
         """Make the unnamed file; OSError (ENOSPC, EIO, ...) leaves nothing behind."""
+        started = time.monotonic_ns()
         marks = [(ondisk.INO, ondisk.ino_value(self._ino))]
         if self.shared_path is not None:
             value = ondisk.shared_data_value(self.origin.st_mtime_ns, self.shared_path)
@@ -83,6 +87,7 @@ class RegularCopyUp:
                 ondisk.copy_xattrs(self._source_fd, self.fd)
                 # An access ACL sets bits of the mode, and everything the ctime.
                 os.chmod(self.fd, stat.S_IMODE(self.origin.st_mode))
+            self.took_ns = time.monotonic_ns() - started
         except BaseException:
             self.close()
             raise

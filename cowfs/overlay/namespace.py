@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from cowfs.overlay.inodes import ROOT_ID, Directory, LowerPath, NodeTable
 from cowfs.overlay.layers import Layers
 from cowfs.overlay.listing import Listings
 from cowfs.overlay.vault import Exchanges
 from cowfs.overlay.work import WorkDirectory
-from cowfs.system import remedy
+from cowfs.system import ondisk, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,28 @@ class UnfinishedGroup(NamedTuple):
     names: list[tuple[Directory, bytes]]
 
 
+class Times(Protocol):
+    """What sets a directory's times back after a copy-up has changed a name in it."""
+
+    def keep_times(self, directory: int) -> None: ...
+    def set_times_back(self, directory: int) -> None: ...
+
+
+class OwnTimes:
+    """`Times` without a channel, so that no other daemon would set back what this one has not."""
+
+    def __init__(self) -> None:
+        self._kept = (0, 0)
+
+    def keep_times(self, directory: int) -> None:
+        st = os.fstat(directory)
+        self._kept = (st.st_atime_ns, st.st_mtime_ns)
+
+    def set_times_back(self, directory: int) -> None:
+        with suppress(OSError):
+            os.utime(ondisk.proc_path(directory), ns=self._kept)
+
+
 class Namespace:
     """The layers of one copy, and what is known of them.
 
@@ -78,6 +100,7 @@ class Namespace:
         # Keeps others, who copy files up too, out of the upper layer's directories while it is
         # entered; it may be entered again meanwhile.
         self.alone: AbstractContextManager[None] = nullcontext()
+        self.times: Times = OwnTimes()
         root = Directory(ROOT_ID, LowerPath(None, b""))
         root.upper = True
         root.upper_fd = self.layers.upper_root_fd

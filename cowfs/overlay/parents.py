@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cowfs.overlay import copyup
 from cowfs.overlay.inodes import Directory
 from cowfs.overlay.namespace import alone, failure
-from cowfs.system import ondisk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +55,13 @@ def copy_up_unlinked(namespace: Namespace, node: Node) -> None:
 
 @contextmanager
 def keeping_times(namespace: Namespace, directory: Directory) -> Iterator[int]:
-    """The directory's upper descriptor; a copy-up inside is no change that users made."""
+    """The directory's upper descriptor; a copy-up inside is no change that users made.
+
+    The caller is `alone`. Should the daemon be killed inside, the next one sets the times back.
+    """
     fd = namespace.layers.upper(directory)
-    st = os.fstat(fd)
-    yield fd
-    os.utime(ondisk.proc_path(fd), ns=(st.st_atime_ns, st.st_mtime_ns))
+    namespace.times.keep_times(fd)
+    try:
+        yield fd
+    finally:
+        namespace.times.set_times_back(fd)

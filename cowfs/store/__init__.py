@@ -5,6 +5,7 @@ Does not know how a copy is served.
 """
 
 __all__ = [
+    "collecting",
     "copies",
     "directory",
     "emptying",
@@ -18,6 +19,7 @@ __all__ = [
     "remedies",
     "runtime",
     "seal",
+    "snapshot",
     "space",
     "store",
     "templates",

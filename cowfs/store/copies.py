@@ -13,12 +13,13 @@ Whether a copy may be taken, followed or dropped is decided in store.py.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from cowfs.store import overlayfs, remedies, templates
@@ -57,7 +58,8 @@ class CopyRecord:
     """What copy.json holds. `created` in seconds since the epoch.
 
     named_after: the mountpoint that gave it its name, empty when a user chose that; None for a copy
-    of an earlier version, which did not write it down. See naming.py.
+    of an earlier version, which did not write it down. See naming.py. copied_from: the name of the
+    copy that it was made as a copy of, in the same store, if it was.
     """
 
     name: str
@@ -66,33 +68,34 @@ class CopyRecord:
     persistent: bool
     created: float
     named_after: str | None = None
+    copied_from: str | None = None
 
     def write(self, dir_fd: int) -> None:
         """Write it into the copy's directory, as a whole. OSError."""
         value: dict[str, Any] = {"format": FORMAT, **vars(self)}
+        if self.copied_from is None:
+            del value["copied_from"]
         jsonfile.write(dir_fd, RECORD, value)
 
 
 @dataclass(frozen=True)
 class CopyInfo:
-    """A copy as a list shows it. `created` and `last_mounted` in seconds since the epoch.
-
-    private_bytes: on the disk, of the copy's own files, shared with no other file.
-    """
+    """A copy as a list shows it. `created` and `last_mounted` in seconds since the epoch."""
 
     name: str
     source: str
     template: str
     persistent: bool
     created: float
-    private_bytes: int
     mounted: bool
     last_mounted: float
     named_after: str | None = None
+    copied_from: str | None = None
 
 
 class Copy:
     """A copy whose lock is held through `lock_fd`. is_new: it was made just now, under a new name.
+    copied_from: as in CopyRecord.
 
     The lock belongs to the open file description: whoever has a duplicate of the descriptor has the
     lock too, and it is free when the last one is closed.
@@ -111,6 +114,7 @@ class Copy:
         self.source = record.source
         self.persistent = record.persistent
         self.created = record.created
+        self.copied_from = record.copied_from
         self.lock_fd = lock_fd
         self.is_new = False
 
@@ -131,7 +135,7 @@ class Copy:
 
     def note_source(self, source: str) -> None:
         """Let it be a copy of this directory from now on, or not at all. OSError."""
-        record = replace(read(self._store, self.name), source=source)
+        record = dataclasses.replace(read(self._store, self.name), source=source)
         with _opened(self._store.copies_fd, self.name) as copy:
             record.write(copy)
         self.source = source
@@ -196,6 +200,19 @@ class Copy:
             ):
                 return _root_attributes(upper) != _root_attributes(tree)
 
+    def is_untouched(self) -> bool:
+        """Whether nothing was written to it since it was made. OSError.
+
+        Of a copy of a copy the times tell: it has those of the other one, which are earlier.
+        """
+        if self.copied_from is None:
+            return not self.has_changes()
+        made = int(self.created * 1e9)
+        with _opened(self._store.copies_fd, self.name) as copy, _opened(copy, UPPER) as upper:
+            return os.fstat(upper).st_mtime_ns <= made and all(
+                found.entry.stat(follow_symlinks=False).st_mtime_ns <= made for found in walk(upper)
+            )
+
     def discard(self) -> None:
         """Remove the copy and all that is in it, and end this object. OSError."""
         try:
@@ -208,6 +225,7 @@ class Copy:
         """Note that the copy is in use, or was until now: `last_mounted`."""
         with contextlib.suppress(OSError):  # a list would show an earlier time
             os.utime(self.lock_fd)
+        templates.note_use(self._store, self.template.id)
 
     def release(self) -> None:
         """Close our descriptor of the lock, and end this object. The copy stays."""
@@ -234,7 +252,7 @@ def read(store: StoreDirectory, name: str) -> CopyRecord:
                 raise ValueError(f"its format is {value['format']}, this cowfs reads {FORMAT}")
             if not isinstance(value["persistent"], bool):
                 raise ValueError("persistent is neither true nor false")
-            named_after = value.get("named_after")
+            named_after, copied_from = value.get("named_after"), value.get("copied_from")
             return CopyRecord(
                 name=name,
                 source=str(value["source"]),
@@ -242,6 +260,7 @@ def read(store: StoreDirectory, name: str) -> CopyRecord:
                 persistent=value["persistent"],
                 created=float(value["created"]),
                 named_after=None if named_after is None else str(named_after),
+                copied_from=None if copied_from is None else str(copied_from),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = path_of(store, name)
@@ -366,9 +385,18 @@ def _forget(dir_fd: int) -> None:
 
 
 def make(
-    store: StoreDirectory, record: CopyRecord, template: Template, *, replace: bool
+    store: StoreDirectory,
+    record: CopyRecord,
+    template: Template,
+    *,
+    replace: bool,
+    make_upper: Callable[[int, int], None] | None = None,
+    created_then: bool = False,
 ) -> Copy | None:
-    """Make a copy with nothing in it, locked; with `replace` in the place of the one that is there.
+    """Make a copy, locked; with `replace` in the place of the one that is there.
+
+    make_upper: makes upper/ in an open directory, for a template that is open; without it there is
+    nothing in that. created_then: the copy is as old as what that has made.
 
     None when there is nothing to be done that way any more: the name has been taken, or the
     template is gone. OSError.
@@ -385,7 +413,9 @@ def make(
             lock_fd = os.open(LOCK, flags, 0o600, dir_fd=dir_fd)
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_EX)
-                _make_upper(dir_fd, in_use)
+                (make_upper or _make_upper)(dir_fd, in_use)
+                if created_then:
+                    record = dataclasses.replace(record, created=time.time())
                 os.mkdir(WORK, 0o700, dir_fd=dir_fd)
                 record.write(dir_fd)
                 syscalls.renameat2(
@@ -410,6 +440,18 @@ def make(
         return copy
     finally:
         os.close(in_use)
+
+
+def rename(store: StoreDirectory, record: CopyRecord, new: str) -> None:
+    """Give a copy whose lock we have another name, that a user has chosen. OSError: EEXIST.
+
+    The directory's name counts: a crash may leave the old one in copy.json, where nobody reads it.
+    """
+    fd = store.copies_fd
+    old, wanted = os.fsencode(record.name), os.fsencode(new)
+    syscalls.renameat2(fd, old, fd, wanted, syscalls.RENAME_NOREPLACE)
+    with _opened(fd, new) as copy:
+        dataclasses.replace(record, name=new, named_after="").write(copy)
 
 
 def recover(store: StoreDirectory, name: str) -> None:

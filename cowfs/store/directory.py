@@ -139,16 +139,29 @@ class StoreDirectory:
 
     def trash_leftovers(self) -> None:
         """Move what crashes have left half made into the trash. OSError."""
+        for name, fd in self._leftovers():
+            try:
+                self.trash(self.partial_fd, name)
+            finally:
+                os.close(fd)
+
+    def leftovers(self) -> list[str]:
+        """The names of what crashes have left half made. OSError."""
+        found = []
+        for name, fd in self._leftovers():
+            os.close(fd)
+            found.append(name)
+        return found
+
+    def _leftovers(self) -> Iterator[tuple[str, int]]:
+        """Each with its lock, for the caller to close."""
         for name in directories.names(self.partial_fd):
             try:
                 fd = lock_directory(self.partial_fd, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except NotADirectoryError:
                 continue  # not made by us
             if fd is not None:
-                try:
-                    self.trash(self.partial_fd, name)
-                finally:
-                    os.close(fd)
+                yield name, fd
 
 
 def lock_directory(dir_fd: int, name: str, operation: int) -> int | None:
@@ -179,12 +192,17 @@ def _same(fd: int, dir_fd: int, name: str) -> bool:
 
 
 def of_volumes() -> list[str]:
-    """Where the stores of all mounted volumes are, if there are any; each path once."""
+    """Where the stores of all mounted volumes are, if there are any; each path once.
+
+    Not of one over which another filesystem is mounted: its server may not answer.
+    """
+    mounts = mountinfo.read()
     return list(
         dict.fromkeys(
             os.path.join(mount.mountpoint, STORE_NAME)
-            for mount in mountinfo.read()
+            for mount in mounts
             if mount.fstype in _CLONING_FILESYSTEMS
+            and mountinfo.reached(mount.mountpoint, mounts) == mount
         )
     )
 
@@ -212,8 +230,11 @@ class NoStore(UsageError):  # noqa: N818 -- not an error of ours, but what there
     """There is no store at this path."""
 
 
-def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
-    """The descriptor of a trusted store directory, and whether it was made just now. CowfsError."""
+def open_directory(path: str, *, create: bool, known: bool = False) -> tuple[int, bool]:
+    """The descriptor of a trusted store directory, and whether it was made just now. CowfsError.
+
+    known: it has been a store, and is one if there is nothing in it: its removal was cut short.
+    """
     parent, name = os.path.split(os.path.normpath(os.path.join(os.getcwd(), path)))
     created = False
     try:
@@ -244,6 +265,8 @@ def open_directory(path: str, *, create: bool) -> tuple[int, bool]:
             f"that is a mistake, close it with: {remedy.command('chmod 700', path)}"
         )
     is_other = not create and name != STORE_NAME and not is_store(fd)
+    if known and is_other:
+        is_other = directories.names(fd) != []
     if is_other and (problem is None or os.path.isdir(os.path.join(path, STORE_NAME))):
         os.close(fd)
         raise _no_store(path)

@@ -6,7 +6,7 @@ store gets its name back, and nothing has been removed. A mount that has opened 
 taken a copy yet, fails.
 
 What a crash leaves under that other name is remembered as a store of its own (registry.py), and can
-be removed as one.
+be removed as one; by the name that it had, too, as long as no other store is there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def remove(store: Store) -> None:
     parent, name = os.path.split(path)
     parent_fd = os.open(parent, _DIRECTORY)
     try:
-        leaving = f".{name.lstrip('.')}.removed-{os.urandom(4).hex()}"
+        leaving = _leaving(name) + os.urandom(4).hex()
+        # Before it has that name: a kill may come at any moment.
+        _remember(store, os.path.join(parent, leaving))
         with contextlib.ExitStack() as undo:
             _rename(parent_fd, name, leaving)
             undo.callback(_rename_back, parent_fd, leaving, name)
@@ -79,12 +81,40 @@ def remove(store: Store) -> None:
     registry.forget(path)
 
 
+def left_of(path: str) -> Iterator[Store]:
+    """What is left of stores that were at this canonical path, and whose removal was cut short.
+
+    Each is closed when the next one is asked for. CowfsError.
+    """
+    parent, name = os.path.split(path)
+    for entry in registry.entries():
+        there, other = os.path.split(entry.path)
+        if there == parent and other.startswith(_leaving(name)):
+            store = Store.remembered(entry)
+            if store is not None:
+                with contextlib.closing(store):
+                    yield store
+
+
+def _leaving(name: str) -> str:
+    """How the names begin that a store of this name has while it is removed."""
+    return f".{name.lstrip('.')}.removed-"
+
+
+def _remember(store: Store, path: str) -> None:
+    own, store.path = store.path, path
+    try:
+        with contextlib.suppress(OSError):
+            registry.remember(store)
+    finally:
+        store.path = own
+
+
 @contextlib.contextmanager
 def _remembered(store: Store, path: str) -> Iterator[None]:
     """Remember it by its other name, until it is gone or has its own again."""
+    _remember(store, path)  # again: who looked before it had that name found none, and forgot it
     own, store.path = store.path, path
-    with contextlib.suppress(OSError):
-        registry.remember(store)
     try:
         yield
     finally:

@@ -34,6 +34,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class _PlainCloner(Cloner):
     seals = False
+    drops_marks = False
 
 
 def opened(store: StoreDirectory, template: Template, progress: ProgressFactory) -> int:

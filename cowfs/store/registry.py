@@ -92,7 +92,7 @@ def opened(entry: Entry) -> int | None:
             return None
     except OSError:
         return None
-    fd, _ = directory.open_directory(entry.path, create=False)
+    fd, _ = directory.open_directory(entry.path, create=False, known=True)
     if _identity(fd) == (entry.inode, entry.born):
         return fd
     os.close(fd)

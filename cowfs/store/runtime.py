@@ -48,7 +48,8 @@ class Record:
     device: "major:minor" of the mount, as in the mount table. started: seconds since the epoch.
     options: as they were given, one value of -o. version: of the cowfs that serves. replaceable:
     whether another daemon could go on with the mount. engine: what serves it, "fuse" or "overlay";
-    in the second case both pids are the attendant's.
+    in the second case both pids are the attendant's. passthrough: whether the kernel reads and
+    writes private files by itself, so that the mount has no pages of its own; None: not known.
     """
 
     device: str
@@ -65,6 +66,7 @@ class Record:
     version: str = ""
     replaceable: bool = True
     engine: str = "fuse"
+    passthrough: bool | None = None
 
     @classmethod
     def from_fields(cls, value: dict[str, Any]) -> Record:

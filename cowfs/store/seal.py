@@ -56,12 +56,12 @@ def seal(
     for attempt in range(_TRIES):
         time.sleep(_PAUSE * attempt)
         try:
-            with _open(store, source, links) as scanner:
+            with opened(store, source, links) as scanner:
                 found = scanner.settled()
                 template = templates.read(store, templates.id_of(source, found.digest))
                 if template is None:
                     template = _build(store, scanner, found, progress)
-                    scan.warn_of_links(scanner, found, "-o links=follow", warn)
+                    scan.warn_of_links(scanner, found.symlinks, "-o links=follow", warn)
         except SourceChanged as change:
             changed = change.path
         except OSError as error:
@@ -84,7 +84,7 @@ def scanned(store: StoreDirectory, source: str, links: Policy) -> Scan:
     """What is in the source at present, with what `links` makes of those out of it. CowfsError."""
     source = os.path.realpath(source)
     try:
-        with _open(store, source, links) as scanner:
+        with opened(store, source, links) as scanner:
             return scanner.scan()
     except SourceChanged as change:
         raise MountFailure(f"source {_join(source, change.path)} is being changed") from None
@@ -92,7 +92,8 @@ def scanned(store: StoreDirectory, source: str, links: Policy) -> Scan:
         raise _failure(store, source, error) from None
 
 
-def _open(store: StoreDirectory, source: str, links: Policy) -> Scanner:
+def opened(store: StoreDirectory, source: str, links: Policy) -> Scanner:
+    """Of a canonical source. CowfsError."""
     if store.contains(source):
         raise MountFailure(
             f"source {source} is in the store {store.path}: mount the directory that the template "

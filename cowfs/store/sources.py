@@ -8,18 +8,55 @@ sizes and mtimes of all entries, and which of them are directories.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cowfs.store import copies, remedies, seal, templates
 from cowfs.store.copies import Copy, CopyRecord
 from cowfs.store.directory import StoreDirectory, volume_of
 from cowfs.store.templates import Template
-from cowfs.system import nearby, remedy
+from cowfs.system import mountinfo, nearby, remedy, syscalls
 from cowfs.system.errors import CowfsError, MountFailure
+from cowfs.system.mountinfo import Mount
 from cowfs.trees import scan
 from cowfs.trees.scan import Directory, Scan, Scanner, SourceChanged
+
+
+class Hidden(Exception):  # noqa: N818 -- says what the source is
+    """Another filesystem is mounted over a source."""
+
+
+def opened(store: StoreDirectory, source: str, mounts: Sequence[Mount]) -> int:
+    """The directory of a source on the store's volume, for the caller, as the mount table has it.
+
+    No other filesystem is asked, which may be a server's that does not answer. Hidden;
+    FileNotFoundError: it is gone; another OSError: it cannot be told.
+    """
+    volume = mountinfo.reached(os.path.realpath(store.path), mounts)
+    there = mountinfo.reached(source, mounts)
+    if volume is None or there is None or there.device != volume.device:
+        if any(
+            volume is not None
+            and mount.device == volume.device
+            and mountinfo.is_within(source, mount.mountpoint)
+            for mount in mounts
+        ):
+            raise Hidden
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        fd = syscalls.open_below(root, os.fsencode(source).strip(b"/"), flags)
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source) from None
+    finally:
+        os.close(root)
+    if syscalls.statx_mount_id(fd) != there.mount_id:  # mounted since
+        os.close(fd)
+        raise Hidden
+    return fd
 
 
 def missing(source: str, record: CopyRecord) -> str:
@@ -47,6 +84,16 @@ def another(store: StoreDirectory, copy: Copy, source: str) -> str:
         f"the copy {copy.name} is one of {copy.source}, not of {source}, and has "
         f"{_contents(store, copy)}: {way}, choose another name with -o copy=NAME, or "
         f"discard it with: {remedies.of_copy('cowfs rm', store.path, copy.name)}"
+    )
+
+
+def no_copy_of(store: StoreDirectory, copy: Copy, origin: str) -> str:
+    """That a copy is none of another copy, what is in it, and the ways out."""
+    of = copy.source if copy.copied_from is None else f"the copy {copy.copied_from}"
+    return (
+        f"the copy {copy.name} is one of {of}, not of the copy {origin}, and has "
+        f"{_contents(store, copy)}: mount {copy.name} to go on with it, choose another name with "
+        f"-o copy=NAME, or discard it with: {remedies.of_copy('cowfs rm', store.path, copy.name)}"
     )
 
 
@@ -102,7 +149,7 @@ def has_moved_on(store: StoreDirectory, template: Template, source: str) -> bool
 def _contents(store: StoreDirectory, copy: Copy) -> str:
     """What a copy holds, in few words. OSError."""
     if not copy.has_changes():
-        return "what is left of that"
+        return "what is left of that" if copy.copied_from is None else "its state"
     files, deleted = copies.changes(store, copy.name)
     counts = [
         f"{count} {word}{'' if count == 1 else 's'}"

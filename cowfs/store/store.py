@@ -18,9 +18,10 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cowfs.store import (
+    collecting,
     copies,
     directory,
     emptying,
@@ -30,26 +31,31 @@ from cowfs.store import (
     registry,
     remedies,
     runtime,
-    seal,
+    snapshot,
     sources,
     space,
     templates,
 )
+from cowfs.store.collecting import Doomed, Limits
 from cowfs.store.copies import Copy, CopyInfo, CopyRecord
 from cowfs.store.directory import STORE_NAME, StoreDirectory, volume_of
 from cowfs.store.names import check_name, default_names
+from cowfs.store.registry import Entry
 from cowfs.store.space import Weight
 from cowfs.store.templates import Template
 from cowfs.system import directories, mountinfo, processes, remedy
 from cowfs.system.errors import CowfsError, MountFailure, UsageError
 from cowfs.trees import removal
-from cowfs.trees.links import Policy
+
+if TYPE_CHECKING:
+    from cowfs.trees.cloning import Progress
 
 __all__ = [
     "STORE_NAME",
     "Collected",
     "Copy",
     "CopyInfo",
+    "Limits",
     "Removed",
     "Store",
     "Template",
@@ -57,13 +63,22 @@ __all__ = [
 ]
 
 
-class Collected(NamedTuple):
-    """What `Store.collect` has removed."""
+NO_LIMITS = Limits()
 
-    templates: list[str]  # ids
+
+class Collected(NamedTuple):
+    """What `Store.collect` has removed, or would."""
+
+    removed: list[Doomed]  # templates
     copies: list[str]  # names of ephemeral copies that a crash had left
-    kept: int  # templates that no copy needs, of sources that are as they were
+    kept: int  # templates that no copy needs, and that stay
     freed: Weight
+    missing: int  # bytes that the volume lacks still of what was asked for
+
+    @property
+    def templates(self) -> list[str]:
+        """The ids of the templates."""
+        return [doomed.template.id for doomed in self.removed]
 
 
 class Removed(NamedTuple):
@@ -143,6 +158,12 @@ class Store(StoreDirectory):
             os.close(fd)
             raise
 
+    @classmethod
+    def remembered(cls, entry: Entry) -> Store | None:
+        """One that is where it was; None when it is not. CowfsError."""
+        fd = registry.opened(entry)
+        return None if fd is None else cls._of(entry.path, fd)
+
     def remember(self, warn: Callable[[str], None] = _log) -> None:
         """See that commands find it later, wherever it is; `warn` hears that this cannot be."""
         try:
@@ -177,18 +198,17 @@ class Store(StoreDirectory):
                 found[store.identity] = store
         for entry in registry.entries():
             try:
-                fd = registry.opened(entry)
-                if fd is None:
-                    continue
-                store = Store._of(entry.path, fd)
+                known = Store.remembered(entry)
             except CowfsError as error:
                 _log(str(error))
                 continue
-            if store.identity in found:
-                store.close()
+            if known is None:
+                continue
+            if known.identity in found:
+                known.close()
             else:
-                store.remember()
-                found[store.identity] = store
+                known.remember()
+                found[known.identity] = known
         return list(found.values())
 
     def templates(self) -> list[Template]:
@@ -213,7 +233,6 @@ class Store(StoreDirectory):
                 found.append(
                     CopyInfo(
                         **vars(record),
-                        private_bytes=copies.private_bytes(self, name),
                         mounted=copies.is_locked(self, name),
                         last_mounted=copies.last_mounted(self, name),
                     )
@@ -295,6 +314,130 @@ class Store(StoreDirectory):
                     self._say_unusual(copy, named_after, warn)
                     return copy
 
+    def acquire_copy_of(
+        self,
+        origin: str,
+        name: str | None,
+        *,
+        mountpoint: str = "",
+        persistent: bool,
+        progress: Callable[[], contextlib.AbstractContextManager[Progress | None]],
+        warn: Callable[[str], None] = _log,
+    ) -> Copy:
+        """Take the copy of this name for a mount, and make it if need be: of another copy, as that
+        is at this moment, mounted or not. Without a name the one that belongs to this mountpoint.
+
+        One that was made in this way goes on as it is, and never follows the other one. `progress`
+        is asked for when there is something to be cloned. CowfsError: as for `acquire`; and
+        MountFailure when there is no such copy, or it is changed all the time (snapshot.py).
+        """
+        check_name(origin)
+        if name is not None:
+            check_name(name)
+        named_after = mountpoint if name is None else ""
+        with _translated(self.path):
+            self.trash_leftovers()
+            self._trash_stale()
+            while True:
+                chosen = naming.choose(self, mountpoint) if name is None else name
+                if chosen == origin:
+                    raise MountFailure(
+                        f"the copy {origin} cannot be a copy of itself: choose another name with "
+                        "-o copy=NAME, or go on with it: "
+                        f"{remedy.command('cowfs mount', origin, mountpoint)}"
+                    )
+                lock_fd = self._lock(chosen)
+                try:
+                    copy = None
+                    if lock_fd is not None:
+                        copy = self._go_on(lock_fd, chosen, origin, persistent, warn)
+                    if copy is None:
+                        copy = self._make_copy_of(
+                            origin, chosen, named_after, persistent, lock_fd, progress, warn
+                        )
+                except BaseException:
+                    if lock_fd is not None:
+                        os.close(lock_fd)
+                    raise
+                if lock_fd is not None and (copy is None or copy.lock_fd != lock_fd):
+                    os.close(lock_fd)
+                if copy is not None:
+                    copy.note_use()
+                    self._say_unusual(copy, named_after, warn)
+                    return copy
+
+    def _go_on(
+        self,
+        lock_fd: int,
+        name: str,
+        origin: str,
+        persistent: bool,
+        warn: Callable[[str], None],
+    ) -> Copy | None:
+        """Go on with a copy of that one, whose lock we have; None: it may be replaced.
+
+        MountFailure when it is something else, with changes.
+        """
+        record = copies.read(self, name)
+        if not record.persistent:  # its daemon was killed
+            return None
+        copy = Copy(self, record, copies.template_of(self, record), lock_fd)
+        if record.copied_from != origin:
+            if record.copied_from is None and not copy.has_changes():
+                return None
+            raise MountFailure(sources.no_copy_of(self, copy, origin))
+        if not persistent:
+            raise MountFailure(
+                f"the copy {name} is kept, and an ephemeral mount would discard that: mount it "
+                "without -o ephemeral, choose another name with -o copy=NAME, or discard it with: "
+                f"{self._rm(name)}"
+            )
+        if not self.has(origin):
+            warn(f"the copy {name} goes on without the copy {origin} that it was made of")
+        copies.recover(self, name)
+        return copy
+
+    def _make_copy_of(
+        self,
+        origin: str,
+        name: str,
+        named_after: str,
+        persistent: bool,
+        lock_fd: int | None,
+        progress: Callable[[], contextlib.AbstractContextManager[Progress | None]],
+        warn: Callable[[str], None],
+    ) -> Copy | None:
+        """Make a copy of another one, in the place of the one whose lock we have, if any.
+
+        None: to try again, as somebody else was quicker. MountFailure: there is no such copy.
+        """
+        try:
+            theirs = copies.read(self, origin)
+            template = copies.template_of(self, theirs)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._no_copy(origin) from None
+        record = CopyRecord(
+            *(name, theirs.source, template.id, persistent, time.time()),
+            named_after=named_after if lock_fd is None else copies.read(self, name).named_after,
+            copied_from=origin,
+        )
+
+        def make_upper(copy_fd: int, template_fd: int) -> None:  # noqa: ARG001
+            with progress() as shown:
+                snapshot.make_upper(self, origin, copy_fd, warn=warn, progress=shown)
+            if copies.read(self, origin).template != template.id:
+                raise snapshot.Gone  # it was exchanged before we opened it
+
+        try:
+            return copies.make(
+                *(self, record, template),
+                replace=lock_fd is not None,
+                make_upper=make_upper,
+                created_then=True,
+            )
+        except snapshot.Gone:
+            return None
+
     def remove(self, name: str) -> Removed:
         """Discard a copy that is not mounted, what was written to it, and its template if no other
         copy needs that. CowfsError.
@@ -348,6 +491,61 @@ class Store(StoreDirectory):
                 os.close(lock_fd)
         return record.source
 
+    def rename(self, name: str, new: str) -> CopyRecord:
+        """Give a kept copy that is not mounted another name; what it was. CowfsError."""
+        check_name(name)
+        check_name(new)
+        with _translated(self.path), self.taken(name) as record:
+            if not record.persistent:
+                raise MountFailure(
+                    f"the copy {name} is ephemeral, and only waits to be discarded: a copy that is "
+                    "kept can be renamed"
+                )
+            try:
+                copies.rename(self, record, new)
+            except FileExistsError:
+                raise UsageError(
+                    f"there is a copy {new} in {self.path} already: choose another name, or "
+                    f"discard that one with: {self._rm(new)}"
+                ) from None
+        return record
+
+    def reset(self, name: str, make_upper: Callable[[int, int], None] | None = None) -> None:
+        """Give a copy that is not mounted its template's state again, or, with `make_upper`
+        (`copies.make`), another upper layer. In one step: a crash leaves one of the two.
+
+        CowfsError; what `make_upper` raises.
+        """
+        check_name(name)
+        with _translated(self.path), self.taken(name) as record:
+            template = copies.template_of(self, record)
+            self.trash_leftovers()
+            made = copies.make(self, record, template, replace=True, make_upper=make_upper)
+            if made is None:
+                copies.template_of(self, record)  # says that it is gone
+                raise MountFailure(f"the template of the copy {name} is being removed: try again")
+            made.release()
+            emptying.empty(self.trash_fd)
+
+    @contextlib.contextmanager
+    def taken(self, name: str) -> Iterator[CopyRecord]:
+        """Have a copy that is not mounted for oneself, in the state that a mount would show.
+
+        CowfsError: there is none, it is mounted (and where), it is damaged.
+        """
+        check_name(name)
+        with _translated(self.path):
+            lock_fd = self._lock(name)
+            if lock_fd is None:
+                raise self._no_copy(name)
+        try:
+            with _translated(self.path):
+                record = copies.read(self, name)
+                copies.recover(self, name)
+            yield record
+        finally:
+            os.close(lock_fd)
+
     def settle(self, name: str) -> None:
         """Put a copy away that overlayfs has left, and whose attendant was killed. CowfsError.
 
@@ -368,36 +566,29 @@ class Store(StoreDirectory):
             finally:
                 os.close(lock_fd)
 
-    def collect(self) -> Collected:
-        """Remove what nobody needs any more, and what crashes have left. CowfsError.
+    def collect(self, limits: Limits = NO_LIMITS, *, pretend: bool = False) -> Collected:
+        """Remove what nobody needs any more, and what crashes have left; with pretend only say what
+        that would be. CowfsError.
 
-        A template that no copy is based on goes when its source has gone or has another state
-        now; while the source is as it was, the next mount of it will want that template.
+        Which templates that are is decided in collecting.py.
         """
         with _translated(self.path):
+            plan = collecting.plan(self, collecting.ephemeral(self), self.leftovers(), limits)
+            if pretend:
+                return Collected(
+                    plan.templates, plan.ephemeral, plan.kept, plan.freed, plan.missing
+                )
             dropped = self._trash_stale()
-            needed = copies.references(self)
-            unused = [
-                template
-                for template in self.templates()
-                if needed is not None and template.id not in needed
-            ]
-            present: dict[tuple[str, Policy], str] = {}
-            for source, links in {(template.source, template.links) for template in unused}:
-                with contextlib.suppress(CowfsError):
-                    present[source, links] = seal.fingerprint(self, source, links)
-            old = [
-                template
-                for template in unused
-                if present.get((template.source, template.links)) != template.id
-            ]
-            freed = space.Scales(self, space.AT_LEISURE).rubbish(old)
-            trashed = garbage.trash_unused(self, [template.id for template in old])
-            if len(trashed) < len(old):  # a mount has just begun with one
-                freed = Weight(0, exact=False)
+            ids = [doomed.template.id for doomed in plan.templates]
+            trashed = set(garbage.trash_unused(self, ids))
+            gone = [doomed for doomed in plan.templates if doomed.template.id in trashed]
+            # A mount has just begun with one, or another gc was quicker.
+            as_planned = len(gone) == len(ids) and dropped == plan.ephemeral
+            freed = plan.freed if as_planned else Weight(0, exact=False)
             lowers.trash_orphans(self)
             self.remove_rubbish()
-        return Collected(trashed, dropped, len(unused) - len(trashed), freed)
+        kept = plan.kept + len(ids) - len(gone)
+        return Collected(gone, dropped, kept, freed, plan.missing)
 
     def _take(
         self,
@@ -425,7 +616,8 @@ class Store(StoreDirectory):
         if record.source != source and not os.path.lexists(source):
             raise MountFailure(sources.missing(source, record))
         copy = Copy(self, record, copies.template_of(self, record), lock_fd)
-        changed = copy.has_changes()
+        # What a copy of a copy has it may have alone by now.
+        changed = record.copied_from is not None or copy.has_changes()
         # Of a source that is gone a copy without changes is all that is left.
         if record.source != source and (changed or not os.path.lexists(record.source)):
             raise MountFailure(sources.another(self, copy, source))
@@ -499,13 +691,11 @@ class Store(StoreDirectory):
     def _trash_stale(self) -> list[str]:
         """Discard ephemeral copies that nobody serves: their daemons were killed."""
         discarded = []
-        for name in copies.names(self):
+        for name in collecting.ephemeral(self):
             try:
-                if copies.read(self, name).persistent or copies.is_locked(self, name):
-                    continue
                 lock_fd = copies.lock(self, name)
-            except (FileNotFoundError, NotADirectoryError, MountFailure, copies.Busy):
-                continue  # gone, no copy, damaged (its users get the error), or served after all
+            except (FileNotFoundError, NotADirectoryError, copies.Busy):
+                continue  # gone, no copy, or served after all
             if lock_fd is None:
                 continue
             try:

@@ -9,6 +9,7 @@ unchanged source has its template under a name that can be worked out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -103,6 +104,28 @@ def read(store: StoreDirectory, template_id: str) -> Template | None:
         ) from None
     finally:
         os.close(dir_fd)
+
+
+def note_use(store: StoreDirectory, template_id: str) -> None:
+    """Note that a template is in use, or was until now: `last_used`.
+
+    By the mtime of its manifest. That of its directory stays: the ctime of that is the moment of
+    the sealing, by which `cowfs check` finds what was changed since.
+    """
+    with contextlib.suppress(OSError):  # it counts as one that was used earlier
+        os.utime(f"{template_id}/{MANIFEST}", dir_fd=store.templates_fd, follow_symlinks=False)
+
+
+def last_used(store: StoreDirectory, template: Template) -> float:
+    """When a copy was last mounted or unmounted with it, or it was made: seconds since the epoch.
+
+    Of one that an earlier version had last, when that was made.
+    """
+    try:
+        manifest = os.stat(f"{template.id}/{MANIFEST}", dir_fd=store.templates_fd)
+    except OSError:
+        return template.created
+    return max(manifest.st_mtime, template.created)
 
 
 def _policy(text: object) -> Policy:

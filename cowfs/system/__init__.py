@@ -15,5 +15,7 @@ __all__ = [
     "ondisk",
     "processes",
     "remedy",
+    "shown",
     "syscalls",
+    "writeback",
 ]

@@ -70,6 +70,15 @@ CHECK_EXIT_CODES: dict[int, str] = {
 }
 """The exit codes of `cowfs check`, beside those for a wrong call and the like."""
 
+DIFF_SAME, DIFF_DIFFERENT, DIFF_TROUBLE = 0, 1, 2
+
+DIFF_EXIT_CODES: dict[int, str] = {
+    DIFF_SAME: "there is no difference",
+    DIFF_DIFFERENT: "there are differences",
+    DIFF_TROUBLE: "it could not be told: a wrong call, no such copy, or an error while reading",
+}
+"""The exit codes of `cowfs diff`, as those of diff(1), beside those for a bug and the like."""
+
 WARM_EXIT_CODES: dict[int, str] = {
     0: "everything was read, or as much as the limit allows",
     UsageError.exit_code: "a path does not exist or may not be looked at, or nothing is mounted "

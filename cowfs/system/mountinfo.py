@@ -29,6 +29,7 @@ class Mount(NamedTuple):
 
     template: its id where overlayfs serves a copy, else empty. read_only: this mount, or all of its
     filesystem. root: what of the filesystem is there, not "/" if a directory of it was bound.
+    parent_id: the mount that it is mounted on.
     """
 
     mount_id: int
@@ -40,6 +41,7 @@ class Mount(NamedTuple):
     template: str = ""
     read_only: bool = False
     root: str = "/"
+    parent_id: int = 0
 
     @property
     def is_cowfs(self) -> bool:
@@ -75,6 +77,20 @@ def holding(path: str, mounts: Iterable[Mount] | None = None) -> Mount:
     return found
 
 
+def reached(path: str, mounts: Iterable[Mount]) -> Mount | None:
+    """The mount that a canonical path leads to, also where one was mounted over others, and that
+    the kernel is not asked for: it might ask a server that does not answer. None: by no mount."""
+    candidates = [mount for mount in mounts if is_within(path, mount.mountpoint)]
+    known = {mount.mount_id for mount in candidates}
+    found = None
+    above = [mount for mount in candidates if mount.parent_id not in known]
+    while above:
+        found = min(above, key=lambda mount: len(mount.mountpoint))
+        candidates.remove(found)
+        above = [mount for mount in candidates if mount.parent_id == found.mount_id]
+    return found
+
+
 def is_within(path: str, directory: str) -> bool:
     """Whether a canonical path is the directory or lies below it, by name alone."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
@@ -98,6 +114,7 @@ def _parse(line: bytes) -> Mount:
         template="" if layers is None else layers[1],
         read_only=any("ro" in words.split(",") for words in (options, of_filesystem)),
         root=_unescape(fields[3]),
+        parent_id=int(fields[1]),
     )
 
 

@@ -77,6 +77,20 @@ def openers(path: str, proc: str = "/proc") -> Iterator[Process]:
     return _having(lambda identity: identity == wanted, proc)
 
 
+def open_memory(pid: int, name: str, flags: int, proc: str = "/proc") -> int | None:
+    """A memory file that a process has open, by the name that /proc shows, opened anew; None: there
+    is none, or no permission. proc_pid_fd(5)."""
+    where = os.path.join(proc, str(pid), "fd")
+    try:
+        for fd in os.listdir(where):
+            path = os.path.join(where, fd)
+            if os.readlink(path) == name:
+                return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        pass  # it has ended, or closed it
+    return None
+
+
 def _having(is_it: Callable[[tuple[str, int]], bool], proc: str) -> Iterator[Process]:
     own = os.getpid()
     for entry in os.listdir(proc):

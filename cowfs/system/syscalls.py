@@ -72,14 +72,27 @@ CLONE_NEWNS = 0x20000
 
 # linux/mount.h
 _OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_NOSUID = 0x2
+_MOUNT_ATTR_NODEV = 0x4
+_MOUNT_ATTR_NOEXEC = 0x8
 _MOUNT_ATTR_NOATIME = 0x10
 _MOUNT_ATTR_STRICTATIME = 0x20
 _MOUNT_ATTR__ATIME = 0x70  # the bits of all of them; relatime is none of these bits
 
+_MOUNT_ATTRIBUTES = {
+    MS_RDONLY: _MOUNT_ATTR_RDONLY,
+    MS_NOSUID: _MOUNT_ATTR_NOSUID,
+    MS_NODEV: _MOUNT_ATTR_NODEV,
+    MS_NOEXEC: _MOUNT_ATTR_NOEXEC,
+}
+
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
 
 # sys/inotify.h
 _IN_UNMOUNT = 0x2000
@@ -96,8 +109,10 @@ _FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
 _PR_SET_PDEATHSIG = 1
 
 _SYS_OPEN_TREE = 428  # these have one number on every architecture but alpha
+_SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_CACHESTAT = 451
@@ -532,11 +547,13 @@ def mount_apart(dir_fd: int, flags: int) -> int:
 
     *flags*: with MS_RDONLY nothing can be opened there for writing: EROFS, whoever asks, the kernel
     included. MS_NOATIME, MS_STRICTATIME or neither (relatime) say how access times change there.
+    MS_NOSUID, MS_NODEV and MS_NOEXEC come to what the mount of the directory has.
     OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN; open_tree(2), mount_setattr(2).
     """
     attributes = _MountAttr(attr_clr=_MOUNT_ATTR__ATIME)
-    if flags & MS_RDONLY:
-        attributes.attr_set |= _MOUNT_ATTR_RDONLY
+    for flag, attribute in _MOUNT_ATTRIBUTES.items():
+        if flags & flag:
+            attributes.attr_set |= attribute
     if flags & MS_NOATIME:
         attributes.attr_set |= _MOUNT_ATTR_NOATIME
     elif flags & MS_STRICTATIME:
@@ -562,6 +579,19 @@ def mount_apart(dir_fd: int, flags: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def move_mount(mount_fd: int, dir_fd: int) -> None:
+    """Mount what `mount_apart` has made on an open directory (O_PATH): move_mount(2)."""
+    _call(
+        _libc.syscall,
+        ctypes.c_long(_SYS_MOVE_MOUNT),
+        ctypes.c_int(mount_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH),
+    )
 
 
 def has_filesystem(fstype: bytes) -> bool:
@@ -593,6 +623,22 @@ def create_filesystem(fstype: bytes, parameters: Mapping[bytes, bytes]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def mount_nowhere(fstype: bytes) -> int:
+    """A descriptor (O_PATH) of the root of a filesystem that needs no source, in a mount nobody
+    else sees and that ends with it. fsmount(2), Linux 5.2. OSError as above."""
+    fd = create_filesystem(fstype, {})
+    try:
+        return _call(
+            _libc.syscall,
+            ctypes.c_long(_SYS_FSMOUNT),
+            ctypes.c_int(fd),
+            ctypes.c_uint(_FSMOUNT_CLOEXEC),
+            ctypes.c_uint(0),
+        )
+    finally:
+        os.close(fd)
 
 
 def _fsopen(fstype: bytes) -> int:

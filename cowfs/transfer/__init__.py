@@ -4,4 +4,4 @@ Knows how a copy is planned, made aside, taken up again, compared and published 
 makes are ordinary files; of stores it knows only where the files behind a mounted copy are.
 """
 
-__all__ = ["clone", "importing"]
+__all__ = ["clone", "importing", "origin", "staging"]

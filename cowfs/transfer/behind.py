@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from cowfs.store import copies, runtime, templates
 from cowfs.store.directory import StoreDirectory, open_directory
-from cowfs.system import mountinfo, ondisk, syscalls
+from cowfs.system import mountinfo, ondisk, syscalls, writeback
 from cowfs.system.errors import CowfsError
 from cowfs.trees.cloning import Cloner, Pair
 from cowfs.trees.scan import CHANGED, Directory, SourceChanged, changed_or_located
@@ -215,7 +215,7 @@ class Behind:
         if fd is None or not self._flushes:
             return fd
         try:
-            _write_out(source)
+            writeback.write_out(source)
         except OSError as error:
             os.close(fd)
             if error.errno in CHANGED:  # the mount has another file there by now
@@ -355,18 +355,3 @@ def _is_still(dir_fd: int, name: str | bytes, st: os.stat_result) -> bool:
         return os.path.samestat(st, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
     except FileNotFoundError:
         return False
-
-
-def _write_out(source: int) -> None:
-    """Bring what is in FUSE's own pages of a file of the mount to the file behind it. OSError.
-
-    These are what mappings have changed, where the file is not passed through: write(2) does not
-    leave anything there. A file that is passed through has no pages in FUSE.
-    """
-    fd = os.open(ondisk.proc_path(source), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        if size and syscalls.pages_in_memory(fd, 0, size):
-            os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,14 @@ from cowfs.transfer.staging import Staging
 from cowfs.trees import cloning, filedata, workers
 from cowfs.trees.cloning import Chunk, Cloner, Pair, Progress
 from cowfs.trees.links import Links, Policy
-from cowfs.trees.scan import Directory, Scanner, SourceChanged, warn_of_left_out, warn_of_links
+from cowfs.trees.scan import (
+    Directory,
+    Place,
+    Scanner,
+    SourceChanged,
+    warn_of_left_out,
+    warn_of_links,
+)
 
 Reflink = Literal["always", "auto"]
 
@@ -36,6 +43,7 @@ class _PlainCloner(Cloner):
     """Clones, or gives up. `behind` has the data, if the source is in a mounted copy."""
 
     seals = False
+    drops_marks = False
 
     def __init__(
         self,
@@ -80,17 +88,19 @@ def clone(
     warn: Callable[[str], None],
     progress: Progress | None,
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+    doing: str = "clone",
 ) -> None:
     """Copy `source` to `destination`, which must not be there yet. CowfsError.
 
     A symlink is copied, not followed, unless its path ends in a slash or `links` says so. `warn`
     gets one line for each kind of thing that is left out, and one for links that lead out. In what
-    `interruptible` encloses an exception may come at any moment.
+    `interruptible` encloses an exception may come at any moment. doing: what the user has called;
+    a "commit" is of a mounted copy, or fails.
     """
     path = base = origin.canonical(source, follow=False)
     opened = partial(origin.open_tree, links=links, volumes=reflink == "auto")
     is_reached = True
-    with Staging(destination, "clone", path) as place:
+    with Staging(destination, doing, path) as place:
         try:
             with interruptible():
                 place.empty()  # what a crash has left
@@ -98,13 +108,15 @@ def clone(
                 base = path if is_tree else os.path.dirname(path)
                 with _behind(base, place) as behind, opened(base) as scanner:
                     is_reached = behind is not None
+                    if doing == "commit" and not is_reached:
+                        raise CowfsError(f"{base} is no copy any more that can be read: try again")
                     kind = partial(
                         _PlainCloner if reflink == "always" else _AnyCloner, behind=behind
                     )
                     if is_tree:
                         made = _tree(scanner, place, kind, warn, progress)
                     else:
-                        made = _single(scanner, path, place, kind)
+                        made = _single(scanner, path, place, kind, warn)
             place.publish(made)
         except SourceChanged as change:
             raise CowfsError(
@@ -146,11 +158,13 @@ def _tree(
     finally:
         os.close(tree_fd)
     warn_of_left_out(scanner.source, found, warn)
-    warn_of_links(scanner, found, "--links=follow", warn)
+    warn_of_links(scanner, found.symlinks, "--links=follow", warn)
     return staging.TREE
 
 
-def _single(scanner: Scanner, path: str, place: Staging, kind: Kind) -> str:
+def _single(
+    scanner: Scanner, path: str, place: Staging, kind: Kind, warn: Callable[[str], None]
+) -> str:
     """Copy one file, symlink, fifo or device; its name in the hidden directory."""
     name = os.path.basename(path)
     mode = os.stat(name, dir_fd=scanner.fd, follow_symlinks=False).st_mode
@@ -165,6 +179,8 @@ def _single(scanner: Scanner, path: str, place: Staging, kind: Kind) -> str:
     files, special = ([name], []) if regular else ([], [name])
     with closing(kind(scanner.fd, place.fd, 0o777, scanner.links)) as cloner:
         cloner.clone_chunk(Chunk(directory, files, special, whole=False))
+    if stat.S_ISLNK(mode) and not regular:
+        warn_of_links(scanner, [Place(directory, name)], "--links=follow", warn)
     return name
 
 

@@ -47,6 +47,7 @@ class Copier(Cloner):
     """Copies pieces from a source to a tree, from any filesystem to any other."""
 
     seals = False
+    drops_marks = False
 
     def __init__(self, source_fd: int, tree_fd: int, umask: int, depth: int, links: Links) -> None:
         super().__init__(source_fd, tree_fd, umask, links)

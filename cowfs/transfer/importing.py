@@ -192,7 +192,7 @@ class _Import:
         finally:
             os.close(tree_fd)
         scan.warn_of_left_out(self._scanner.source, found, warn)
-        scan.warn_of_links(self._scanner, found, "--links=follow", warn)
+        scan.warn_of_links(self._scanner, found.symlinks, "--links=follow", warn)
         return Result(found.entries, found.bytes, len(kept.files))
 
     def _copy(self, copier: Copier, todo: Plan, kept: Kept, tree_fd: int) -> None:

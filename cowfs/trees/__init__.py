@@ -3,4 +3,15 @@
 Knows depth, hard links, descriptors and several processors. Does not know what a tree is for.
 """
 
-__all__ = ["cloning", "filedata", "hub", "links", "removal", "scan", "treewalk", "walk", "workers"]
+__all__ = [
+    "cloning",
+    "filedata",
+    "hub",
+    "links",
+    "mirror",
+    "removal",
+    "scan",
+    "treewalk",
+    "walk",
+    "workers",
+]

@@ -51,7 +51,7 @@ def chunks(scan: Scan) -> list[Chunk]:
     pieces = []
     for directory in scan.directories:
         files = directory.files
-        whole = len(files) <= CHUNK and id(directory) not in linked
+        whole = len(files) <= CHUNK and id(directory) not in linked and not directory.in_parts
         pieces.append(Chunk(directory, files[:CHUNK], directory.special, whole))
         pieces += [
             Chunk(directory, files[start : start + CHUNK], [], False)
@@ -83,8 +83,10 @@ class Cloner:
     the caller's; `close` ends it. OSError names the entry, relative to the source.
     """
 
-    #: What is copied is made immutable, and loses the marks of cowfs and overlayfs.
+    #: What is copied is made immutable.
     seals = True
+    #: It loses the marks of cowfs and overlayfs.
+    drops_marks = True
 
     def __init__(
         self, source_fd: int, tree_fd: int, umask: int, links: Links | None = None
@@ -108,6 +110,10 @@ class Cloner:
     def clone_plain(self, source: int, target: int, names: list[str]) -> list[str]:
         """Make all of the files, of two open directories, that are quickly made; the names left."""
         return copying.clone_files(source, target, names, self.owner, self.dropped, self.seals)
+
+    def open_source(self, directory: Directory) -> int:
+        """A directory of the source, for the caller to close. SourceChanged, OSError."""
+        return self.source.open_for_caller(directory)
 
     def pair(self, directory: Directory) -> Pair:
         """A directory of the source and its counterpart. SourceChanged, OSError."""
@@ -207,7 +213,7 @@ class Pair:
         self._cloner = cloner
         self._dropped = cloner.dropped
         try:
-            self.source = cloner.source.open_for_caller(directory)
+            self.source = cloner.open_source(directory)
         except OSError as error:
             raise changed_or_located(error, directory.path, also=errno.EXDEV) from None
         try:
@@ -277,7 +283,7 @@ class Pair:
         try:
             st = os.fstat(self.source)
             os.fchown(self.target, st.st_uid, st.st_gid)
-            ondisk.copy_xattrs(self.source, self.target, self._cloner.seals)
+            ondisk.copy_xattrs(self.source, self.target, self._cloner.drops_marks)
             os.fchmod(self.target, stat.S_IMODE(st.st_mode))
             os.utime(self.target, ns=(st.st_atime_ns, st.st_mtime_ns))
         except OSError as error:
@@ -332,7 +338,7 @@ class Pair:
         if (st.st_uid, st.st_gid) != self._cloner.owner:
             os.fchown(target, st.st_uid, st.st_gid)
         if ondisk.list_xattrs(source):
-            ondisk.copy_xattrs(source, target, self._cloner.seals)
+            ondisk.copy_xattrs(source, target, self._cloner.drops_marks)
         if st.st_mode & self._dropped:
             os.fchmod(target, stat.S_IMODE(st.st_mode))
         os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
@@ -348,7 +354,7 @@ class Pair:
             raise SourceChanged(self._directory.path_of(name))
         os.chown(name, st.st_uid, st.st_gid, dir_fd=self.target, follow_symlinks=False)
         target = ondisk.proc_path(self.target, os.fsencode(name))
-        ondisk.copy_xattrs(ondisk.proc_path(source), target, self._cloner.seals)
+        ondisk.copy_xattrs(ondisk.proc_path(source), target, self._cloner.drops_marks)
         if kind != stat.S_IFLNK:
             os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=self.target)
         times = (st.st_atime_ns, st.st_mtime_ns)

@@ -19,7 +19,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ class Directory:
         "depth",
         "files",
         "followed",
+        "in_parts",
         "key",
         "mounted",
         "name",
@@ -92,6 +93,7 @@ class Directory:
         self.followed: AbstractSet[str] = _NONE  # those of the files that are links in the source
         self.special: list[str] = []  # symlinks, fifos and devices, in the same way
         self.subdirectories: list[str] = []
+        self.in_parts = False  # another one of the same path has the rest of it
         self.mounted: list[tuple[str, bool]] = []  # hidden by another mount; whether a directory
         self.names: list[str] = []  # every entry, in order
         self.records = b""  # a _RECORD for each of the names
@@ -259,11 +261,11 @@ class Scanner:
             mounted = self._mounted_below()
             return _Walk(tree, mounted, self._leave_out, self._whiteouts, self.links).run()
 
-    def leading_out(self, found: Scan) -> list[LinkOut]:
-        """The links of a scan that stay links and lead out of the source."""
+    def leading_out(self, links: Iterable[Place]) -> list[LinkOut]:
+        """Those of the links that stay links that lead out of the source."""
         leading = []
         with Tree(self.fd, syscalls.RESOLVE_NO_XDEV) as tree:
-            for place in found.symlinks:
+            for place in links:
                 directory, name = place
                 with contextlib.suppress(OSError):  # gone meanwhile
                     fd = tree.open(directory)
@@ -330,12 +332,14 @@ def warn_of_left_out(source: str, found: Scan, warn: Callable[[str], None]) -> N
             warn(f"left out of the copy: {kind}: {named}{more}")
 
 
-def warn_of_links(scanner: Scanner, found: Scan, how: str, warn: Callable[[str], None]) -> None:
-    """One line for all links that lead out of the copy; none if that was asked for.
+def warn_of_links(
+    scanner: Scanner, links: Iterable[Place], how: str, warn: Callable[[str], None]
+) -> None:
+    """One line for all links that stay ones and lead out of the copy; none if that was asked for.
 
     `how` is what the caller would write to have files in their place.
     """
-    leading = [] if scanner.policy == "keep" else scanner.leading_out(found)
+    leading = [] if scanner.policy == "keep" else scanner.leading_out(links)
     if not leading:
         return
     path, target, why = leading[0]

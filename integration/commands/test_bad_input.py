@@ -196,26 +196,25 @@ def test_source_with_other_mounts_in_it_is_copied_without_them_with_one_warning(
     assert (mountpoint / "tokenizer" / "vocab.txt").exists()
 
 
-def test_source_that_is_a_copy_or_in_one(
+def test_source_that_is_a_part_of_a_copy(
     refused: Refusals, mount_plain: MountCopy, model: Path
 ) -> None:
     mounted = mount_plain(model)
-    for source in (mounted, mounted / "tokenizer"):
-        says = [
-            f"source {source}",
-            f"the cowfs copy mounted at {mounted}",
-            "copies of copies are not supported yet",
-            f"mount its source {model} instead",
-        ]
-        refused(source, refused.mountpoint, code=32, says=says)
+    says = [
+        f"source {mounted / 'tokenizer'} is a part of the copy mounted at {mounted}",
+        "only all of a copy can be copied",
+        "cowfs clone",
+    ]
+    refused(mounted / "tokenizer", refused.mountpoint, code=32, says=says)
 
 
-def test_source_that_is_a_copy_whose_daemon_is_dead(
+def test_source_that_is_a_part_of_a_copy_whose_daemon_is_dead(
     refused: Refusals, mount_plain: MountCopy, model: Path
 ) -> None:
     mounted = mount_plain(model)
     mount_plain.orphan(mounted)
-    refused(mounted, refused.mountpoint, code=32, says=["copies of copies", str(model)])
+    says = ["only all of a copy can be copied"]
+    refused(mounted / "tokenizer", refused.mountpoint, code=32, says=says)
 
 
 # --- the mountpoint -------------------------------------------------------------------------------

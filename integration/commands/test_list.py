@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,55 @@ def test_a_source_that_moved_on_or_is_gone(mount_plain: MountCopy, volume_: Volu
     rows = listed(volume_, "--sources")
     assert rows["below"]["state"] == "source moved on"
     assert [rows[name]["source_state"] for name in ("top", "gone")] == ["moved on", "gone"]
+
+
+@contextmanager
+def unanswered(path: Path) -> Iterator[None]:
+    """A filesystem over a directory whose server says nothing, as that of a dead network."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    try:
+        mount = ("mount", "-i", "-t", "fuse", "-o", options, "dead", path)
+        subprocess.run(mount, pass_fds=[device], check=True)
+        yield
+    finally:
+        os.close(device)  # whoever waits for an answer is told that there is none
+        kernel.detach(os.fspath(path))
+
+
+@pytest.mark.parametrize("where", ["", "model"])
+def test_what_is_mounted_over_a_source_is_not_asked(
+    mount_plain: MountCopy, volume_: Volume, where: str
+) -> None:
+    source = make_source(volume_.mountpoint / "models/model")
+    store = volume_.mountpoint / ".cowfs"
+    mount_plain.unmount(mount_plain(source, None, "copy=job"))
+    mount_plain.unmount(mount_plain(source / "deep", None, "copy=passing,ephemeral"))
+    with unanswered(volume_.mountpoint / "models" / where):
+        row = listed(volume_)["job"]
+        assert (row["state"], row["source_state"]) == ("source hidden", "hidden")
+        assert row["frees"] == 0  # who shares the blocks of the template is not known
+        asked = on_terminal(COWFS, "rm", "--store", store, "job", answer="n\n").text
+        assert f"Its source {source} is hidden" in " ".join(asked.split())
+        assert "removed 1 template and" in cowfs("gc", "--store", store).stdout
+        assert "discarded copy job" in cowfs("rm", "--store", store, "job").stdout
+    assert (source / "weights").stat().st_size == MIB
+
+
+def test_what_is_mounted_into_a_source_is_not_asked(
+    mount_plain: MountCopy, volume_: Volume
+) -> None:
+    source = make_source(volume_.mountpoint / "model")
+    mount_plain.unmount(mount_plain(source, None, "copy=job"))
+    other = volume_.mountpoint / "other"
+    other.write_text("of another size")
+    run("mount", "--bind", other, source / "weights")
+    try:
+        with unanswered(source / "deep"):
+            row = listed(volume_)["job"]
+    finally:
+        run("umount", source / "weights")
+    assert row["state"] == "not mounted"
 
 
 def test_last_use_is_the_unmount_and_survives_a_look(

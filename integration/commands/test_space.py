@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration import kernel, screens
-from integration.command import COWFS, cowfs, one_error, run
+from integration.command import COWFS, Result, cowfs, one_error, run
 from integration.mounts import MountCopy
 from integration.screens import on_terminal
 from integration.trees import tree_state
 from integration.volumes import MIB, Volume, remove_tree
-
-REGISTRY = Path("/var/lib/cowfs/stores")
 
 
 @pytest.fixture
 def volume_(small_xfs: Callable[..., Volume]) -> Volume:
     """A volume for the test alone."""
     return small_xfs(400)
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """What this session's stores have left in the registry goes with them."""
-    yield
-    below = f"{kernel.session_dir()}/"
-    for entry in REGISTRY.glob("*.json"):
-        if str(json.loads(entry.read_text())["path"]).startswith(below):
-            entry.unlink()
 
 
 def make_source(path: Path, size: int = 8 * MIB) -> Path:
@@ -101,6 +90,43 @@ def test_what_the_source_has_too_is_not_counted(mount_plain: MountCopy, volume_:
         "discarded copy one (no changed files) and its template, which no other copy needs: "
         "frees 0 B\n"
     )
+
+
+def test_a_source_is_known_where_set_source_has_moved_it(
+    mount_plain: MountCopy, volume_: Volume
+) -> None:
+    source = make_source(volume_.mountpoint / "model")
+    store = volume_.mountpoint / ".cowfs"
+    for name in ("one", "two"):
+        kept(mount_plain, source, name)
+    moved = source.rename(volume_.mountpoint / "moved")
+    cowfs("rm", "--store", store, "two")
+    cowfs("set-source", "--store", store, "one", moved)
+    kept(mount_plain, moved, "new")
+    before = volume_.free()
+    assert names_in(store, "copies") == ["new", "one"]
+    assert len(names_in(store, "templates")) == 2
+    rows = json.loads(cowfs("list", "--json", "--store", store).stdout)
+    assert [row["frees"] for row in rows] == [MIB, MIB]
+    said = cowfs("rm", "--store", store, "one").stdout
+    assert said.endswith("and its template, which no other copy needs: frees 1.0 MiB\n")
+    assert MIB <= volume_.free() - before < 2 * MIB
+
+
+def test_another_template_is_known_where_set_source_has_moved_its_source(
+    mount_plain: MountCopy, volume_: Volume
+) -> None:
+    source = make_source(volume_.mountpoint / "model")
+    store = volume_.mountpoint / ".cowfs"
+    kept(mount_plain, source, "old")
+    moved = source.rename(volume_.mountpoint / "moved")
+    cowfs("set-source", "--store", store, "old", moved)
+    kept(mount_plain, moved, "new")
+    remove_tree(moved)
+    before = volume_.free()
+    assert "frees 1.0 MiB" in cowfs("rm", "--store", store, "new").stdout
+    assert "frees 9.0 MiB" in cowfs("rm", "--store", store, "old").stdout
+    assert 10 * MIB <= volume_.free() - before < 11 * MIB
 
 
 def test_an_older_template_with_the_same_files_is_counted(
@@ -241,7 +267,7 @@ def test_a_store_elsewhere_is_found_as_long_as_it_may_come_back(
     assert f"discarded copy {name} " in cowfs("rm", name).stdout
     remove_tree(store)
     assert stores_below(volume_.mountpoint) == {}
-    assert str(store) not in str([path.read_text() for path in REGISTRY.iterdir()])
+    assert str(store) not in str([path.read_text() for path in kernel.REGISTRY.iterdir()])
 
 
 def test_a_store_at_the_top_of_its_volume_needs_no_note(
@@ -316,7 +342,7 @@ def test_store_rm_removes_a_store_with_all_that_is_in_it(
     )
     assert names_in(store, "copies") == ["one", "two"]
     asked = on_terminal(COWFS, "store", "rm", store, answer="n\n")
-    assert asked.text.replace("\n", "").endswith(f"the store {store} is kept")
+    assert " ".join(asked.text.split()).endswith(f"the store {store} is kept")
     before = volume_.free()
     remove_tree(source)
     said = cowfs("store", "rm", "--yes", store).stdout
@@ -348,6 +374,37 @@ def test_store_rm_that_fails_half_way_can_be_repeated(
         subprocess.run(["umount", in_the_way], check=True)
     cowfs("store", "rm", "--yes", store)
     assert os.listdir(volume_.mountpoint) == ["model"]
+
+
+def test_store_rm_that_is_killed_can_be_repeated(
+    mount_plain: MountCopy, volume_: Volume, tmp_path: Path
+) -> None:
+    """At its first changes, in the middle, and at its last ones: the last of all forgets it."""
+    source = make_source(volume_.mountpoint / "model")
+    other, store = (volume_.mountpoint / name for name in ("other", "store"))
+    kept(mount_plain, source, "mine", f"store={other}", size=0)
+    before = tree_state(other)
+    trace = tmp_path / "trace"
+
+    def removed(*inject: str) -> Result:
+        strace = ("strace", "-o", trace, "-e", "trace=renameat2,unlinkat", *inject)
+        kept(mount_plain, source, "one", f"store={store}")
+        return run(*strace, COWFS, "store", "rm", "--yes", store, check=False)
+
+    assert removed().returncode == 0
+    steps = sum(line.startswith(("rename", "unlink")) for line in trace.read_text().splitlines())
+    seen = set()
+    for step in (1, 2, 3, steps // 2, steps - 3, steps - 2, steps - 1):
+        killed = removed("-e", f"inject=renameat2,unlinkat:signal=SIGKILL:when={step}")
+        assert killed.returncode == -signal.SIGKILL
+        seen |= {name.partition("-")[0] for name in os.listdir(volume_.mountpoint)}
+        said = cowfs("store", "rm", "--yes", store).stdout
+        assert said.startswith(("removed the store ", "forgot the store "))
+        assert sorted(os.listdir(volume_.mountpoint)) == ["model", "other"]
+        assert stores_below(volume_.mountpoint).keys() == {str(other)}
+    assert seen == {"model", "other", "store", ".store.removed"}
+    assert tree_state(other) == before
+    assert (source / "weights").stat().st_size == 8 * MIB
 
 
 def test_a_store_that_is_not_there_is_forgotten_when_asked(

@@ -3,8 +3,9 @@
 Names: 5.10 5.15 6.1 6.8 6.12 newest. --groups=NAME,NAME,... does only these groups of checks,
 --ways=passthrough,relayed,overlay only these ways of serving a copy;
 --cases='PATTERN,...' only these cases of `compare`, such as 'acls-*,opening-o_tmpfile*'.
-Exit code 0: everything is as it should be. Needs root (a tree is mounted), qemu-system-x86, and
-what ./test.sh installs besides.
+At the end it prints a table of all groups on all of these kernels, in Markdown. Exit code 0:
+everything is as it should be. Needs root (a tree is mounted), qemu-system-x86, and what ./test.sh
+installs besides.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from integration.kernels.distributions import DISTRIBUTIONS
 from integration.kernels.matrix import Outcome, try_kernel
+from integration.kernels.table import table
 from integration.machine import build_package
 
 
@@ -53,6 +55,12 @@ def main() -> None:
         print("== all", flush=True)
         for name, outcome in outcomes.items():
             _summarize(name, outcome)
+    print(
+        table(
+            {name: outcome.verdicts for name, outcome in outcomes.items()},
+            {name: outcome.seconds for name, outcome in outcomes.items()},
+        )
+    )
     sys.exit(any(outcome.faults for outcome in outcomes.values()))
 
 

@@ -433,10 +433,10 @@ def test_what_is_fuses_alone_is_refused(mounts: MountCopy, model: Path) -> None:
         assert word in one_error(refused)
 
 
-def test_source_in_a_copy_is_refused(mounts: MountCopy, model: Path) -> None:
+def test_a_part_of_a_copy_is_refused_as_a_source(mounts: MountCopy, model: Path) -> None:
     mountpoint = mounts(model, None, OVERLAY)
     refused = cowfs("mount", mountpoint / "tokenizer", mounts.mountpoint(), check=False)
-    assert "copies of copies are not supported" in one_error(refused)
+    assert "only all of a copy can be copied" in one_error(refused)
     assert "already a cowfs mount" in one_error(cowfs("mount", model, mountpoint, check=False))
     mounts.unmount(mountpoint)
 

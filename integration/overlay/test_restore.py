@@ -147,6 +147,9 @@ class FakeChannel:
     def let(self, nodeid: int) -> None:
         pass
 
+    def count_copy_up(self, took_ns: int) -> None:
+        pass
+
     def attach(
         self, nodeid: int, fd: int, kind: int, reading: int, writing: bool, _uid: int
     ) -> None:

@@ -12,7 +12,6 @@ import shlex
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from cowfs.system import syscalls
 from integration.command import COWFS, cowfs, run
 from integration.mounts import MountCopy
 from integration.trees import tree_state
-from integration.volumes import MIB, Volume, remove_tree
+from integration.volumes import MIB, Volume
 
 HASH = "ab" * 32
 WEIGHTS = os.urandom(2 * MIB)
@@ -49,15 +48,6 @@ def make_cache(hub: Path) -> Path:
 @pytest.fixture
 def snapshot(xfs: Path) -> Path:
     return make_cache(xfs / "hub")
-
-
-@pytest.fixture
-def outside(ext4_volume: Volume, tmp_path: Path) -> Iterator[Path]:
-    """A directory on another volume."""
-    path = ext4_volume.mountpoint / tmp_path.name
-    path.mkdir()
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture
@@ -364,6 +354,23 @@ def test_one_file_of_a_snapshot_is_cloned_as_a_file(snapshot: Path, xfs: Path) -
     assert (xfs / "config").read_bytes() == CONFIG
     cowfs("clone", "--links=keep", snapshot / "model.safetensors", xfs / "link")
     assert os.readlink(xfs / "link") == "../../blobs/weights"
+
+
+def test_one_link_that_leads_out_is_told(xfs: Path) -> None:
+    (xfs / "file").touch()
+    (xfs / "source").mkdir()
+    link = xfs / "source" / "link"
+    link.symlink_to("../file")
+    (xfs / "source" / "near").symlink_to("link")
+    said = cowfs("clone", link, xfs / "source" / "one").stderr
+    assert said.startswith(
+        f"cowfs: warning: a link leads out of the source and stays one: {link} -> ../file; "
+    )
+    assert said.endswith("--links=follow makes files of such links where it can\n")
+    assert cowfs("clone", "--links=keep", link, xfs / "source" / "two").stderr == ""
+    assert cowfs("clone", "--links=follow", link, xfs / "source" / "three").stderr == ""
+    assert (xfs / "source" / "three").is_file()
+    assert os.readlink(xfs / "source" / "two") == "../file"
 
 
 @pytest.mark.parametrize("engine", ["fuse", "overlay"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.store import copies, emptying, garbage, runtime, seal
+from cowfs.store import copies, emptying, garbage, runtime, seal, space
 from cowfs.store.store import Copy, Store, Template, volume_of
 from cowfs.system import ondisk, syscalls
 from cowfs.system.errors import MountFailure, UsageError
@@ -554,8 +554,8 @@ def test_private_bytes_are_those_that_no_other_file_shares(
     os.mkfifo(upper / "fifo")
     (upper / "link").symlink_to(source / "weights.bin")
     os.sync()
-    [info] = store.copies()
-    assert info.private_bytes == 3 << 20
+    assert copies.private_bytes(store, "job") == 3 << 20
+    assert space.Scales(store).copy("job", None).private == 3 << 20
 
 
 def test_collect_keeps_what_is_needed_and_what_is_current(

@@ -28,7 +28,7 @@ from cowfs.transfer.importing import Options
 from cowfs.trees import filedata
 from integration.command import COWFS, Result
 from integration.trees import Entry, differences, make_model, tree_state
-from integration.volumes import MIB, Volume, remove_tree
+from integration.volumes import MIB, Volume
 
 pytestmark = pytest.mark.filesystems("xfs", "btrfs")
 
@@ -36,15 +36,6 @@ Cowfs = Callable[..., Result]
 REGION = 1 << 20
 USER = 1234
 IO_URING_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")  # Linux 6.6
-
-
-@pytest.fixture
-def outside(ext4_volume: Volume, tmp_path: Path) -> Iterator[Path]:
-    """A directory on another volume, of another kind."""
-    path = ext4_volume.mountpoint / tmp_path.name
-    path.mkdir()
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "kept_times.h"
 #include "peer.h"
 
 #define UNIQUE 100
@@ -336,6 +338,43 @@ static void another_layout_is_refused(void)
 	ledger_free(l);
 }
 
+static void the_times_of_a_directory_are_set_back_by_the_next_daemon(void)
+{
+	struct ledger *l = ledger_new(), *next;
+	char path[] = "/var/tmp/cowfs-times-XXXXXX";
+	const struct timespec then[2] = {{1000, 1}, {2000, 2}};
+	struct stat st;
+	int volume_fd = volume(), fd;
+
+	CHECK(l && mkdtemp(path));
+	fd = open(path, O_PATH | O_CLOEXEC);
+	CHECK(fd >= 0 && utimensat(AT_FDCWD, path, then, 0) == 0);
+	CHECK(kept_times_begin(l, fd) == 0);
+	CHECK(mkdirat(fd, "copied up", 0700) == 0);
+	CHECK(fstat(fd, &st) == 0 && st.st_mtim.tv_sec > 2000);
+
+	next = ledger_open(fcntl(l->fd, F_DUPFD_CLOEXEC, 0));
+	CHECK(next);
+	kept_times_restore(next, volume_fd);
+	CHECK(fstat(fd, &st) == 0);
+	CHECK(st.st_mtim.tv_sec == 2000 && st.st_mtim.tv_nsec == 2);
+	CHECK(st.st_atim.tv_sec == 1000 && st.st_atim.tv_nsec == 1);
+
+	CHECK(unlinkat(fd, "copied up", AT_REMOVEDIR) == 0); /* a user's change, and there is no other */
+	kept_times_restore(next, volume_fd);
+	CHECK(fstat(fd, &st) == 0 && st.st_mtim.tv_sec > 2000);
+	CHECK(utimensat(AT_FDCWD, path, then, 0) == 0 && kept_times_begin(next, fd) == 0);
+	CHECK(mkdirat(fd, "copied up", 0700) == 0);
+	kept_times_end(next, fd);
+	CHECK(fstat(fd, &st) == 0 && st.st_mtim.tv_sec == 2000);
+
+	CHECK(unlinkat(fd, "copied up", AT_REMOVEDIR) == 0 && rmdir(path) == 0);
+	close(fd);
+	close(volume_fd);
+	ledger_free(next);
+	ledger_free(l);
+}
+
 int main(void)
 {
 	RUN(open_files_are_opened_again_by_what_they_are);
@@ -348,5 +387,6 @@ int main(void)
 	RUN(a_change_that_was_cut_short_is_undone);
 	RUN(places_for_unacknowledged_requests_never_run_out);
 	RUN(another_layout_is_refused);
+	RUN(the_times_of_a_directory_are_set_back_by_the_next_daemon);
 	return 0;
 }

@@ -48,7 +48,6 @@ class FakeStore:
                 template="abcdef0123456789",
                 persistent=name != "job",
                 created=time.time() - 7200,
-                private_bytes=1258291,
                 mounted=False,
                 last_mounted=time.time() - 3700,
             )
@@ -74,7 +73,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[FakeStore]:
     monkeypatch.setattr(cli, "_stores", choose)
     monkeypatch.setattr(runtime, "all", list)
     monkeypatch.setattr(mountinfo, "read", list)
-    weighed = Weight(1258291)
+    weighed = Weight(1258291, private=1258291)
     scales = SimpleNamespace(template_of=lambda _: None, copy=lambda *_: weighed)
     monkeypatch.setattr(space, "Scales", lambda *_: scales)
     monkeypatch.setattr(glance, "state", lambda *_, **__: "")

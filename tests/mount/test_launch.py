@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.mount import launch
+from cowfs.mount import forkerlink, launch
 from cowfs.mount.config import Config
 from cowfs.mount.launch import Keeper
 from cowfs.mount.options import Options
@@ -35,6 +35,7 @@ def answer(words):
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a keeper whose program is PREAMBLE and the given lines."""
+    monkeypatch.setenv(forkerlink.VARIABLE, "off")
     started: list[Keeper] = []
 
     def start(program: str, *, automounted: bool = False) -> Keeper:
@@ -102,6 +103,7 @@ def test_a_keeper_that_does_not_leave_is_ended(
 def test_a_program_that_cannot_be_started_is_a_system_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(forkerlink.VARIABLE, "off")
     monkeypatch.setattr(launch, "KEEPER_COMMAND", ("/nowhere/python", "-I"))
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(SystemFailure, match="/nowhere/python"):

@@ -113,17 +113,6 @@ def test_a_source_that_cannot_be_read_is_refused(
         preflight.check_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("below", ["", "/deep/er"])
-def test_a_source_in_a_copy_is_refused_with_the_copys_source(
-    table: list[Mount], tmp_path: Path, below: str
-) -> None:
-    mountpoint = os.path.realpath(tmp_path)
-    table.append(Mount(2, "0:40", mountpoint, "fuse.cowfs", "/data/model"))
-    with pytest.raises(MountFailure, match="copies of copies") as failure:
-        preflight.check_source(mountpoint + below)
-    assert "/data/model" in str(failure.value)
-
-
 def test_a_mountpoint_may_hold_files(table: list[Mount], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert preflight.check_mountpoint(str(tmp_path)) == os.path.realpath(tmp_path)

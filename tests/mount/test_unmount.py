@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import subprocess
@@ -102,6 +103,36 @@ class _Place:
 
     def unmount(self, flags: int) -> None:
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ESRCH, errno.EINVAL])
+def test_a_number_that_only_a_session_still_has_is_no_process_to_wait_for(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """pidfd_open(2) of the keeper that was killed, whose daemon goes on: EINVAL before 6.13."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    record = runtime.Record(
+        device=OTHER.device,
+        mountpoint=OTHER.mountpoint,
+        source="/data",
+        store="/data/.cowfs",
+        copy="nowhere",
+        template="0" * 32,
+        daemon_pid=4_000_001,
+        keeper_pid=4_000_002,
+        started=0.0,
+        options="",
+        persistent=True,
+    )
+    monkeypatch.setattr(runtime, "of", lambda _mount: record)
+    monkeypatch.setattr(unmount, "find", lambda _path: OTHER)
+    monkeypatch.setattr(Mountpoint, "of", lambda _mount: _Place())
+    monkeypatch.setattr(processes, "places", lambda _device: [])
+    assert unmount.unmount(OTHER.mountpoint).elsewhere is None
 
 
 def take_away(

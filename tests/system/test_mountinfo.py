@@ -16,7 +16,7 @@ TABLE = (
 30 22 7:0 / /data rw,relatime shared:5 master:1 - xfs /dev/loop0 rw
 31 30 0:40 / /mnt/a\040b\134c\011 rw - fuse.cowfs /data/model rw,user_id=0
 32 22 0:41 / /mnt rw - tmpfs - rw
-33 22 0:42 / /mnt rw - fuse.cowfs /data/m"""
+33 32 0:42 / /mnt rw - fuse.cowfs /data/m"""
     + b"\xff rw\n34 22 0:43 / /odd rw - tmpfs  rw\n"
 )
 
@@ -29,8 +29,10 @@ def mounts(tmp_path: Path) -> list[Mount]:
 
 
 def test_escapes_optional_fields_and_odd_bytes_are_read(mounts: list[Mount]) -> None:
-    assert mounts[2] == Mount(30, "7:0", "/data", "xfs", "/dev/loop0", "rw,relatime")
-    assert mounts[3] == Mount(31, "0:40", "/mnt/a b\\c\t", "fuse.cowfs", "/data/model", "rw")
+    data = Mount(30, "7:0", "/data", "xfs", "/dev/loop0", "rw,relatime", parent_id=22)
+    assert mounts[2] == data
+    name = "/mnt/a b\\c\t"
+    assert mounts[3] == Mount(31, "0:40", name, "fuse.cowfs", "/data/model", "rw", parent_id=30)
     assert mounts[5].source == os.fsdecode(b"/data/m\xff")
     assert mounts[6].source == ""
     assert [mount.is_cowfs for mount in mounts] == [False, False, False, True, False, True, False]
@@ -59,6 +61,36 @@ def test_a_path_lies_on_the_mount_nearest_to_it(
     mounts: list[Mount], path: str, mount_id: int
 ) -> None:
     assert holding(path, mounts).mount_id == mount_id
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "mount_id"),
+    [
+        ("", "/data/x", 30),
+        ("", "/mnt/x", 33),
+        ("35 30 0:50 / /data/x rw - nfs4 server:/ rw", "/data/x/y", 35),
+        ("35 30 0:50 / /data rw - nfs4 server:/ rw", "/data/x/y", 35),
+        # over a mount with others below: these are not reached any more
+        ("35 22 0:50 / /mnt/a rw - xfs - rw\n36 33 0:51 / /mnt rw - nfs4 - rw", "/mnt/a", 36),
+        ("36 33 0:51 / /mnt rw - nfs4 - rw\n35 36 0:50 / /mnt/a rw - xfs - rw", "/mnt/a", 35),
+    ],
+)
+def test_a_path_reaches_the_mount_that_was_mounted_over_the_others(
+    tmp_path: Path, more: str, path: str, mount_id: int
+) -> None:
+    table = tmp_path / "table"
+    table.write_bytes(TABLE + more.encode() + b"\n" * bool(more))
+    mount = mountinfo.reached(path, mountinfo.read(str(table)))
+    assert mount is not None
+    assert mount.mount_id == mount_id
+
+
+def test_without_a_mount_for_it_a_path_reaches_none(mounts: list[Mount]) -> None:
+    assert mountinfo.reached("/mnt/x", mounts[2:3]) is None
+    in_chroot = [mount for mount in mounts if mount.mount_id != 22]
+    found = mountinfo.reached("/data/x", in_chroot)
+    assert found is not None
+    assert found.mount_id == 30
 
 
 def test_our_own_table_is_readable_and_holds_the_root() -> None:

@@ -92,7 +92,7 @@ def symlinks(found: Scan) -> list[str]:
 def warned(source: Path, links: Policy) -> list[str]:
     lines: list[str] = []
     with Scanner(str(source), None, links=links) as scanner:
-        warn_of_links(scanner, scanner.scan(), "--links=follow", lines.append)
+        warn_of_links(scanner, scanner.scan().symlinks, "--links=follow", lines.append)
     return lines
 
 
@@ -343,5 +343,5 @@ def test_a_link_at_any_depth_is_judged(tmp_path: Path) -> None:
     os.symlink("../" * 31 + "x", "out", dir_fd=fd)
     os.close(fd)
     with Scanner(str(source), None, links="auto") as scanner:
-        [leading] = scanner.leading_out(scanner.scan())
+        [leading] = scanner.leading_out(scanner.scan().symlinks)
     assert leading.path.endswith("/out")
