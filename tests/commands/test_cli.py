@@ -332,7 +332,7 @@ def test_names_are_printed_in_any_locale() -> None:
         "sys.exit(cli.main(['mount', '/none/\\u6a21', '/']))"
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
         capture_output=True,
         text=True,
