@@ -392,10 +392,14 @@ def test_store_rm_that_is_killed_can_be_repeated(
         return run(*strace, COWFS, "store", "rm", "--yes", store, check=False)
 
     assert removed().returncode == 0
-    steps = sum(line.startswith(("rename", "unlink")) for line in trace.read_text().splitlines())
+    calls = [line.partition("(")[0] for line in trace.read_text().splitlines()]
+    renames, unlinks = calls.count("renameat2"), calls.count("unlinkat")
     seen = set()
-    for step in (1, 2, 3, steps // 2, steps - 3, steps - 2, steps - 1):
-        killed = removed("-e", f"inject=renameat2,unlinkat:signal=SIGKILL:when={step}")
+    for call, nth in (
+        *(("renameat2", nth) for nth in (1, 2, renames)),
+        *(("unlinkat", nth) for nth in (unlinks // 2, unlinks - 3, unlinks - 2, unlinks - 1)),
+    ):
+        killed = removed("-e", f"inject={call}:signal=SIGKILL:when={nth}")
         assert killed.returncode == -signal.SIGKILL
         seen |= {name.partition("-")[0] for name in os.listdir(volume_.mountpoint)}
         said = cowfs("store", "rm", "--yes", store).stdout
