@@ -378,7 +378,7 @@ def test_helper_of_mount(mount_plain: MountCopy, model: Path, xfs: Path) -> None
     one = mount_plain(model, None, f"store={xfs / 'store'}", "copy=one")
     (one / "mine").write_text("one")
     place = mount_plain.mountpoint()
-    program = [sys.executable, "-m", "cowfs.mounthelper", "copy:one", place, "-n"]
+    program = [sys.executable, "-I", "-m", "cowfs.mounthelper", "copy:one", place, "-n"]
     run(*map(str, program), "-o", f"rw,nofail,store={xfs / 'store'}")
     assert (place / "mine").read_text() == "one"
     run(*map(str, program), "-o", f"remount,ro,store={xfs / 'store'}")

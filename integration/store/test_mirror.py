@@ -37,13 +37,15 @@ def mirrored(source: Path, xfs: Path) -> Iterator[tuple[Looker, Mirror, Path]]:
 
 
 def same(source: Path, target: Path) -> None:
-    different = differences(*map(without_times_of_whiteouts, (source, target)))
+    different = differences(*map(whiteouts_alike, (source, target)))
     assert not different, different
 
 
-def without_times_of_whiteouts(root: Path) -> dict[str, Entry]:
+def whiteouts_alike(root: Path) -> dict[str, Entry]:
     return {
-        path: entry._replace(mtime_ns=0) if (entry.mode, entry.rdev) == (stat.S_IFCHR, 0) else entry
+        path: entry._replace(mode=0, uid=0, gid=0, mtime_ns=0, xattrs=())
+        if stat.S_ISCHR(entry.mode) and entry.rdev == 0
+        else entry
         for path, entry in tree_state(root).items()
     }
 
