@@ -29,6 +29,12 @@ Status = Literal["ok", "degraded", "failed", "unknown"]
 _OLDEST_KERNEL = (5, 10)
 # FALLOC_FL_ZERO_RANGE in FUSE, of which INIT says nothing.
 _ZERO_RANGE_KERNEL = (5, 14)
+# What the kernel's overlayfs has learned; docs/semantics.md says what a copy does without it.
+_OVERLAYFS_LEARNED = (
+    ("O_TMPFILE", (6, 10)),
+    ("RWF_APPEND", (6, 7)),
+    ("ETXTBSY for running programs", (5, 15)),
+)
 
 # To raise the number of descriptors above the hard limit.
 _CAP_SYS_RESOURCE = 24
@@ -150,6 +156,8 @@ def _engines() -> Iterator[Finding]:
         overlayfs = replace(overlayfs, status="failed")
     yield device
     yield overlayfs
+    if overlayfs.status == "ok":
+        yield from _overlayfs_calls()
 
 
 def _fuse_device() -> Finding:
@@ -176,6 +184,24 @@ def _overlayfs() -> Finding:
         "this kernel has none; engine=overlay is refused, and auto is always FUSE",
         f"load the module with: {command('modprobe overlay')}",
     )
+
+
+def _overlayfs_calls() -> Iterator[Finding]:
+    """A line about what it has not, where there is any."""
+    version = _kernel_version()
+    missing = [
+        f"{name} ({major}.{minor})"
+        for name, (major, minor) in _OVERLAYFS_LEARNED
+        if version < (major, minor)
+    ]
+    if missing:
+        yield Finding(
+            "overlayfs calls",
+            "degraded",
+            f"the kernel's overlayfs has no {', '.join(missing)}: such calls fail or differ in a "
+            "copy that it serves",
+            "use the Linux in brackets, or programs that do without",
+        )
 
 
 def _is_ordinary() -> bool:

@@ -69,6 +69,24 @@ def test_what_the_fuse_of_a_kernel_lacks_is_told_in_one_line_each(
     assert doctor.would_mount([survival, calls])
 
 
+def test_what_the_overlayfs_of_a_kernel_lacks_is_told_where_it_lacks_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for release, told in (
+        ("5.10.0-46-amd64", ("O_TMPFILE (6.10)", "RWF_APPEND (6.7)", "ETXTBSY")),
+        ("6.8.0-151-generic", ("O_TMPFILE (6.10)",)),
+        ("6.12.118-amd64", ()),
+    ):
+        monkeypatch.setattr(os, "uname", lambda r=release: os.uname_result(("", "", r, "", "")))
+        found = [one for one in doctor.examine("/") if one.name == "overlayfs calls"]
+        assert [one.status for one in found] == ["degraded"] * bool(told)
+        assert [one.detail.count("(") for one in found] == [len(told)] * bool(told)
+        assert all(name in one.detail for one in found for name in told)
+    monkeypatch.setattr(syscalls, "has_filesystem", lambda _: False)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "5.10.0", "", "")))
+    assert "overlayfs calls" not in {one.name for one in doctor.examine("/")}
+
+
 def test_missing_privileges_stop_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise UsageError("no permission to mount: run it as root")
