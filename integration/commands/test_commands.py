@@ -229,8 +229,10 @@ def test_a_mount_that_is_interrupted_while_it_becomes_ready_is_undone(
     mountpoint = xfs / "mountpoint"
     mountpoint.mkdir()
     copies = xfs_volume.mountpoint / ".cowfs" / "copies"
+    # One that is its launcher's child, which can be found as soon as it is there.
+    started = {**os.environ, "COWFS_FORKER": "off"}
     with subprocess.Popen(
-        [COWFS, "mount", model, mountpoint], stderr=subprocess.PIPE, text=True
+        [COWFS, "mount", model, mountpoint], stderr=subprocess.PIPE, text=True, env=started
     ) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_until(lambda: bool(children.read_text()))

@@ -23,7 +23,7 @@ from integration import kernel
 from integration.command import run
 from integration.conftest import MODES
 from integration.mount.test_inherited import CALLER, VARIABLES, inherited
-from integration.mounts import MountCopy
+from integration.mounts import RECORDS, MountCopy
 from integration.otherversion import OtherVersion
 
 
@@ -32,7 +32,8 @@ class Installation(OtherVersion):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, "99.3")
-        self.ended: list[int] = []
+        # What its forkers are called in /run/cowfs.
+        self.names: set[str] = set()
         # What has changed within the last second is not forked.
         time.sleep(1.1)
 
@@ -40,9 +41,10 @@ class Installation(OtherVersion):
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0] == os.fsencode(self.python) and b"cowfs.forker" in words:
+                words = (entry / "cmdline").read_text().split("\0")
+                if words[0] == str(self.python) and "cowfs.forker" in words:
                     found.append(int(entry.name))
+                    self.names.add(words[words.index("cowfs.forker") + 1])
         return found
 
     def forker(self) -> int:
@@ -65,6 +67,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Insta
     installation = Installation(tmp_path / "installation")
     yield installation
     installation.end()
+    for name in installation.names:
+        for suffix in ("sock", "lock"):
+            (RECORDS / f"forker-{name}.{suffix}").unlink(missing_ok=True)
 
 
 def layout(pid: int) -> bytes:
