@@ -25,7 +25,7 @@ def test_first_pattern_that_matches_a_source_says_who_may_have_it(tmp_path: Path
     settings.require("llama-70b", "team-a")
     settings.require("gpt2", "default")
     for source, namespace in (("llama-70b", "default"), ("gpt2", "team-a"), ("gpt2", "")):
-        with pytest.raises(Refused, match=f"in namespace {namespace}:"):
+        with pytest.raises(Refused, match=f"{source} is not allowed"):
             settings.require(source, namespace)
 
 
