@@ -125,7 +125,7 @@ def last_used(store: StoreDirectory, template: Template) -> float:
         manifest = os.stat(f"{template.id}/{MANIFEST}", dir_fd=store.templates_fd)
     except OSError:
         return template.created
-    return max(manifest.st_mtime, template.created)
+    return manifest.st_mtime
 
 
 def _policy(text: object) -> Policy:
