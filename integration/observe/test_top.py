@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import select
 import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ import pytest
 from cowfs.observe import bpf
 from integration.command import COWFS, cowfs, one_error, run
 from integration.mounts import MountCopy
-from integration.terminal import open_terminal
 
 MIB = 1 << 20
 WATCHED = Path(__file__).with_name("watched.py")
@@ -203,41 +200,6 @@ def test_a_killed_one_leaves_nothing_and_another_goes_on(
             time.sleep(0.05)
         (root / "read").read_bytes()
         assert summed(end(other))[os.getpid(), "read"]["read_bytes"] == 6 * MIB + 1000
-
-
-def test_the_whole_screen_and_its_keys(mount_plain: MountCopy, source: Path) -> None:
-    root = mount_plain(source)
-    person, program = open_terminal()
-    before = termios.tcgetattr(program)
-    with subprocess.Popen(
-        [COWFS, "top", "--interval", "0.2", root],
-        stdin=program,
-        stdout=program,
-        stderr=program,
-        env={**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
-        start_new_session=True,
-    ) as process:
-        said = ""
-
-        def wait_for(text: str) -> None:
-            nonlocal said
-            while text not in said:
-                (root / "read").read_bytes()
-                if select.select([person], [], [], 0.05)[0]:
-                    said += os.read(person, 65536).decode()
-
-        wait_for("by all")
-        wait_for(f"{root}/read"[-20:])
-        os.write(person, b"f")
-        wait_for("by faults")
-        os.write(person, b"q")
-        assert process.wait(30) == 0
-    while select.select([person], [], [], 0)[0]:
-        said += os.read(person, 65536).decode()
-    assert said.index("\x1b[?1049h") < said.index("TID") < said.index("\x1b[?1049l")
-    assert termios.tcgetattr(program) == before
-    os.close(program)
-    os.close(person)
 
 
 def test_without_the_privilege_it_says_what_it_does_not_see(
