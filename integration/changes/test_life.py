@@ -104,11 +104,11 @@ def test_diff_tells_each_kind_of_change_while_mounted_and_after(
     assert by_path["moved"]["old_path"] == "tokenizer"
     assert by_path["new"]["size"] == by_path["new"]["private"] == MIB
     assert 0 < by_path["weights.bin"]["private"] < MIB
-    result = cowfs("diff", "--stat", "job", check=False)
+    result = cowfs("diff", *words, "--stat", "job", check=False)
     assert result.stdout.startswith("5 added, 1 removed, 3 changed, 3 renamed: ")
-    names = cowfs("diff", "--name-only", "job", check=False).stdout.splitlines()
+    names = cowfs("diff", *words, "--name-only", "job", check=False).stdout.splitlines()
     assert names == sorted(path for _, path in CHANGES)
-    lines = cowfs("diff", "job", check=False).stdout.splitlines()
+    lines = cowfs("diff", *words, "job", check=False).stdout.splitlines()
     assert "renamed tokenizer -> moved/" in lines
 
 

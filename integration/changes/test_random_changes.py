@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ EXAMPLES = 2 * EFFORT
 
 
 def shown(root: Path, *, times: bool = True) -> dict[str, Entry]:
-    """A tree, but for the links of directories, which overlayfs does not count."""
+    """A tree, but for the number of links, which overlayfs counts for no directory, and for a file
+    of the template as the template has it."""
     return {
-        path: entry._replace(nlink=0) if stat.S_ISDIR(entry.mode) else entry
+        path: entry._replace(nlink=0, links=entry.links if len(entry.links) > 1 else ())
         for path, entry in tree_state(root, times=times).items()
     }
 
