@@ -389,6 +389,7 @@ def diff(
     stores = _stores(store)
     one = which.which(name, stores)
     two = None if other is None else which.which(other, stores)
+    which.close_others(stores, [found.store for found in (one, two) if found is not None])
     found = changes.found(one, two, source=source, times=times, content=content)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
@@ -421,7 +422,7 @@ def commit(oci: str | None, store: str | None, name: str, destination: str | Non
         raise UsageError(
             f"name a DESTINATION, or a file with --oci: see {remedy.command('cowfs commit --help')}"
         )
-    one = which.which(name, _stores(store))
+    one = which.alone(name, _stores(store))
     with Interrupts("nothing was made") as interrupts:
         if oci is not None:
             line = changes.commit_layer(one, oci, warn=_warn, interruptible=interrupts.allowed)
@@ -451,7 +452,7 @@ def reset(yes: bool, store: str | None, name: str, paths: tuple[str, ...]) -> No
     """
     from cowfs.commands import changes
 
-    one = which.which(name, _stores(store))
+    one = which.alone(name, _stores(store))
     click.echo(report.printable(changes.reset(one, paths, yes=yes)))
 
 
@@ -466,7 +467,7 @@ def rename(store: str | None, name: str, new: str) -> None:
     """
     from cowfs.commands import changes
 
-    one = which.which(name, _stores(store))
+    one = which.alone(name, _stores(store))
     click.echo(report.printable(changes.rename(one, new)))
 
 
@@ -484,7 +485,7 @@ def set_source(force: bool, store: str | None, name: str, source: str) -> None:
     """
     from cowfs.commands import setsource
 
-    found = which.which(name, _stores(store))
+    found = which.alone(name, _stores(store))
     report.tell(setsource.set_source(found.store, found.name, source, force=force))
 
 
@@ -752,6 +753,7 @@ def check(
         assert chosen is not None
         if one.name not in chosen:
             chosen.append(one.name)
+    which.close_others(stores, list(wanted))
     found = Report()
     with report.checking_progress() as progress:
         for examined, some in wanted.items():

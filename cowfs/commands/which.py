@@ -58,6 +58,21 @@ def which(text: str, stores: Sequence[Store]) -> Found:
     return found[0]
 
 
+def alone(text: str, stores: Sequence[Store]) -> Found:
+    """The same, and the other stores are closed: a command that takes long would keep their
+    volumes busy, and nobody could unmount them."""
+    found = which(text, stores)
+    close_others(stores, [found.store])
+    return found
+
+
+def close_others(stores: Sequence[Store], meant: Sequence[Store]) -> None:
+    """Close those that are not meant."""
+    for store in stores:
+        if store not in meant:
+            store.close()
+
+
 def mountpoint(text: str) -> str:
     """Where the copy of this name is mounted; what is a path already stays as it is. UsageError."""
     if not _may_be_name(text) or mountinfo.mounted_at(next(mountpoints.spellings(text), "")):
