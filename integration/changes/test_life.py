@@ -430,7 +430,7 @@ def test_a_reset_that_is_killed_leaves_all_or_nothing(
     took = 0.5
     for turn in range(3 * EFFORT):
         mount_plain.unmount(_changed(mount_plain, xfs, turn))
-        whole = told(cowfs, f"job{turn}")["changes"]
+        whole = _unweighed(cowfs, f"job{turn}")
         rest = [one for one in whole if not one["path"].startswith("0/")]
         for words, after in ((["0"], rest), ([], [])):
             started = time.monotonic()
@@ -439,12 +439,16 @@ def test_a_reset_that_is_killed_leaves_all_or_nothing(
             )
             if not killed:
                 took = time.monotonic() - started
-            found = told(cowfs, f"job{turn}")["changes"]
-            assert found in (whole, after)
+            assert _unweighed(cowfs, f"job{turn}") in (whole, after)
             assert cowfs("check", "--all").returncode == 0
             cowfs("reset", f"job{turn}", *words)
-            whole = told(cowfs, f"job{turn}")["changes"]
+            whole = _unweighed(cowfs, f"job{turn}")
             assert whole == after
+
+
+def _unweighed(cowfs: Cowfs, name: str) -> list[dict[str, Any]]:
+    """The changes, but for private bytes: what was killed may have left clones that share them."""
+    return [{**one, "private": 0} for one in told(cowfs, name)["changes"]]
 
 
 def _kill_after(seconds: float, words: list[str]) -> bool:

@@ -325,4 +325,4 @@ def test_templates_that_nobody_needs_are_told(mount_plain: MountCopy, volume_: V
     remove_tree(source)
     store = volume_.mountpoint / ".cowfs"
     shown = on_terminal(COWFS, "list", "--store", store).text
-    assert f"{store}: 1 template that no copy needs, 8.0 MiB of its own" in shown.replace("\n", " ")
+    assert f"{store}: 1 template that no copy needs, 8.0 MiB of its own" in " ".join(shown.split())
