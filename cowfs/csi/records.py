@@ -20,7 +20,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -212,7 +211,6 @@ class Records:
                 os.close(fd)
                 raise
             os.close(fd)
-            time.sleep(0)
 
 
 def _is_record(name: str) -> bool:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cowfs.channel import read_counts
-from cowfs.mount import unmount
+from cowfs.mount import upgrade
 from cowfs.store import runtime
-from cowfs.system import processes, remedy
+from cowfs.system import processes
 from cowfs.system.errors import MountFailure, UsageError
 
 if TYPE_CHECKING:
@@ -153,15 +153,7 @@ def records(mountpoint: str | None) -> list[Record]:
     if os.geteuid() != 0:
         what = "mounts" if mountpoint is None else mountpoint
         raise UsageError(f"no permission to read the counters of {what}: run cowfs as root")
-    if mountpoint is None:
-        return runtime.all()
-    record = runtime.of(unmount.find(mountpoint))
-    if record is None:
-        raise UsageError(
-            f"no daemon serves {mountpoint} any more: mount it again after: "
-            f"{remedy.command('cowfs umount', mountpoint)}"
-        )
-    return [record]
+    return upgrade.records(mountpoint)
 
 
 def take(record: Record) -> Sample | None:
